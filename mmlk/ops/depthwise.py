@@ -1,0 +1,63 @@
+"""Depthwise convolution with any odd kernel: the primitive the other operators stand on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmlk.ops import dispatch
+from mmlk.ops.reference import depthwise_conv2d_reference, pair
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
+                     stride: int | tuple[int, int] = 1, *, backend: str | None = None) -> Tensor:
+    """Each channel convolved with its own kernel, zero padded by ``k // 2`` per axis.
+
+    `depthwise_conv2d_reference` is the definition. The result has the memory layout of ``x``,
+    contiguous or channels-last, whatever the layout of ``weight``.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (C, 1, kh, kw), kh and kw odd; may be larger than the map.
+        bias: (C,).
+        stride: Step in rows and columns.
+        backend: Name of the code to use; None chooses (`mmlk.ops.explain` says what).
+
+    Returns:
+        (N, C, ceil(H / sh), ceil(W / sw)) in the dtype of ``x``, or of autocast.
+
+    Raises:
+        ValueError: if shapes, dtypes or the stride do not fit.
+
+    Note:
+        Deterministic. Gradients of gradients are available from the reference backend only.
+    """
+    stride = pair(stride)
+    if not torch.jit.is_tracing():
+        _check(x, weight, bias, stride)
+    return dispatch.choose(
+        'depthwise_conv2d', x, weight, bias, stride, backend=backend)(x, weight, bias, stride)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> None:
+    if x.dim() != 4:
+        raise ValueError(f'depthwise_conv2d: x has shape {tuple(x.shape)}, expected (N, C, H, W)')
+    channels = x.shape[1]
+    if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
+        raise ValueError(f'depthwise_conv2d: weight has shape {tuple(weight.shape)}, expected '
+                         f'({channels}, 1, kh, kw) for {channels} channels')
+    if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
+        raise ValueError(f'depthwise_conv2d: kernel {tuple(weight.shape[2:])} is even, '
+                         'both sides must be odd')
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f'depthwise_conv2d: bias has shape {tuple(bias.shape)}, '
+                         f'expected ({channels},)')
+    if stride[0] < 1 or stride[1] < 1:
+        raise ValueError(f'depthwise_conv2d: stride {stride} must be positive')
+    if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f'depthwise_conv2d: x is {x.dtype} but weight is {weight.dtype}, '
+                         'cast one of them or use autocast')
+
+
+dispatch.register('depthwise_conv2d', dispatch.Backend(
+    'reference', depthwise_conv2d_reference, dispatch.never_refuses))
