@@ -34,3 +34,9 @@ def assert_close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: fl
     assert worst <= bound, (
         f'{name} ({got.dtype}): error {worst:.3g} > {bound:.3g} at flat index '
         f'{error.argmax().item()} of {tuple(want.shape)}')
+
+# The smallest network of each family that has all of its parts; `arch` of the backbone's constructor.
+# Every registered backbone needs an entry: the contract tests run over this table.
+MICRO_ARCHS = {
+    'InceptionNeXt': dict(depths=(1, 1, 2, 1), dims=(16, 24, 32, 40)),
+}

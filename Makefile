@@ -1,0 +1,34 @@
+# make demo   train and evaluate UperNet + InceptionNeXt on generated scenes, with pictures
+# make test   the whole test suite
+# Both make .venv on first use and need nothing but Python 3.10-3.12 and, for the tests, a C++ compiler.
+
+PYTHON := .venv/bin/python
+DATA := data/mini
+DEMO := work_dirs/demo
+SEED ?= 0
+
+.PHONY: demo test test-quick lint clean
+
+demo: setup-base $(DATA)/ade20k
+	$(PYTHON) tools/train.py configs/upernet_inceptionnext_a_ade20k_mini.py --work-dir $(DEMO) \
+		--cfg-options randomness.seed=$(SEED)
+	$(PYTHON) tools/test.py configs/upernet_inceptionnext_a_ade20k_mini.py $(DEMO)/last_checkpoint \
+		--work-dir $(DEMO)/test --out $(DEMO)/predictions
+	$(PYTHON) tools/contact_sheet.py $(DATA)/ade20k/images/validation \
+		$(DATA)/ade20k/annotations/validation $(DEMO)/predictions $(DEMO)/pictures.png
+
+test: setup-ops
+	$(PYTHON) -m pytest
+
+test-quick: setup-base
+	$(PYTHON) -m pytest -m 'not slow'
+
+lint: setup-base
+	$(PYTHON) -m ruff check .
+
+clean:
+	rm -rf .venv work_dirs data/mini build dist *.egg-info
+
+.PHONY: setup-base setup-ops
+setup-base setup-ops: setup-%:
+	@sh tools/setup_env.sh $*

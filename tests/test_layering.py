@@ -1,0 +1,29 @@
+"""Who may import whom: each row imports one module in a fresh interpreter and looks at what came along."""
+
+import subprocess
+import sys
+
+import pytest
+
+OPENMMLAB = ['mmcv', 'mmseg', 'mmdet', 'mmpretrain', 'timm']
+RULES = {
+    'mmlk': ['torch', 'numpy', 'mmengine', *OPENMMLAB],
+    'mmlk.configs': ['torch', 'mmengine', *OPENMMLAB],
+    'mmlk.ops': ['mmengine', *OPENMMLAB, 'mmlk.layers', 'mmlk.backbones', 'mmlk.registry', 'triton'],
+    'mmlk.layers': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.registry'],
+    'mmlk.checkpoints.load': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.ops'],
+    'mmlk.checkpoints.zoo': ['torch', 'mmengine', *OPENMMLAB],
+    'mmlk.checkpoints.keymaps': ['torch', 'mmengine', *OPENMMLAB],
+    'mmlk.backbones': OPENMMLAB,
+    'mmlk.engine': ['mmlk.ops', 'mmlk.backbones', 'mmseg', 'mmdet', 'mmpretrain', 'timm'],
+}
+
+
+@pytest.mark.parametrize('module', RULES)
+def test_module_brings_nothing_it_should_not(module):
+    program = (f'import sys, {module}; '
+               f'print([name for name in {RULES[module]!r} if name in sys.modules])')
+    run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == '[]'
+    assert run.stderr == '', 'import is not silent'
