@@ -45,5 +45,6 @@ def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f'drop_path_rate {rate} is outside [0, 1)')
-    values = iter(torch.linspace(0, rate, sum(depths), dtype=torch.float64).tolist())
-    return [[next(values) for _ in range(depth)] for depth in depths]
+    last = max(sum(depths) - 1, 1)
+    blocks = iter(range(sum(depths)))
+    return [[rate * next(blocks) / last for _ in range(depth)] for depth in depths]
