@@ -70,6 +70,8 @@ class Backbone(BaseModule):
     """Variants by name."""
     family: ClassVar[str]
     """Name under which ``mmlk.checkpoints`` knows the family's key maps."""
+    checkpoint_options: Mapping = {}
+    """What converting the family's files needs to know beside keys and shapes."""
     strides: ClassVar[Sequence[int]] = (4, 8, 16, 32)
     """Reduction of each stage's output."""
     min_input_size: ClassVar[int] = 32
@@ -274,4 +276,5 @@ def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, *_) -> N
     """Before any load: map foreign keys in place, and raise if the trunk would stay uncovered."""
     if module.deployed:
         return
-    convert_in_place(module.family, state_dict, prefix, module.state_dict()).raise_if_uncovered()
+    convert_in_place(module.family, state_dict, prefix, module.state_dict(),
+                     module.checkpoint_options).raise_if_uncovered()
