@@ -14,3 +14,5 @@ OPTIM_WRAPPER_CONSTRUCTORS = _root.Registry(
     parent=_root.OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmlk',
     locations=['mmlk.engine'])
+TRANSFORMS = _root.Registry(
+    'transform', parent=_root.TRANSFORMS, scope='mmlk', locations=['mmlk.data.transforms'])
