@@ -17,7 +17,9 @@ BUILD='setuptools==80.9.0 wheel ninja psutil'
 MMCV=2.3.6
 OPENMMLAB='onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2 onedl-mmdetection==3.5.1 onedl-mmpretrain==1.3.6'
 # Test tools, and the text packages that mmpretrain and mmseg import without requiring them.
-EXTRAS='pytest==8.4.2 timm==1.0.31 ftfy regex'
+EXTRAS='pytest==8.4.2 timm==1.0.31 ruff==0.14.5 ftfy regex'
+# The last upstream mmengine, kept aside for the tests that inherit configs on it.
+UPSTREAM='mmengine==0.10.7'
 
 cd "$(dirname "$0")/.."
 stage=${1:-base}
@@ -42,7 +44,7 @@ find_python() {
 }
 
 install_base() {
-    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS" | cksum | cut -d' ' -f1)
+    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS $UPSTREAM" | cksum | cut -d' ' -f1)
     stamp=$venv/.mmlk-base-$pins
     [ -e "$stamp" ] && return
     [ -x "$python" ] || "$(find_python)" -m venv "$venv"
@@ -58,6 +60,7 @@ install_base() {
         $pip install -q "onedl-mmcv==$MMCV" "$NUMPY"
     fi
     use_headless_opencv_if_needed
+    $pip install -q --no-deps --target "$venv/upstream" "$UPSTREAM"
     $pip install -q --no-build-isolation --no-deps -e .
     touch "$stamp"
 }
