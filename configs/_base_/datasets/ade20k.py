@@ -6,8 +6,9 @@ dataset_type = 'ADE20KDataset'
 crop_size = (512, 512)
 
 train_pipeline = [
+    dict(type='mmlk.CheckSample'),
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -17,13 +18,15 @@ train_pipeline = [
 # Annotations are loaded after the resize: predictions are compared at the original size.
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='mmlk.CheckSample'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
 # Multi-scale and flip, the protocol that papers call "MS": run tools/test.py with --tta.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='mmlk.CheckSample'),
     dict(
         type='TestTimeAug',
         transforms=[
@@ -35,7 +38,7 @@ tta_pipeline = [
                 dict(type='RandomFlip', prob=0.0, direction='horizontal'),
                 dict(type='RandomFlip', prob=1.0, direction='horizontal'),
             ],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
+            [dict(type='LoadAnnotations')],
             [dict(type='PackSegInputs')],
         ]),
 ]
