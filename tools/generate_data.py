@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--val', type=parse_positive, default=100, help='validation scenes')
     parser.add_argument(
         '--size', type=parse_size, default='200x288', metavar='HxW',
-        help='nominal size in pixels; every scene differs from it by up to 12 %% (default: %(default)s)')
+        help='nominal size in pixels, from which every scene differs by up to 12 %%')
     parser.add_argument('--seed', type=parse_count, default=0)
     parser.add_argument('--jobs', type=parse_positive, default=1, help='processes that paint')
     parser.add_argument(

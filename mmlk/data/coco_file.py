@@ -21,7 +21,7 @@ _KEYS = {'images': ('id', 'file_name', 'height', 'width'), 'categories': ('id', 
 
 
 class DataError(RuntimeError):
-    """A data set that cannot be trained on; the message is meant for the user, without traceback."""
+    """A data set that cannot be trained on; its message is for the user, without traceback."""
 
 
 def check_coco_file(
@@ -157,7 +157,8 @@ def _run_length_problem(mask: dict, height: int, width: int) -> str | None:
 
 
 def _decoded_counts(text: str) -> list[int]:
-    """Run lengths from COCO's compressed string: 5 bits a character, differences from the third on."""
+    """Run lengths from COCO's compressed string: 5 bits a character, from the fourth on the
+    difference to the last but one."""
     counts, value, shift = [], 0, 0
     for character in text:
         code = ord(character) - 48

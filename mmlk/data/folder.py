@@ -1,4 +1,4 @@
-"""A generated folder: written whole or not at all, recognised later, and never put over others' files.
+"""A generated folder: written whole or not at all, recognised later, never put over others' files.
 
 The marker file inside says which generator wrote the folder, with which parameters, and lists every
 file with its size and SHA-256.

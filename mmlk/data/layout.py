@@ -128,8 +128,8 @@ def _check_segmentation(images: Path, labels: Path, dataset: Mapping) -> str:
         missing = sorted(pictures - maps)
         if missing:
             raise DataError(
-                f'{len(missing)} of {len(pictures)} images in {_shown(images)} have no label map in '
-                f'{_shown(labels)}: {missing[0]}{suffix[1]} for one')
+                f'{len(missing)} of {len(pictures)} images in {_shown(images)} have no label map '
+                f'in {_shown(labels)}: {missing[0]}{suffix[1]} for one')
     return f'{len(pictures)} images in {images}'
 
 

@@ -45,7 +45,7 @@ def bounding_box(mask: np.ndarray) -> list[float]:
 
 
 def _boundary_edges(mask: np.ndarray) -> dict:
-    """Unit edges between mask and background: start -> ends, with the mask on the right-hand side."""
+    """Unit edges between mask and background, start -> ends, with the mask to their right."""
     padded = np.pad(mask, 1)
     inside = padded[1:-1, 1:-1]
     edges: dict = {}
@@ -87,4 +87,4 @@ def _corners(loop: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The points where the outline turns."""
     return [
         point for before, point, after in zip(loop[-1:] + loop[:-1], loop, loop[1:] + loop[:1])
-        if (point[0] - before[0], point[1] - before[1]) != (after[0] - point[0], after[1] - point[1])]
+        if before[0] + after[0] != 2 * point[0] or before[1] + after[1] != 2 * point[1]]

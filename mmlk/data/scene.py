@@ -1,7 +1,8 @@
 """Composes scenes: what stands where, in which light, and which instances remain visible.
 
-A scene is a pure function of (seed, split, index, nominal size). Two scene families share people
-and balls: outdoors (sky, buildings, trees, roads, water, ...) and indoors (wall, floor, doors, ...).
+A scene is a pure function of (seed, split, index, nominal size). There are two families, which
+share people and balls: outdoors (sky, buildings, trees, roads, water) and indoors (wall, floor,
+doors, paintings).
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ class CheckSample:
     through that no class has, which surface later as an index error of the loss without a file
     name. Each worker process checks a file once, so only the first epoch pays.
 
-    Stands before ``LoadImageFromFile`` in a training pipeline. In a test pipeline it stands directly
-    after it, because inference helpers of MMSegmentation and MMDetection replace the first step.
-    Samples without files (arrays) and without labels pass.
+    It stands before ``LoadImageFromFile`` in a training pipeline. In a test pipeline it stands
+    directly after it, because inference helpers of MMSegmentation and MMDetection replace the first
+    step. Samples without files (arrays) and without labels pass.
 
     Args:
         max_label: Greatest value allowed in a label map before any shift; 0 means ignored.
@@ -61,8 +61,8 @@ class CheckSample:
         stated = (results.get('height', size[0]), results.get('width', size[1]))
         if stated != size:
             raise ValueError(
-                f'CheckSample: {path}: is {size[0]}x{size[1]} (height x width) while the annotation '
-                f'file says {stated[0]}x{stated[1]}')
+                f'CheckSample: {path}: is {size[0]}x{size[1]} (height x width) while the '
+                f'annotation file says {stated[0]}x{stated[1]}')
         self._passed.add(path)
         return results
 
