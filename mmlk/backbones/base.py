@@ -76,6 +76,7 @@ class Backbone(BaseModule):
     """Reduction of each stage's output."""
     min_input_size: ClassVar[int] = 32
     """Smallest height and width that leave every stage a pixel."""
+    _version = 2  # in the metadata of every state dict; other people's files have 1 or none
 
     def __init__(self,
                  dims: Sequence[int],
@@ -272,9 +273,17 @@ class Backbone(BaseModule):
         return self
 
 
-def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, *_) -> None:
-    """Before any load: map foreign keys in place, and raise if the trunk would stay uncovered."""
+def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, metadata: dict,
+                       *_) -> None:
+    """Before any load: map foreign keys in place, and raise if the trunk would stay uncovered.
+
+    Values are changed, where a family's published files need it, in foreign state dicts alone: one
+    that carries this class's version was written by it and comes back bit by bit.
+    """
     if module.deployed:
         return
-    convert_in_place(module.family, state_dict, prefix, module.state_dict(),
-                     module.checkpoint_options).raise_if_uncovered()
+    own = metadata.get('version', 0) >= Backbone._version
+    report = convert_in_place(module.family, state_dict, prefix, module.state_dict(),
+                              {} if own else module.checkpoint_options).raise_if_uncovered()
+    if report.dropped or report.notes:
+        MMLogger.get_current_instance().info(report.summary())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmlk.checkpoints import keymaps
 from mmlk.checkpoints.read import read_checkpoint
 from mmlk.checkpoints.report import Report
+from mmlk.checkpoints.transforms import transform
 
 __all__ = ['Report', 'convert_in_place', 'load_into', 'plan', 'read_checkpoint']
 
@@ -84,7 +85,7 @@ def convert_in_place(family: str,
     if not report.covered:
         return report
     values = {new: state_dict[prefix + old] for new, old in report.matched.items()}
-    values = _transform(family, values, own_state, options or {}, report)
+    values = transform(family, values, own_state, options or {}, report)
     if not report.covered:
         return report
     for key in [*report.dropped, *report.matched.values()]:
@@ -143,7 +144,7 @@ def load_into(module: nn.Module,
     report.notes[:0] = info.notes
     report.raise_if_uncovered()
     state = {new: state[old] for new, old in report.matched.items()}
-    state = _transform(family, state, own, getattr(module, 'checkpoint_options', {}), report)
+    state = transform(family, state, own, getattr(module, 'checkpoint_options', {}), report)
     broken = [key for key, value in state.items()
               if value.is_floating_point() and not value.isfinite().all()]
     if broken:
@@ -197,8 +198,3 @@ def _note_wrapping(report: Report, source: State) -> None:
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
-
-
-def _transform(family: str, values: dict, own: State, options: Mapping, report: Report) -> dict:
-    """Value transformations of the family; every one leaves a note or a problem in the report."""
-    return values

@@ -31,7 +31,7 @@ CONTAINERS = ('state_dict', 'model', 'model_ema', 'state_dict_ema', 'ema_state_d
 _HARMLESS = (
     'numpy.dtype', 'numpy.ndarray', 'numpy._core.multiarray.scalar', 'numpy.core.multiarray.scalar',
     'numpy._core.multiarray._reconstruct', 'numpy.core.multiarray._reconstruct',
-    'mmengine.logging.history_buffer.HistoryBuffer', '_codecs.encode',
+    'mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr', '_codecs.encode',
     'pathlib.PosixPath', 'pathlib.PurePosixPath', 'pathlib.WindowsPath', 'pathlib._local.PosixPath')
 """Globals that checkpoints mention beside tensors; read as inert stand-ins."""
 
@@ -187,29 +187,24 @@ def _read_file(path: Path, unsafe: bool, map_location: str | torch.device):
     refusal = _refusal(path)
     if refusal:
         raise RuntimeError(f'read_checkpoint: {path} {refusal}')
-    if path.suffix == '.safetensors':
+    if _is_safetensors(path):
         return _read_safetensors(path, map_location)
-    if unsafe:
-        return torch.load(path, map_location=map_location, weights_only=False)
     try:
+        if unsafe:
+            return torch.load(path, map_location=map_location, weights_only=False)
         with _harmless_globals():
             return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error)
-        if 'truncated' in reason or 'invalid load key' in reason:
-            raise RuntimeError(f'read_checkpoint: {path} is cut short or damaged; download it '
-                               'again') from error
-        found = _GLOBAL.search(reason)
-        what = found[1] if found else reason.splitlines()[0]
-        raise RuntimeError(
-            f'read_checkpoint: {path} can only be read by running what it names ({what}), which '
-            'was not done. If you trust its origin, read it with unsafe=True, or convert it once '
-            'with tools/convert_checkpoint.py --unsafe-pickle') from error
-    except (EOFError, RuntimeError, OSError, ValueError, KeyError, AttributeError, TypeError,
-            IndexError, AssertionError) as error:
-        raise RuntimeError(f'read_checkpoint: {path} is cut short, damaged, or no checkpoint '
-                           f'({str(error).splitlines()[0] if str(error) else type(error).__name__});'
-                           ' download it again') from error
+    except Exception as error:  # a damaged file can fail anywhere inside the reader
+        named = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if named:
+            raise RuntimeError(
+                f'read_checkpoint: {path} can only be read by running what it names ({named[1]}), '
+                'which was not done. If you trust its origin, read it with unsafe=True, or convert '
+                'it once with tools/convert_checkpoint.py --unsafe-pickle') from error
+        detail = str(error).rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
+        raise RuntimeError(f'read_checkpoint: {path} is cut short, damaged, or was not written by '
+                           f'torch.save ({type(error).__name__}: {detail[:100]}); download it '
+                           'again') from error
 
 
 def _refusal(path: Path) -> str:
@@ -224,6 +219,8 @@ def _refusal(path: Path) -> str:
     text = head.lstrip().lower()
     if size == 0:
         return f'is empty; {again}'
+    if _is_safetensors(path):
+        return ''
     if text.startswith((b'<!doctype', b'<html', b'<?xml')):
         return 'is a web page, not a checkpoint; the link leads to a page: download the file itself'
     if text.startswith(b'version https://git-lfs'):
@@ -232,6 +229,8 @@ def _refusal(path: Path) -> str:
         return f'is a text file (an error message or JSON), not a checkpoint; {again}'
     if head.startswith(b'PK'):
         return _refusal_of_zip(path, again)
+    if not head.startswith(b'\x80'):
+        return f'is neither a torch.save nor a safetensors file, or is damaged; {again}'
     return ''
 
 
@@ -247,6 +246,14 @@ def _refusal_of_zip(path: Path, again: str) -> str:
     if 'data.pkl' not in inside:
         return 'is a zip archive but not a checkpoint; unpack it and pass the file inside'
     return ''
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By suffix, or by content: eight bytes of header length, then a JSON header."""
+    with open(path, 'rb') as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], 'little')
+    return path.suffix == '.safetensors' or (head[8:] == b'{' and length < path.stat().st_size)
 
 
 def _read_safetensors(path: Path, map_location: str | torch.device):

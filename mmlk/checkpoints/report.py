@@ -57,7 +57,8 @@ class Report:
         if self.dropped:
             lines.append(f'dropped (classifier): {_some(self.dropped)}')
         if self.fresh:
-            lines.append(f'not in the file, left at their initial values: {_some(self.fresh)}')
+            modules = list(dict.fromkeys(key.rpartition('.')[0] for key in self.fresh))
+            lines.append(f'not in the file, left at their initial values: {_some(modules)}')
         if self.unexpected:
             lines.append(f'ignored, unknown: {_some(self.unexpected)}')
         return '\n  '.join(lines + self.notes)

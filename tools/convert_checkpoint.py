@@ -1,0 +1,131 @@
+#!/usr/bin/env python
+"""Turn a published checkpoint into a file of plain tensors that reads with weights_only=True.
+
+The source may be a path, a URL or ``mmlk://<name>`` (``--list`` prints the names). A classifier
+becomes a headless backbone; a whole segmentor or detector stays whole, with the backbone's part
+mapped, unless ``--prefix backbone.`` asks for the backbone alone. Family and variant are read from
+the file. The report says what matched; nothing is written unless the trunk is covered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from mmlk import backbones  # noqa: F401  (registers the families)
+from mmlk.checkpoints import keymaps, zoo
+from mmlk.checkpoints.load import Report, convert_in_place, read_checkpoint
+from mmlk.checkpoints.read import sha256_of
+from mmlk.registry import MODELS
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('source', nargs='?', help='path, URL or mmlk://<name>')
+    parser.add_argument('output', nargs='?', type=Path, help='file to write; must not exist')
+    parser.add_argument('--family', choices=sorted(keymaps.FAMILIES),
+                        help='family of the backbone, if the file does not show it')
+    parser.add_argument('--arch', help='variant of the backbone, if the file does not show it')
+    parser.add_argument('--prefix', default='',
+                        help="take only keys that start with this, such as 'backbone.'")
+    parser.add_argument('--prefer', help='which of several state dicts, such as model_ema')
+    parser.add_argument('--sha256', help='expected checksum of the source, or its beginning')
+    parser.add_argument('--unsafe-pickle', action='store_true',
+                        help='let the source run code while it is read; only for files you trust')
+    parser.add_argument('--list', action='store_true', help='print the known checkpoints and exit')
+    args = parser.parse_args(argv)
+    if not args.list and args.output is None:
+        parser.error('source and output are required')
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.list:
+        for entry in zoo.ENTRIES.values():
+            note = f'  [{entry.note}]' if entry.note else ''
+            print(f'{zoo.SCHEME}{entry.name}  {entry.family}  {entry.data}{note}')
+        return 0
+    try:
+        convert(args)
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f'convert_checkpoint: {error}', file=sys.stderr)
+        return 1
+    return 0
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Read, map, check, write, and print the report."""
+    if args.output.exists():
+        raise ValueError(f'{args.output} exists; choose another name or remove it')
+    state, info = read_checkpoint(args.source, prefer=args.prefer, sha256=args.sha256,
+                                  unsafe=args.unsafe_pickle)
+    wrapper = keymaps.common_wrapper(state)
+    start = wrapper + args.prefix
+    state = {key[len(start):]: value for key, value in state.items() if key.startswith(start)}
+    if not state:
+        raise ValueError(f'no key of {args.source} starts with {args.prefix!r}')
+    inside = keymaps.BACKBONE_PREFIX
+    place = inside if any(key.startswith(inside) for key in state) else ''
+    family, arch, report = _map_backbone(state, place, args)
+    report.source = str(args.source)
+    report.notes[:0] = info.notes
+    meta = dict(source=info.path.name, source_sha256=sha256_of(info.path), entry=info.container,
+                family=family, arch=arch, dropped=report.dropped, notes=report.notes)
+    _write(args.output, {'state_dict': _plain(state), 'meta': meta})
+    print(report.summary())
+    kept = [key for key in state if not key.startswith(place)]
+    if kept:
+        parts = sorted({key.split('.', 1)[0] for key in kept})
+        print(f'  {len(kept)} keys of {", ".join(parts)} kept as they are')
+    print(f'{args.output}: sha256 {sha256_of(args.output)}')
+
+
+def _map_backbone(state: dict, place: str, args: argparse.Namespace) -> tuple[str, str, Report]:
+    """Map the backbone's keys inside ``state``, against the backbone that will load them."""
+    keys = [key[len(place):] for key in state if key.startswith(place)]
+    found = keymaps.describe({key: tuple(state[place + key].shape) for key in keys})
+    family, arch = args.family or found.family, args.arch or found.arch
+    if family is None or arch is None:
+        raise ValueError(f'the file holds {found.text}; name its --family and --arch')
+    kinds = {kind.family: kind for kind in MODELS.module_dict.values() if hasattr(kind, 'family')}
+    if family not in kinds:
+        raise ValueError(f'no backbone of family {family!r}; there are {", ".join(sorted(kinds))}')
+    normed = any(keymaps.is_output_norm(key) for key in keys)
+    backbone = kinds[family](arch=arch, output_norm=normed)
+    report = convert_in_place(family, state, place, backbone.state_dict(),
+                              getattr(backbone, 'checkpoint_options', {})).raise_if_uncovered()
+    for key in report.unexpected:
+        del state[place + key]
+    return family, arch, report
+
+
+def _plain(state: dict) -> dict[str, torch.Tensor]:
+    """Detached tensors that own no more memory than they show; what was shared stays shared."""
+    plain: dict[int, torch.Tensor] = {}
+    for value in state.values():
+        if id(value) not in plain:
+            tensor = value.detach().contiguous()
+            whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            plain[id(value)] = tensor if whole else tensor.clone()
+    return {key: plain[id(value)] for key, value in state.items()}
+
+
+def _write(output: Path, content: dict) -> None:
+    """Write beside the target and move into place, so that a half-written file is never seen."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f'.{output.name}.{os.getpid()}.part')
+    try:
+        with open(part, 'xb') as file:
+            torch.save(content, file)
+        part.rename(output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
