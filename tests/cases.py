@@ -39,4 +39,6 @@ def assert_close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: fl
 # Every registered backbone needs an entry: the contract tests run over this table.
 MICRO_ARCHS = {
     'InceptionNeXt': dict(depths=(1, 1, 2, 1), dims=(16, 24, 32, 40)),
+    'SLaK': dict(depths=(1, 1, 2, 1), dims=(20, 24, 33, 40), kernel_sizes=(13, 11, 9, 7),
+                 small_kernel_size=3),
 }

@@ -60,3 +60,12 @@ def sampled(tensor: torch.Tensor, summary: dict) -> tuple[torch.Tensor, torch.Te
     assert list(tensor.shape) == summary['shape'], (list(tensor.shape), summary['shape'])
     flat = tensor.detach().to(torch.float64).flatten()
     return flat[summary['index']], torch.tensor(summary['values'], dtype=torch.float64)
+
+
+def assert_matches(name: str, tensor: torch.Tensor, summary: dict, tolerance: float,
+                   floor: float = 1e-3) -> None:
+    """Compare at the recorded positions, against ``tolerance`` times the recorded spread."""
+    got, want = sampled(tensor, summary)
+    worst = (got - want).abs().max().item()
+    bound = tolerance * max(summary['std'], floor)
+    assert worst <= bound, f'{name}: error {worst:.3g} > {bound:.3g}'
