@@ -1,0 +1,6 @@
+"""Training parts that configs name after ``mmlk.``: hooks and optimizer constructors."""
+
+from mmlk.engine.layer_decay import LayerDecayConstructor
+from mmlk.engine.sparse import SparseMaskHook
+
+__all__ = ['LayerDecayConstructor', 'SparseMaskHook']
