@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmengine.config import Config, DictAction
 
-import mmlk  # noqa: F401  (makes 'mmlk::' paths known to Config)
+from mmlk.cli.config import load_config
 from mmlk.data.files import image_problem, image_size, label_problem
 from mmlk.data.layout import (
     DataError, check_datasets, coco_paths, leaf_datasets, segmentation_folders)
@@ -30,8 +30,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('config', help="file, or 'mmlk::name.py' for one of this package")
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='overrides, such as data_root=PATH')
     return parser.parse_args(argv)
 
 
@@ -70,12 +72,11 @@ def folder_problems(images: Path, labels: Path | None, dataset: dict) -> Iterato
 def main(argv: list[str] | None = None) -> int:
     """Check; returns 0 if all is well."""
     args = parse_args(argv)
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(with_data_root(cfg, args.cfg_options or {}))
     try:
+        cfg = load_config(args.config, args.cfg_options)
         for line in check_datasets(cfg, LOADERS, contents=True):
             print(line)
-    except DataError as error:
+    except (DataError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     count = 0

@@ -81,7 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     start = time.perf_counter()
     files = dataset_files(parameters, args.jobs)
-    written = folder.write_folder(out, files, VERSION, parameters.as_dict())
+    try:
+        written = folder.write_folder(out, files, VERSION, parameters.as_dict())
+    except OSError as error:
+        print(f'generate_data: {out} cannot be written: {error}', file=sys.stderr)
+        return 1
     print(
         f'{out}: {args.train} training and {args.val} validation scenes, {written} files, '
         f'{time.perf_counter() - start:.1f} s')

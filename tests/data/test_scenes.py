@@ -9,10 +9,10 @@ from mmlk.data.classes import ADE20K, COCO, COCO_CATEGORIES
 from mmlk.data.masks import bounding_box, polygons, run_lengths
 from mmlk.data.scene import make_scene
 
-# Of scene 0 of seed 0 at 128x160: pinned so that a change of the pictures is noticed, and so that
+# Of scenes 0..7 of seed 0 at 128x160: pinned so that a change of the pictures is noticed, and so that
 # another machine shows whether it draws the same ones. Raise scene.VERSION together with these.
-PICTURE = '87b32ae883fa61c8'
-LABELS = 'eb9d10c966e626c5'
+PICTURE = '116cf1a7051c213b'
+LABELS = '3af7585edb972ff1'
 SCENES = 60
 
 
@@ -21,14 +21,15 @@ def scenes():
     return [make_scene(0, 'training', index, 128, 160) for index in range(SCENES)]
 
 
-def digest(array):
-    return hashlib.sha256(array.tobytes()).hexdigest()[:16]
+def digest(arrays):
+    return hashlib.sha256(b''.join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def test_the_same_parameters_give_the_same_scene(scenes):
-    again = make_scene(0, 'training', 0, 128, 160)
-    np.testing.assert_array_equal(again.image, scenes[0].image)
-    assert (digest(scenes[0].image), digest(scenes[0].labels)) == (PICTURE, LABELS)
+    again = make_scene(0, 'training', 3, 128, 160)
+    np.testing.assert_array_equal(again.image, scenes[3].image)
+    assert digest(scene.image for scene in scenes[:8]) == PICTURE
+    assert digest(scene.labels for scene in scenes[:8]) == LABELS
 
 
 @pytest.mark.parametrize('other', [
@@ -36,7 +37,7 @@ def test_the_same_parameters_give_the_same_scene(scenes):
 def test_another_seed_split_or_index_gives_another_scene(scenes, other):
     arguments = dict(dict(seed=0, split='training', index=0), **other)
     scene = make_scene(**arguments, height=128, width=160)
-    assert digest(scene.image) != PICTURE
+    assert digest([scene.image]) != digest([scenes[0].image])
 
 
 def test_sizes_vary_and_are_no_multiples_of_32(scenes):
