@@ -1,6 +1,7 @@
 """Backbones by the names that configs use after ``mmlk.``."""
 
+from mmlk.backbones.dcls_convnext import DCLSConvNeXt
 from mmlk.backbones.inceptionnext import InceptionNeXt
 from mmlk.backbones.slak import SLaK
 
-__all__ = ['InceptionNeXt', 'SLaK']
+__all__ = ['DCLSConvNeXt', 'InceptionNeXt', 'SLaK']

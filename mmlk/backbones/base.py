@@ -284,6 +284,7 @@ def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, metadata
         return
     own = metadata.get('version', 0) >= Backbone._version
     report = convert_in_place(module.family, state_dict, prefix, module.state_dict(),
-                              {} if own else module.checkpoint_options).raise_if_uncovered()
+                              {} if own else {**module.checkpoint_options, 'lenient': True}
+                              ).raise_if_uncovered()
     if report.dropped or report.notes:
         MMLogger.get_current_instance().info(report.summary())

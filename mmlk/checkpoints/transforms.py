@@ -27,33 +27,40 @@ def transform(family: str,
         family: Name of the family; most have nothing to change.
         state: Own key to tensor.
         own_state: The backbone's ``state_dict()``, which shows what it shares between blocks.
-        options: ``window``, the edge of the DCLS kernel, if positions are to be brought inside.
+        options: ``window``, the edge of the DCLS kernel, if positions are to be brought inside;
+            ``shared_positions``, true where the backbone shares them although its state dict holds
+            copies; ``lenient``, to note a contradiction among copies instead of refusing it.
         report: Receives notes and problems.
     """
     state = dict(state)
     if family == 'dcls_convnext':
-        _share_positions(state, own_state, report)
+        _share_positions(state, own_state, options, report)
         if options.get('window'):
             _clamp_positions(state, options['window'] // 2, report)
     return state
 
 
-def _share_positions(state: dict, own_state: Mapping, report: Report) -> None:
+def _share_positions(state: dict, own_state: Mapping, options: Mapping, report: Report) -> None:
     """One tensor for the copies of a stage's positions, where the backbone holds one.
 
     Files list the positions of a stage once per block although the authors train a single tensor.
     A parameter is put in their place, because ``load_state_dict(assign=True)`` would otherwise make
     one of each copy.
     """
-    groups: dict[int, list[str]] = {}
+    groups: dict[int | tuple, list[str]] = {}
     for key in state:
-        if _SHARED.match(key):
-            groups.setdefault(_storage(own_state[key]), []).append(key)
+        found = _SHARED.match(key)
+        if found:
+            group = found.groups() if options.get('shared_positions') else _storage(own_state[key])
+            groups.setdefault(group, []).append(key)
     for keys in groups.values():
         first, *others = keys
         different = [key for key in others
                      if state[key] is not state[first] and not state[key].equal(state[first])]
-        if different:
+        if different and options.get('lenient'):
+            report.notes.append(f'{different[0]} differs from {first}, though the module has one '
+                                f'tensor for the stage: {keys[-1]} counts')
+        elif different:
             report.problems.append(
                 f'{different[0]} differs from {first}: this file has positions per block, the '
                 'module one tensor per stage; build the backbone without sharing')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmlk.ops import dispatch
 from mmlk.ops.reference import depthwise_conv2d_reference, pair
@@ -57,6 +57,28 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, in
     if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(f'depthwise_conv2d: x is {x.dtype} but weight is {weight.dtype}, '
                          'cast one of them or use autocast')
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Depthwise ``nn.Conv2d`` with "same" zero padding, computed by `depthwise_conv2d`.
+
+    Networks with large kernels fold to it; torch's own routine is slow for such kernels on CPU.
+
+    Args:
+        channels: Channels C; ``weight`` is (C, 1, kh, kw).
+        kernel_size: Odd size, or (rows, columns).
+        stride: Step in rows and columns.
+        bias: Whether to add a bias per channel.
+    """
+
+    def __init__(self, channels: int, kernel_size: int | tuple[int, int],
+                 stride: int | tuple[int, int] = 1, bias: bool = True):
+        kh, kw = pair(kernel_size)
+        super().__init__(
+            channels, channels, (kh, kw), stride, (kh // 2, kw // 2), groups=channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise_conv2d(x, self.weight, self.bias, self.stride)
 
 
 dispatch.register('depthwise_conv2d', dispatch.Backend(

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-PREFERENCE = ('triton', 'cpu', 'reference')
+PREFERENCE = ('triton', 'cpu', 'separable', 'reference')
 ENVIRONMENT = 'MMLK_BACKEND'
 
 
@@ -154,7 +154,7 @@ _LIBRARY = torch.library.Library('mmlk', 'FRAGMENT')
 
 
 def define(name: str, schema: str, *, fake: Callable, backward: Callable | None = None,
-           setup_context: Callable | None = None) -> Callable:
+           setup_context: Callable | None = None, autocast: bool = True) -> Callable:
     """Register ``mmlk::name`` with its fake, autograd and autocast rules; kernels come later.
 
     Under autocast the floating tensors named by the first argument only (the activations) are cast:
@@ -167,6 +167,7 @@ def define(name: str, schema: str, *, fake: Callable, backward: Callable | None 
         fake: Result of the right shape, dtype and strides from fake tensors.
         backward: Gradient formula in terms of a registered operator.
         setup_context: Saves what ``backward`` needs.
+        autocast: Whether the first argument follows autocast; parameters alone should not.
 
     Returns:
         The callable ``torch.ops.mmlk.name.default``.
@@ -177,7 +178,8 @@ def define(name: str, schema: str, *, fake: Callable, backward: Callable | None 
     if backward is not None:
         torch.library.register_autograd(
             f'mmlk::{name}', backward, setup_context=setup_context, lib=_LIBRARY)
-        for device, key in (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA')):
+        devices = (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA')) if autocast else ()
+        for device, key in devices:
             _LIBRARY.impl(name, _autocast(operator, device, key), key)
     return operator
 

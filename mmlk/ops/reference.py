@@ -68,3 +68,78 @@ def inception_dwconv2d_reference(x: Tensor, weight_hw: Tensor, bias_hw: Tensor |
         depthwise_conv2d_reference(wide, weight_w, bias_w),
         depthwise_conv2d_reference(tall, weight_h, bias_h),
     ), dim=1)
+
+
+def dcls_kernel1d_reference(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
+                            kernel_size, version: str = 'v0', backend: str | None = None) -> Tensor:
+    """`dcls_kernel2d_reference` for one axis: (O, I, k) from positions (1, O, I, m)."""
+    return _dcls_kernel(weight, positions, sigma, kernel_size, version)
+
+
+def dcls_kernel2d_reference(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
+                            kernel_size, version: str = 'v0', backend: str | None = None) -> Tensor:
+    """Elements of given weights at real-valued positions, spread over the cells of a window.
+
+    ``kernel[o, i, a, b] = sum over elements e of weight[o, i, e] * X_e[a, b]``. An element at
+    ``p = position + k // 2`` on each axis, counted in cells, has the product of one profile per axis:
+
+    * ``v0``: ``1 - r`` in cell ``floor(p)`` and ``r`` in the next, ``r`` being the fraction of ``p``;
+    * ``v1``: ``relu(1 - |g - p|)`` in cell ``g``;
+    * ``max``: ``relu(s - |g - p|)``, with ``s = |sigma| + 1``;
+    * ``gauss``: ``exp(-((g - p) / s) ** 2 / 2)``, with ``s = |sigma| + 0.27``.
+
+    ``X_e`` is that product for ``v0``, of which cells outside the window are lost. For the others
+    it is divided by its sum over the window plus 1e-7. Component 0 of positions and sigma drives
+    rows for ``v0`` and columns for the others; in three dimensions the components drive the first,
+    last and middle axis for ``v0`` and the last, middle and first axis for the others.
+
+    The offset ``k // 2`` and the window are those of the axis that a component drives. The authors'
+    code takes the component's own index, which differs for windows with unequal sides only and
+    moves the elements off centre there.
+
+    Args:
+        weight: (O, I, m).
+        positions: (2, O, I, m).
+        sigma: (2, O, I, m), for ``max`` and ``gauss``.
+        kernel_size: Window (kh, kw), or one number for both.
+        version: As above.
+
+    Returns:
+        (O, I, kh, kw), in float32 or float64.
+    """
+    return _dcls_kernel(weight, positions, sigma, kernel_size, version)
+
+
+def dcls_kernel3d_reference(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
+                            kernel_size, version: str = 'v0', backend: str | None = None) -> Tensor:
+    """`dcls_kernel2d_reference` for three axes: (O, I, kd, kh, kw), positions (3, O, I, m)."""
+    return _dcls_kernel(weight, positions, sigma, kernel_size, version)
+
+
+def _dcls_kernel(weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_size,
+                 version: str) -> Tensor:
+    dims = positions.shape[0]
+    sizes = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, positions.dtype), torch.float32)
+    component = range(dims)[::-1] if version != 'v0' else (0, 2, 1) if dims == 3 else range(dims)
+    spread = weight.new_ones((), dtype=dtype)
+    for axis, size in enumerate(sizes):
+        p = positions[component[axis]].to(dtype)[..., None] + size // 2
+        s = None if sigma is None else sigma[component[axis]].to(dtype)[..., None].abs()
+        profile = _dcls_profile(torch.arange(size, dtype=dtype, device=p.device), p, s, version)
+        shape = (*profile.shape[:3], *(size if other == axis else 1 for other in range(dims)))
+        spread = spread * profile.reshape(shape)
+    if version != 'v0':
+        spread = spread / (spread.flatten(3).sum(3).reshape(*spread.shape[:3], *(1,) * dims) + 1e-7)
+    return (weight.to(dtype).reshape(*weight.shape, *(1,) * dims) * spread).sum(2)
+
+
+def _dcls_profile(cells: Tensor, p: Tensor, s: Tensor | None, version: str) -> Tensor:
+    if version == 'v0':
+        lower = p.detach().floor()
+        r = p - lower
+        return (1 - r) * (cells == lower) + r * (cells == lower + 1)
+    if version == 'gauss':
+        return torch.exp(-0.5 * ((cells - p) / (s + 0.27)) ** 2)
+    width = 1.0 if version == 'v1' else s + 1.0
+    return torch.relu(width - (cells - p).abs())
