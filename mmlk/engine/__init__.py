@@ -1,6 +1,7 @@
 """Training parts that configs name after ``mmlk.``: hooks and optimizer constructors."""
 
+from mmlk.engine.checkpoint import SafeCheckpointHook
 from mmlk.engine.layer_decay import LayerDecayConstructor
 from mmlk.engine.sparse import SparseMaskHook
 
-__all__ = ['LayerDecayConstructor', 'SparseMaskHook']
+__all__ = ['LayerDecayConstructor', 'SafeCheckpointHook', 'SparseMaskHook']

@@ -1,0 +1,108 @@
+"""Which checkpoint a run starts from, and whether that file is whole."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+
+from mmengine.config import Config
+
+
+def fault(path: str | Path) -> str | None:
+    """Why a checkpoint file cannot be used, or None if it is whole.
+
+    torch's files are zip archives whose directory is written last and whose entries carry
+    checksums, so a truncated or damaged one shows without being loaded. Files of torch before 1.6
+    are bare pickles, which only loading can judge; they pass.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return 'there is no such file'
+    if not zipfile.is_zipfile(path):
+        with open(path, 'rb') as file:
+            if file.read(1) == pickle.PROTO:
+                return None
+        return f'not a complete checkpoint ({path.stat().st_size} bytes)'
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    return f'damaged at {damaged}' if damaged else None
+
+
+def locate(checkpoint: str) -> str:
+    """The file behind a checkpoint argument, whole; URLs are left to the download.
+
+    Args:
+        checkpoint: File, URL, or the ``last_checkpoint`` pointer which a run leaves in its folder.
+
+    Raises:
+        ValueError: If the file is missing or damaged, with the checkpoints that lie beside it.
+    """
+    path = Path(checkpoint)
+    if '://' in checkpoint:
+        return checkpoint
+    if path.name == 'last_checkpoint' and path.is_file():
+        path = _pointed_at(path, path.parent)
+    why = fault(path)
+    if why:
+        beside = sorted(found.name for found in path.parent.glob('*.pth'))
+        raise ValueError(f'checkpoint {path}: {why}'
+                         + (f'; beside it: {", ".join(beside[:8])}' if beside else ''))
+    return str(path)
+
+
+def set_resume(cfg: Config, choice: str | None) -> list[str]:
+    """Settle what ``--resume`` asks for, in place.
+
+    Args:
+        cfg: ``resume`` and ``load_from`` are set.
+        choice: ``'auto'`` for the newest whole checkpoint of the work folder, a path, or None to do
+            what the config says.
+
+    Returns:
+        Sentences for the log.
+
+    Raises:
+        ValueError: If a given checkpoint is missing or damaged.
+    """
+    if choice is None and cfg.get('resume') and not cfg.get('load_from'):
+        choice = 'auto'
+    if choice is None:
+        return []
+    if choice != 'auto':
+        cfg.resume, cfg.load_from = True, locate(choice)
+        return [f'Resuming from {cfg.load_from}.']
+    notes = []
+    for candidate in _candidates(Path(cfg.work_dir), _checkpoint_folder(cfg)):
+        why = fault(candidate)
+        if why is None:
+            cfg.resume, cfg.load_from = True, str(candidate)
+            return [*notes, f'Resuming from {candidate}.']
+        notes.append(f'Not resuming from {candidate}: {why}.')
+    cfg.resume = False
+    return [*notes, f'Nothing to resume from in {cfg.work_dir}: training starts anew.']
+
+
+def _checkpoint_folder(cfg: Config) -> Path:
+    """Where the checkpoint hook of this config writes."""
+    work_dir = Path(cfg.work_dir)
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    return Path(out_dir) / work_dir.name if out_dir else work_dir
+
+
+def _candidates(work_dir: Path, folder: Path) -> list[Path]:
+    """Checkpoints to resume from, best first: the recorded one, then numbered ones, newest first."""
+    numbered = sorted((path for path in folder.glob('*_*.pth') if path.stem.split('_')[-1].isdigit()
+                       and not path.name.startswith('best_')),
+                      key=lambda path: path.stat().st_mtime, reverse=True)
+    pointer = work_dir / 'last_checkpoint'
+    if not pointer.is_file() or not pointer.read_text().strip():
+        return numbered
+    first = _pointed_at(pointer, folder)
+    return [first, *(path for path in numbered if path.name != first.name)]
+
+
+def _pointed_at(pointer: Path, folder: Path) -> Path:
+    """The file that a run recorded as its last, also after its folder has been moved."""
+    recorded = Path(pointer.read_text().strip())
+    return recorded if recorded.is_file() else folder / recorded.name

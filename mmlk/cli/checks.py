@@ -1,0 +1,90 @@
+"""Checks that cost seconds and run before a model is built: packages installed, type names known."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from typing import Any
+
+import mmengine.registry
+from mmengine.config import Config
+from mmengine.registry import DefaultScope, Registry, init_default_scope
+
+_DISTRIBUTIONS = {'mmseg': 'onedl-mmsegmentation', 'mmdet': 'onedl-mmdetection'}
+
+
+def check_packages(cfg: Config) -> None:
+    """Raise if what the config's scope needs is not installed.
+
+    Raises:
+        ValueError: Naming the missing package and the remedy.
+    """
+    scope = cfg.get('default_scope') or 'mmengine'
+    for package in ('mmcv', scope) if scope in _DISTRIBUTIONS else (scope,):
+        if find_spec(package) is None:
+            wanted = _DISTRIBUTIONS.get(package, f'onedl-{package}')
+            raise ValueError(
+                f'check_packages: the config needs the package {package!r}, which is not '
+                f'installed; install {wanted} (or its upstream release), see tools/doctor.py')
+    # Found on disk, since importing mmcv to look would take seconds.
+    if scope == 'mmdet' and not PathFinder.find_spec(
+            'mmcv._ext', find_spec('mmcv').submodule_search_locations):
+        raise ValueError(
+            'check_packages: detection needs mmcv with compiled operators, and this mmcv has '
+            'none (mmcv._ext is missing); sh tools/setup_env.sh ops builds it, see tools/doctor.py')
+
+
+def check_types(cfg: Config) -> None:
+    """Raise on a ``type`` that no registry knows and that resembles one that is known.
+
+    A name which resembles nothing is left to the part that reads it: some are no registry names
+    (``nms`` in a detector's test settings).
+
+    Raises:
+        ValueError: With the place, the name and the closest registered names.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    registries = [
+        value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+    for place, name in _types(cfg._cfg_dict, ''):
+        if any(_find(registry, name) for registry in registries):
+            continue
+        scope, _, bare = name.rpartition('.')
+        known = {found for registry in registries for found in _names(registry, scope)}
+        close = get_close_matches(bare, known, n=3, cutoff=0.8)
+        if close:
+            prefix = f'{scope}.' if scope else ''
+            raise ValueError(
+                f'check_types: {place}.type={name!r} is not registered; did you mean '
+                f'{" or ".join(prefix + found for found in close)}?')
+
+
+def _types(node: Any, path: str) -> list[tuple[str, str]]:
+    """(place, name) of every ``type`` string under ``node``."""
+    found = []
+    if isinstance(node, dict):
+        if isinstance(node.get('type'), str) and path:
+            found.append((path, node['type']))
+        items = node.items()
+    else:
+        items = enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for name, child in items:
+        found += _types(child, f'{path}.{name}' if path else str(name))
+    return found
+
+
+def _find(registry: Registry, name: str) -> bool:
+    with registry.switch_scope_and_registry(None) as scoped:
+        try:
+            return scoped.get(name) is not None
+        except ImportError:
+            return False
+
+
+def _names(registry: Registry, scope: str) -> set[str]:
+    """Names that ``registry`` offers to the given scope, or to the default scope and its parents."""
+    current = DefaultScope.get_current_instance()
+    scope = scope or (current.scope_name if current else '')
+    child = registry.children.get(scope)
+    return set(registry.module_dict) | (set(child.module_dict) if child else set())

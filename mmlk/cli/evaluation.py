@@ -1,0 +1,74 @@
+"""Test-time settings of the command line: augmentation, stored predictions, pictures."""
+
+from __future__ import annotations
+
+import copy
+
+from mmengine.config import Config, ConfigDict
+
+# Used where a detection config has no settings of its own, as MMDetection's test tool does.
+_DETECTION_TTA_MODEL = dict(
+    type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+_DETECTION_TTA_TAIL = dict(
+    type='TestTimeAug',
+    transforms=[
+        [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+        [dict(type='PackDetInputs',
+              meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
+                         'flip_direction'))],
+    ])
+
+
+def enable_tta(cfg: Config) -> None:
+    """Wrap the model and replace the test pipeline for test-time augmentation (``--tta``).
+
+    Raises:
+        ValueError: If a segmentation config has no ``tta_model`` or ``tta_pipeline``.
+    """
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if cfg.get('default_scope') == 'mmdet':
+        cfg.setdefault('tta_model', _DETECTION_TTA_MODEL)
+        cfg.setdefault('tta_pipeline', [*copy.deepcopy(dataset.pipeline[:-1]), _DETECTION_TTA_TAIL])
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing:
+        raise ValueError(f'--tta: the config has no {" and no ".join(missing)}')
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def store_predictions(cfg: Config, out: str) -> None:
+    """Keep the predictions (``--out``): a folder of PNGs for segmentation, one pickle for detection.
+
+    Raises:
+        ValueError: If the name does not suit the task.
+    """
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if cfg.get('default_scope') == 'mmdet':
+        if not out.endswith(('.pkl', '.pickle')):
+            raise ValueError(f'--out {out}: detection writes one file, its name must end in .pkl')
+        cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
+        return
+    if out.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--out {out}: segmentation writes PNG label maps, name a folder')
+    # A config may hold one and the same dict for validation and test.
+    cfg.test_evaluator = [dict(metric, output_dir=out) for metric in copy.deepcopy(metrics)]
+
+
+def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Draw truth and prediction of every test image (``--show``, ``--show-dir``).
+
+    Raises:
+        ValueError: If the config has no visualization hook to do it.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if hook is None:
+        raise ValueError('--show, --show-dir: the config has no default_hooks.visualization')
+    hook.draw = True
+    if show:
+        hook.show, hook.wait_time = True, wait_time
+    if show_dir and cfg.get('default_scope') == 'mmdet':
+        hook.test_out_dir = show_dir
+    elif show_dir:
+        cfg.visualizer.save_dir = show_dir

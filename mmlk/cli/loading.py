@@ -1,0 +1,54 @@
+"""Loading checkpoints safely: no pickle is executed, and no part of the model is left uncovered."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseTTAModel, is_model_wrapper
+
+# What MMEngine's own checkpoints hold beside tensors and plain containers. NumPy's two constructors
+# are asked for by way of what they pickle, because their module moved between versions 1 and 2.
+_SAFE_GLOBALS = [
+    HistoryBuffer, np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0],
+    *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint8', 'bool')),
+]
+
+
+def read_only_tensors(trust: bool = False) -> None:
+    """Let this process load MMEngine's own checkpoints, and no arbitrary pickle, from here on.
+
+    MMEngine falls back to executing the pickle where safe loading fails; torch's environment switch
+    turns that into an error. Before torch 2.4 neither exists, and nothing changes.
+
+    Args:
+        trust: Permit arbitrary pickles, as the user asked for by flag.
+    """
+    if not hasattr(torch.serialization, 'add_safe_globals'):
+        return
+    torch.serialization.add_safe_globals(_SAFE_GLOBALS)
+    if not trust and 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:
+        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+
+def require_coverage(model: torch.nn.Module) -> None:
+    """Make loading a state dict raise where the model would keep untrained weights.
+
+    MMEngine only logs keys that a checkpoint lacks, and a test would then report the accuracy of
+    random weights. Auxiliary heads take no part in a test and may be absent.
+    """
+
+    def check(_: torch.nn.Module, keys: Any) -> None:
+        missing = [key for key in keys.missing_keys
+                   if 'num_batches_tracked' not in key and not key.startswith('auxiliary_head')]
+        if missing:
+            raise RuntimeError(
+                f'require_coverage: the checkpoint lacks {len(missing)} of the model\'s tensors, '
+                f'first {", ".join(missing[:3])}; it belongs to another config')
+
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    model.register_load_state_dict_post_hook(check)

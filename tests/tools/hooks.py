@@ -1,0 +1,47 @@
+"""Hooks that a test config names to make a run die or hold still."""
+
+import os
+import signal
+from pathlib import Path
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@HOOKS.register_module()
+class KillHook(Hook):
+    """Sends SIGKILL to its own process after an iteration, or while the next checkpoint is written."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, after: int, while_saving: bool = False):
+        self.after = after
+        self.while_saving = while_saving
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.after and not self.while_saving:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if runner.iter + 1 == self.after and self.while_saving:
+            os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class LossFileHook(Hook):
+    """Appends every process's loss to a file of its own; MMEngine logs the first process's alone."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        with open(Path(runner.work_dir) / f'loss_{runner.rank}.txt', 'a') as file:
+            file.write(f'{outputs["loss"].item()!r}\n')
+
+
+@HOOKS.register_module()
+class EvalNormsHook(Hook):
+    """Keeps every batch norm in eval mode, so that a sample's loss does not depend on its batch."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        for module in runner.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
