@@ -15,6 +15,9 @@ RULES = {
     'mmlk.checkpoints.zoo': ['torch', 'mmengine', *OPENMMLAB],
     'mmlk.checkpoints.keymaps': ['torch', 'mmengine', *OPENMMLAB],
     'mmlk.backbones': OPENMMLAB,
+    'mmlk.cli.config': ['torch', *OPENMMLAB],
+    'mmlk.cli.checkpoint': ['torch', *OPENMMLAB],
+    'mmlk.cli.device': ['mmlk.ops', 'mmlk.backbones', *OPENMMLAB],
     'mmlk.engine': ['mmlk.ops', 'mmlk.backbones', 'mmseg', 'mmdet', 'mmpretrain', 'timm'],
 }
 
