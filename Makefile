@@ -9,13 +9,15 @@ SEED ?= 0
 
 .PHONY: demo test test-quick lint clean
 
-demo: setup-base $(DATA)/ade20k
+demo: setup-base
+	$(PYTHON) tools/generate_data.py $(DATA) --format ade20k --train 400 --val 60 --seed 0
 	$(PYTHON) tools/train.py configs/upernet_inceptionnext_a_ade20k_mini.py --work-dir $(DEMO) \
 		--cfg-options randomness.seed=$(SEED)
-	$(PYTHON) tools/test.py configs/upernet_inceptionnext_a_ade20k_mini.py $(DEMO)/last_checkpoint \
+	$(PYTHON) tools/test.py configs/upernet_inceptionnext_a_ade20k_mini.py \
+		"$$(cat $(DEMO)/last_checkpoint)" \
 		--work-dir $(DEMO)/test --out $(DEMO)/predictions
-	$(PYTHON) tools/contact_sheet.py $(DATA)/ade20k/images/validation \
-		$(DATA)/ade20k/annotations/validation $(DEMO)/predictions $(DEMO)/pictures.png
+	$(PYTHON) tools/contact_sheet.py $(DATA)/images/validation \
+		$(DATA)/annotations/validation $(DEMO)/predictions $(DEMO)/pictures.png
 
 test: setup-ops
 	$(PYTHON) -m pytest

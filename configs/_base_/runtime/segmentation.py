@@ -15,6 +15,7 @@ default_hooks = dict(
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(by_epoch=False)
+randomness = dict(seed=None)
 log_level = 'INFO'
 load_from = None
 resume = False
