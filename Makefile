@@ -16,8 +16,8 @@ demo: setup-base
 	$(PYTHON) tools/test.py configs/upernet_inceptionnext_a_ade20k_mini.py \
 		"$$(cat $(DEMO)/last_checkpoint)" \
 		--work-dir $(DEMO)/test --out $(DEMO)/predictions
-	$(PYTHON) tools/contact_sheet.py $(DATA)/images/validation \
-		$(DATA)/annotations/validation $(DEMO)/predictions $(DEMO)/pictures.png
+	$(PYTHON) tools/contact_sheet.py configs/upernet_inceptionnext_a_ade20k_mini.py \
+		$(DEMO)/predictions $(DEMO)/pictures.png
 
 test: setup-ops
 	$(PYTHON) -m pytest

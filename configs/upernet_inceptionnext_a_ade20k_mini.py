@@ -11,10 +11,10 @@ model = dict(
     data_preprocessor=dict(size=(128, 128)),
     # Without pretraining the layer scale starts where the blocks learn at once.
     backbone=dict(type='mmlk.InceptionNeXt', arch='atto', layer_scale_init=1.0),
-    decode_head=dict(in_channels=[40, 80, 160, 320], channels=64),
-    auxiliary_head=dict(in_channels=160, channels=32))
+    decode_head=dict(in_channels=[40, 80, 160, 320], channels=64, num_classes=20),
+    auxiliary_head=dict(in_channels=160, channels=32, num_classes=20))
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'.gamma': dict(decay_mult=0.0)}))
-default_hooks = dict(checkpoint=dict(interval=350), logger=dict(interval=25))
+default_hooks = dict(checkpoint=dict(interval=250), logger=dict(interval=25))

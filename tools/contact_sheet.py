@@ -1,56 +1,60 @@
-"""Put image, truth and prediction of several scenes side by side on one picture.
+"""Put image, truth and prediction of several test images of a segmentation config on one picture.
 
-The predictions are the label files that ``tools/test.py --out FOLDER`` writes: one PNG per image,
-0 = ignored, 1 .. 150 = ADE20K classes, as in the annotations.
+The predictions are the label files that ``tools/test.py CONFIG CHECKPOINT --out FOLDER`` writes.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 import numpy as np
-from mmseg.utils import ade_classes, ade_palette
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, init_default_scope
+from mmlk.engine.config import load_config
 from PIL import Image, ImageDraw
 
-MARGIN, CAPTION = 6, 16
+MARGIN, CAPTION, KEY_COLUMN = 6, 16, 150
 COLUMNS = ('image', 'truth', 'prediction')
+IGNORED = 255
 
 
-def colour(labels: np.ndarray) -> Image.Image:
-    """ADE20K colours of a label map; ignored pixels are black."""
-    palette = np.array([[0, 0, 0], *ade_palette()], dtype=np.uint8)
-    return Image.fromarray(palette[labels])
+def label_map(path: Path, shift: bool, old_to_new: dict[int, int] | None) -> np.ndarray:
+    """Class indices of a label file as the data set counts them; ``IGNORED`` where there is none."""
+    labels = np.asarray(Image.open(path)).astype(np.int64)
+    if shift:
+        labels = np.where(labels == 0, IGNORED, labels - 1)
+    lookup = np.full(IGNORED + 1, IGNORED)
+    lookup[:IGNORED] = [(old_to_new or {}).get(i, i) for i in range(IGNORED)]
+    return lookup[labels]
 
 
-def legend(classes: list[int], width: int) -> Image.Image:
-    """Names of ``classes`` (1 .. 150) beside their colours, wrapped to ``width`` pixels."""
-    names, palette, column = ade_classes(), ade_palette(), 150
-    per_row = max(1, width // column)
-    rows = -(-len(classes) // per_row)
-    sheet = Image.new('RGB', (width, rows * CAPTION + MARGIN), 'white')
-    draw = ImageDraw.Draw(sheet)
-    for i, label in enumerate(classes):
-        x, y = (i % per_row) * column, (i // per_row) * CAPTION
-        draw.rectangle((x + MARGIN, y + 3, x + MARGIN + 10, y + 13), fill=tuple(palette[label - 1]))
-        draw.text((x + MARGIN + 16, y + 2), names[label - 1], fill='black')
-    return sheet
+def tiles(dataset: BaseDataset, index: int, predictions: Path) -> list[Image.Image | np.ndarray]:
+    """Image, true labels and predicted labels of one test image."""
+    info, shift = dataset.get_data_info(index), dataset.metainfo['reduce_zero_label']
+    return [
+        Image.open(info['img_path']).convert('RGB'),
+        label_map(info['seg_map_path'], shift, info['label_map']),
+        label_map(predictions / f'{Path(info["img_path"]).stem}.png', shift, None),
+    ]
 
 
-def contact_sheet(images: list[Path], truths: Path, predictions: Path) -> Image.Image:
-    """One row per image; truth and prediction are looked up by the image's stem."""
-    rows, classes = [], set()
-    for path in images:
-        image = Image.open(path).convert('RGB')
-        labels = [
-            np.asarray(Image.open(folder / f'{path.stem}.png')) for folder in (truths, predictions)
-        ]
-        classes.update(int(label) for array in labels for label in np.unique(array) if label)
-        rows.append([image, *map(colour, labels)])
+def contact_sheet(rows: list[list], metainfo: dict) -> Image.Image:
+    """One row per image, and a key of the classes that occur."""
+    palette = np.zeros((IGNORED + 1, 3), np.uint8)
+    palette[:len(metainfo['classes'])] = metainfo['palette']
+    occurring = sorted({int(i) for _, *maps in rows for labels in maps for i in np.unique(labels)}
+                       - {IGNORED})
+    rows = [[image, *(Image.fromarray(palette[labels]) for labels in maps)] for image, *maps in rows]
     cell = max(tile.width for row in rows for tile in row)
     width = len(COLUMNS) * (cell + MARGIN) + MARGIN
-    key = legend(sorted(classes), width)
-    height = CAPTION + sum(row[0].height + MARGIN for row in rows) + key.height + MARGIN
+    per_row = max(1, width // KEY_COLUMN)
+    key_height = -(-len(occurring) // per_row) * CAPTION
+    height = CAPTION + sum(row[0].height + MARGIN for row in rows) + key_height + MARGIN
     sheet = Image.new('RGB', (width, height), 'white')
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(COLUMNS):
@@ -60,27 +64,35 @@ def contact_sheet(images: list[Path], truths: Path, predictions: Path) -> Image.
         for column, tile in enumerate(row):
             sheet.paste(tile, (MARGIN + column * (cell + MARGIN), y))
         y += row[0].height + MARGIN
-    sheet.paste(key, (0, y))
+    for i, label in enumerate(occurring):
+        left, top = MARGIN + (i % per_row) * KEY_COLUMN, y + (i // per_row) * CAPTION
+        draw.rectangle((left, top + 3, left + 10, top + 13), fill=tuple(map(int, palette[label])))
+        draw.text((left + 16, top + 2), metainfo['classes'][label], fill='black')
     return sheet
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('images', type=Path, help='folder of images')
-    parser.add_argument('truths', type=Path, help='folder of annotation PNGs')
-    parser.add_argument('predictions', type=Path, help='folder of predicted PNGs')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='segmentation config, for its test data')
+    parser.add_argument('predictions', type=Path, help='folder of predicted label files')
     parser.add_argument('out', type=Path, help='picture to write')
-    parser.add_argument('--count', type=int, default=8, help='scenes to show, evenly spaced')
+    parser.add_argument('--count', type=int, default=8, help='images to show, evenly spaced')
     args = parser.parse_args()
 
+    config = load_config(args.config)
+    init_default_scope(config.default_scope)
+    dataset = DATASETS.build(config.test_dataloader.dataset)
     predicted = {path.stem for path in args.predictions.glob('*.png')}
-    found = [path for path in sorted(args.images.iterdir()) if path.stem in predicted]
+    found = [i for i in range(len(dataset))
+             if Path(dataset.get_data_info(i)['img_path']).stem in predicted]
     if not found:
-        parser.error(f'no image of {args.images} has a prediction in {args.predictions}')
+        parser.error(f'{args.predictions} holds no prediction for the test images of {args.config}')
     chosen = found[::max(1, len(found) // args.count)][:args.count]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(chosen, args.truths, args.predictions).save(args.out)
-    print(f'{len(chosen)} scenes: {args.out}')
+    rows = [tiles(dataset, i, args.predictions) for i in chosen]
+    contact_sheet(rows, dataset.metainfo).save(args.out)
+    print(f'{len(chosen)} images: {args.out}')
 
 
 if __name__ == '__main__':
