@@ -15,7 +15,7 @@ import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
-from mmlk.engine.config import load_config
+from mmlk.cli.config import load_config
 from PIL import Image, ImageDraw
 
 MARGIN, CAPTION, KEY_COLUMN = 6, 16, 150
