@@ -9,8 +9,8 @@ from mmlk.data.classes import ADE20K, COCO, COCO_CATEGORIES
 from mmlk.data.masks import bounding_box, polygons, run_lengths
 from mmlk.data.scene import make_scene
 
-# Of scenes 0..7 of seed 0 at 128x160: pinned so that a change of the pictures is noticed, and so that
-# another machine shows whether it draws the same ones. Raise scene.VERSION together with these.
+# Of scenes 0..7 of seed 0 at 128x160: pinned so that a change of the pictures is noticed, and so
+# that another machine shows whether it draws the same ones. Raise scene.VERSION together with them.
 PICTURE = '116cf1a7051c213b'
 LABELS = '3af7585edb972ff1'
 SCENES = 60
