@@ -348,8 +348,8 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
     if mapped.get(stem, ())[2:] == tuple(own[stem])[2:] and mapped[stem] != tuple(own[stem]):
         return (f'the file\'s stem takes {mapped[stem][1]} channels, the module {own[stem][1]}; '
                 f'build the backbone with in_channels={mapped[stem][1]}')
-    return ('the file is the right variant but incomplete or altered; compare it with the '
-            'published one')
+    return ('the file is the right variant but incomplete or altered, as a folded network is; take '
+            'the published one')
 
 
 def _against(spec: Family, theirs: Description, ours: Description) -> str:

@@ -142,6 +142,8 @@ def load_into(module: nn.Module,
     report = plan(family, state, own)
     report.source = str(source)
     report.notes[:0] = info.notes
+    if getattr(module, 'deployed', False):
+        report.cause = 'the backbone was folded by switch_to_deploy; load before folding'
     report.raise_if_uncovered()
     state = {new: state[old] for new, old in report.matched.items()}
     state = transform(family, state, own, getattr(module, 'checkpoint_options', {}), report)

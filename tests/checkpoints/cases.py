@@ -5,7 +5,9 @@ The lists come from the authors' own code, so nothing here depends on this packa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -49,13 +51,18 @@ def entries(network: str) -> tuple[tuple[str, tuple[int, ...], torch.dtype], ...
                  for key, shape, dtype, _ in load_golden(network)['state_dict'])
 
 
-def classifier(network: str, device: str = 'meta') -> dict[str, torch.Tensor]:
+def classifier(network: str) -> Mapping[str, torch.Tensor]:
     """State dict of the recorded classifier, without values."""
-    return {key: torch.empty(shape, dtype=dtype, device=device)
+    return MappingProxyType(_classifier(network))
+
+
+@lru_cache
+def _classifier(network: str) -> dict[str, torch.Tensor]:
+    return {key: torch.empty(shape, dtype=dtype, device='meta')
             for key, shape, dtype in entries(network)}
 
 
-def headless(state: dict, network: str) -> dict[str, torch.Tensor]:
+def headless(state: Mapping, network: str) -> dict[str, torch.Tensor]:
     """The part of a state dict that a backbone keeps."""
     heads = HEADS[NETWORKS[network][0]]
     return {key: value for key, value in state.items() if not key.startswith(heads)}
