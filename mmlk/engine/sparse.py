@@ -116,7 +116,7 @@ class SparseMaskHook(Hook):
                                f'{type(runner.optim_wrapper).__name__}')
         counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         self._total_steps = math.ceil(runner.max_iters / counts)
-        with _full_parameters(runner.model) as named:
+        with full_parameters(runner.model) as named:
             params = self._select(named)
             if self._saved is not None:
                 self._restore(params)
@@ -250,7 +250,7 @@ class SparseMaskHook(Hook):
         self.rate = topology.cosine_prune_rate(
             self.step, self._total_steps, self.prune_rate, self.final_prune_rate)
         updates = bool(self.update_interval) and self.step % self.update_interval == 0
-        with _full_parameters(runner.model, with_grads=updates) as named:
+        with full_parameters(runner.model, with_grads=updates) as named:
             params = {name: named[name] for name in self.masks}
             _apply(self.masks, params, optimizer)
             if updates:
@@ -387,7 +387,7 @@ def _clean_names(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 @contextlib.contextmanager
-def _full_parameters(model: nn.Module, with_grads: bool = False):
+def full_parameters(model: nn.Module, with_grads: bool = False):
     """Whole parameters by clean name; changes inside the context reach every shard."""
     gather = FSDP.summon_full_params(model, with_grads=with_grads) if _is_sharded(model) \
         else contextlib.nullcontext()

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmlk.backbones import SLaK
 from mmlk.engine import SparseMaskHook
+from mmlk.engine.sparse import full_parameters
 from tests.golden_weights import golden_input, golden_tensor
 
 RECORDED_ARCH = dict(depths=(1, 1, 2, 1), dims=(20, 41, 83, 166), kernel_sizes=(13, 11, 9, 7),
@@ -84,13 +85,13 @@ class Recorder:
     def __call__(self, *_, **__):
         self.steps.append(self.hook.step)
         self.densities.append(self.hook.overall_density())
-        params = dict(self.model.named_parameters())
-        self.strays += sum(
-            int(params[name][~mask].count_nonzero()) for name, mask in self.hook.masks.items())
+        with full_parameters(self.model) as params:
+            self.strays += sum(
+                int(params[name][~mask].count_nonzero()) for name, mask in self.hook.masks.items())
 
 
 def sparse_runner(work_dir, *, max_iters=8, hook=None, optim_wrapper=None, model=None, hooks=(),
-                  resume=False, checkpoint_interval=4):
+                  resume=False, checkpoint_interval=4, launcher='none', model_wrapper_cfg=None):
     """A runner on 32 noise images whose hook updates masks every second step."""
     hook = hook or SparseMaskHook(
         density=0.6, init='uniform', prune_rate=0.5, update_interval=2)
@@ -114,5 +115,7 @@ def sparse_runner(work_dir, *, max_iters=8, hook=None, optim_wrapper=None, model
         experiment_name=f'sparse-{id(hook)}',
         randomness=dict(seed=0),
         log_level='WARNING',
-        resume=resume)
+        resume=resume,
+        launcher=launcher,
+        cfg=dict(model_wrapper_cfg=model_wrapper_cfg))
     return runner, hook
