@@ -25,7 +25,7 @@ _GROWTHS = ('random', 'bernoulli', 'gradient')
 _CHECKPOINT_KEY = 'sparse_masks'
 # Parts that wrappers insert into parameter names.
 _WRAPPERS = re.compile(
-    r'^(?:module\.)+|(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
+    r'^(?:_orig_mod\.|module\.)+|(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
 _SEED_STEP = 1_000_003
 
 
@@ -381,9 +381,13 @@ def _is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDP) for module in model.modules())
 
 
+def clean_name(name: str) -> str:
+    """Name without what DDP, FSDP, recomputation and compilation add to it."""
+    return _WRAPPERS.sub('', name)
+
+
 def _clean_names(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Named parameters without what DDP, FSDP, recomputation and compilation add to the names."""
-    return ((_WRAPPERS.sub('', name), param) for name, param in model.named_parameters())
+    return ((clean_name(name), param) for name, param in model.named_parameters())
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import load_checkpoint
 
 from mmlk.engine import SparseMaskHook
+from mmlk.engine.sparse import clean_name
 from mmlk.engine.sparse_topology import pack_mask
 from tests.engine.sparse_models import (Classifier, Recorder, recorded_classifier, sparse_runner,
                                         stub_runner)
@@ -262,3 +263,13 @@ def test_bad_options_are_named(options, message):
 def test_nothing_to_mask_is_an_error(options, message):
     with pytest.raises(RuntimeError, match=f'nothing to mask: .*{message}'):
         SparseMaskHook(**options).before_train(stub_runner(Classifier()))
+
+
+@pytest.mark.parametrize('wrapped', [
+    'module.backbone.stages.0.weight',
+    '_orig_mod.module.backbone.stages.0.weight',
+    '_fsdp_wrapped_module.backbone._fsdp_wrapped_module.stages.0._checkpoint_wrapped_module.weight',
+    'backbone.stages.0.weight',
+])
+def test_names_are_those_of_the_unwrapped_model(wrapped):
+    assert clean_name(wrapped) == 'backbone.stages.0.weight'
