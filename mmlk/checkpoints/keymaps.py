@@ -259,7 +259,8 @@ def common_wrapper(keys: Iterable[str]) -> str:
     """The wrapper prefix (possibly several, joined) that every one of ``keys`` starts with."""
     keys, wrapper = list(keys), ''
     while keys:
-        found = next((w for w in WRAPPERS if all(key.startswith(wrapper + w) for key in keys)), None)
+        found = next((prefix for prefix in WRAPPERS
+                      if all(key.startswith(wrapper + prefix) for key in keys)), None)
         if found is None:
             break
         wrapper += found
@@ -346,8 +347,9 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
     mapped = {new: tuple(shapes[old]) for old, new in map_keys(family, shapes).items() if new}
     stem = next((key for key in own if key.endswith('.weight')), '')
     if mapped.get(stem, ())[2:] == tuple(own[stem])[2:] and mapped[stem] != tuple(own[stem]):
-        return (f'the file\'s stem takes {mapped[stem][1]} channels, the module {own[stem][1]}; '
-                f'build the backbone with in_channels={mapped[stem][1]}')
+        theirs, ours = mapped[stem][1], own[stem][1]
+        return (f'the stem of the file takes {theirs} channels, the module {ours}; build the backbone '
+                f'with in_channels={theirs}')
     return ('the file is the right variant but incomplete or altered, as a folded network is; take '
             'the published one')
 

@@ -13,7 +13,6 @@ import hashlib
 import os
 import pickle
 import re
-import urllib.error
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -34,6 +33,9 @@ _HARMLESS = (
     'mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr', '_codecs.encode',
     'pathlib.PosixPath', 'pathlib.PurePosixPath', 'pathlib.WindowsPath', 'pathlib._local.PosixPath')
 """Globals that checkpoints mention beside tensors; read as inert stand-ins."""
+
+_GENERIC = ('model.safetensors', 'pytorch_model.bin', 'download', 'view', 'uc')
+"""File names in URLs that say nothing about the file."""
 
 _GLOBAL = re.compile(r'(?:GLOBAL|function|<class)\s+\'?([\w.]+)')
 
@@ -112,7 +114,7 @@ def locate(source: str | PathLike, *, sha256: str | None = None) -> Path:
     if text.startswith(zoo.SCHEME):
         entry = zoo.find(text[len(zoo.SCHEME):])
         sha256 = sha256 or entry.sha256
-        path = _download(entry.url, entry.note)
+        path = _download(entry.url, entry)
     elif re.match(r'\w+://', text):
         path = _download(text)
     else:
@@ -141,32 +143,48 @@ def _check_sum(path: Path, expected: str) -> None:
                            'damaged or another file: delete it and download it again')
 
 
-def _cache_name(url: str) -> str:
-    """File name in the cache: the URL's own, with its folders where the name alone is generic."""
+def _cache_name(url: str, entry: zoo.Entry | None = None) -> str:
+    """File name in the cache: the URL's own, unless that is generic and would collide."""
     parts = [part for part in re.split(r'[/?#]', url.split('://', 1)[1]) if part]
-    generic = {'model.safetensors', 'pytorch_model.bin', 'download', 'view', 'uc'}
-    if parts[-1] in generic or '.' not in parts[-1]:
-        return '--'.join(part for part in parts[1:] if part not in ('resolve', 'main'))
-    return parts[-1]
+    if parts[-1] not in _GENERIC and '.' in parts[-1]:
+        return parts[-1]
+    suffix = '.safetensors' if url.endswith('.safetensors') else '.pth'
+    if entry:
+        return entry.name.replace('/', '--') + suffix
+    return '--'.join(parts[1:]).removesuffix(suffix) + suffix
 
 
-def _download(url: str, note: str = '') -> Path:
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / _cache_name(url)
+def _download(url: str, entry: zoo.Entry | None = None) -> Path:
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / _cache_name(url, entry)
     if path.is_file():
         return path
-    by_hand = f'download it by hand and pass its path, or save it as {path}'
-    said = f' ({note})' if note else ''
-    if 'drive.google.com' in url:
-        raise RuntimeError(f'read_checkpoint: {url} opens in a browser only{said}; {by_hand}')
+    note = f' ({entry.note})' if entry and entry.note else ''
+    by_hand = f'{note}; download it by hand and pass its path, or save it as {path}'
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
-        if not path.is_file():
-            try:
-                torch.hub.download_url_to_file(url, str(path), progress=False)
-            except (OSError, ValueError, urllib.error.URLError) as error:
-                raise RuntimeError(f'read_checkpoint: {url} cannot be downloaded: {error}{said}; '
-                                   f'{by_hand}') from error
+        if path.is_file():
+            return path
+        part = path.with_name(f'{path.name}.part')
+        try:
+            torch.hub.download_url_to_file(_direct(url), str(part), progress=False)
+        except (OSError, ValueError) as error:
+            raise RuntimeError(
+                f'read_checkpoint: {url} cannot be downloaded: {error}{by_hand}') from error
+        refusal = _refusal(part)
+        if refusal:
+            part.unlink()
+            raise RuntimeError(f'read_checkpoint: what {url} delivers {refusal}{by_hand}')
+        part.rename(path)
     return path
+
+
+def _direct(url: str) -> str:
+    """Address of the file itself, where a link leads to a page about it."""
+    drive = re.match(r'https://drive\.google\.com/file/d/([\w-]+)', url)
+    if drive:
+        return ('https://drive.usercontent.google.com/download'
+                f'?id={drive[1]}&export=download&confirm=t')
+    return url
 
 
 @contextlib.contextmanager

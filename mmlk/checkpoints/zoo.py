@@ -98,7 +98,8 @@ def _dcls() -> Iterator[Entry]:
     common = dict(family='dcls_convnext', repository='K-H-Ismail/ConvNeXt-dcls', licence='MIT')
     for size in ('tiny', 'small', 'base'):
         for name, task, data in (
-                (f'convnext_dcls_{size}_1k_224_ema', 'classification', 'ImageNet-1K, 224 x 224, EMA'),
+                (f'convnext_dcls_{size}_1k_224_ema', 'classification',
+                 'ImageNet-1K, 224 x 224, EMA'),
                 (f'upernet_convnext_dcls_{size}_1k_512x512', 'ade20k',
                  'ADE20K, UperNet, 160k iterations'),
                 (f'cascade_mask_rcnn_convnext_dcls_{size}_1k_3x', 'coco',

@@ -66,8 +66,8 @@ def test_whole_model_stays_whole_and_a_prefix_takes_the_backbone(convert, publis
                                                                  capsys):
     head = {'decode_head.conv_seg.weight': torch.ones(2), 'neck.convs.0.bias': torch.ones(3)}
     trunk = headless(published, NETWORK)
-    inside = {f'module.backbone.{key}': value for key, value in trunk.items()}
-    torch.save({'state_dict': {**inside, **{f'module.{key}': value for key, value in head.items()}}},
+    whole = {**{f'backbone.{key}': value for key, value in trunk.items()}, **head}
+    torch.save({'state_dict': {f'module.{key}': value for key, value in whole.items()}},
                tmp_path / 'a.pth')
     assert convert(tmp_path / 'a.pth', tmp_path / 'whole.pth') == 0
     assert '2 keys of decode_head, neck kept as they are' in capsys.readouterr().out

@@ -1,7 +1,8 @@
 """Heads of checkpoints written by mmseg 0.x and mmdet 2.x keep their names in today's packages.
 
-The names are those that the 0.x / 2.x code gave its modules; a whole published dense model therefore
-loads with its ``neck.`` and ``*_head.`` keys as they are, and only ``backbone.`` needs a map.
+The names are those that the 0.x / 2.x code gave its modules; a whole published dense model
+therefore loads with its ``neck.`` and ``*_head.`` keys as they are, and only ``backbone.`` needs a
+map.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def biased(*places: str) -> set[str]:
 
 
 def fpn() -> set[str]:
-    return biased(*(f'{kind}.{i}.conv' for kind in ('lateral_convs', 'fpn_convs') for i in range(4)))
+    kinds = ('lateral_convs', 'fpn_convs')
+    return biased(*(f'{kind}.{i}.conv' for kind in kinds for i in range(4)))
 
 
 @pytest.mark.slow
@@ -49,7 +51,8 @@ def test_detection_heads():
     pytest.importorskip('mmcv._ext', reason='mmcv was built without compiled operators')
     models = pytest.importorskip('mmdet.models')
     assert set(models.FPN([8] * 4, 8, 5).state_dict()) == fpn()
-    assert set(models.RPNHead(in_channels=8).state_dict()) == biased('rpn_conv', 'rpn_cls', 'rpn_reg')
+    rpn = models.RPNHead(in_channels=8)
+    assert set(rpn.state_dict()) == biased('rpn_conv', 'rpn_cls', 'rpn_reg')
     box = models.Shared2FCBBoxHead(in_channels=8, fc_out_channels=8, num_classes=80)
     assert set(box.state_dict()) == biased('fc_cls', 'fc_reg', 'shared_fcs.0', 'shared_fcs.1')
     cascade = models.ConvFCBBoxHead(

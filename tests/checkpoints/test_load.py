@@ -21,7 +21,7 @@ def blank(state: dict) -> Holder:
 
 
 def shared_stages(network: str = 'dcls_convnext/tiny', value: float = 0.0) -> dict:
-    """Backbone state whose position keys of a stage are one parameter, as the backbone holds them."""
+    """Backbone state in which the positions of a stage are one parameter."""
     state, shared = headless(filled(network), network), {}
     for key in state:
         if key.endswith('.P'):

@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import pickle
-import urllib.request
 
 import pytest
 import torch
@@ -244,7 +243,7 @@ def test_generic_names_do_not_collide_in_the_cache(tmp_path, hub):
         (tmp_path / owner).mkdir()
         source = saved(tmp_path / owner / 'pytorch_model.bin', state)
         assert_equal(read_checkpoint(source.as_uri())[0], state)
-    assert len([path for path in hub.iterdir() if path.suffix == '.bin']) == 2
+    assert len([path for path in hub.iterdir() if path.suffix == '.pth']) == 2
 
 
 def test_failed_download_leaves_nothing(tmp_path, hub):
@@ -253,22 +252,47 @@ def test_failed_download_leaves_nothing(tmp_path, hub):
     assert not (hub / 'gone.pth').exists()
 
 
-def test_zoo_names(tmp_path, hub, monkeypatch):
-    with pytest.raises(RuntimeError, match='drive.google.com.*browser only.*by hand'):
-        read_checkpoint('mmlk://slak_tiny')
-    with pytest.raises(ValueError, match='no checkpoint .*closest: .*inceptionnext_tiny'):
-        read_checkpoint('mmlk://inceptionnext_tny')
+def test_a_page_instead_of_a_file_is_not_kept(tmp_path, hub):
+    page = tmp_path / 'net.pth'
+    page.write_text('<!doctype html><title>Sign in</title>')
+    with pytest.raises(RuntimeError, match='delivers is a web page.*by hand'):
+        read_checkpoint(page.as_uri())
+    assert not list(hub.glob('net.pth*[!k]'))
+    saved(page, STATE)
+    assert_equal(read_checkpoint(page.as_uri())[0], STATE)
+
+
+@pytest.mark.parametrize('name,address,file', [
+    ('inceptionnext_tiny', 'https://github.com/sail-sg/inceptionnext/releases/download/model/'
+     'inceptionnext_tiny.pth', 'inceptionnext_tiny.pth'),
+    ('timm/inception_next_tiny.sail_in1k', 'https://huggingface.co/timm/inception_next_tiny.'
+     'sail_in1k/resolve/main/model.safetensors', 'timm--inception_next_tiny.sail_in1k.safetensors'),
+    ('slak_tiny', 'https://drive.usercontent.google.com/download?'
+     'id=1Iut2f5FMS_77jGPYoUJDQzDIXOsax1u4&export=download&confirm=t', 'slak_tiny.pth'),
+    ('upernet_slak_tiny', 'https://surfdrive.surf.nl/files/index.php/s/cc6Pqb7IZaecWMv/download',
+     'upernet_slak_tiny.pth'),
+    ('convnext_dcls_base_1k_224_ema', 'https://zenodo.org/record/7112021/files/'
+     'convnext_dcls_base_1k_224_ema.pth', 'convnext_dcls_base_1k_224_ema.pth'),
+    ('recnext_a3_ade20k', 'https://github.com/suous/RecNeXt/releases/download/v2.0/'
+     'recnext_a3_ade20k.pth', 'recnext_a3_ade20k.pth'),
+])
+def test_zoo_names(hub, monkeypatch, name, address, file):
     asked = []
 
-    def offline(request, **_):
-        asked.append(request.full_url)
+    def offline(url, *_, **__):
+        asked.append(url)
         raise OSError('no network')
 
-    monkeypatch.setattr(urllib.request, 'urlopen', offline)
-    monkeypatch.setattr(torch.hub, 'urlopen', offline)
-    with pytest.raises(RuntimeError, match='no network.*SURFdrive.*by hand'):
-        read_checkpoint('mmlk://upernet_slak_tiny')
-    assert asked == ['https://surfdrive.surf.nl/files/index.php/s/cc6Pqb7IZaecWMv/download']
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
+    with pytest.raises(RuntimeError, match='cannot be downloaded: no network.*by hand') as caught:
+        read_checkpoint(f'mmlk://{name}')
+    assert asked == [address]
+    assert str(hub / file) in str(caught.value) and zoo.find(name).note in str(caught.value)
+
+
+def test_unknown_zoo_name():
+    with pytest.raises(ValueError, match='no checkpoint .*closest: .*inceptionnext_tiny'):
+        read_checkpoint('mmlk://inceptionnext_tny')
 
 
 def test_cached_zoo_file_is_found_without_network(hub):
@@ -280,7 +304,7 @@ def test_cached_zoo_file_is_found_without_network(hub):
 def test_zoo_entries_are_complete():
     from mmlk.checkpoints.keymaps import FAMILIES
     from mmlk.checkpoints.read import _cache_name
-    cached = [_cache_name(entry.url) for entry in zoo.ENTRIES.values()]
+    cached = [_cache_name(entry.url, entry) for entry in zoo.ENTRIES.values()]
     assert len(set(cached)) == len(cached)
     for name, entry in zoo.ENTRIES.items():
         assert entry.name == name and zoo.find(name) is entry
