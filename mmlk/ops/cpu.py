@@ -1,7 +1,17 @@
-"""CPU backend: every pass of a depthwise convolution on the route that is fastest for its shape."""
+"""CPU backend: every pass of a depthwise convolution on the route that is fastest for its shape.
+
+`plan` is the policy. It looks at shapes and the layout only, never at a clock, so a shape always
+takes the same arithmetic. `docs/benchmarks.md` holds the measurements behind it.
+
+Three rules apply before it. A kernel is clipped to the 2L - 1 taps that a map of length L can
+reach, which is exact. Floating types of 16 bits are computed in float32 and rounded once: torch has
+no vectorised depthwise convolution for them on most CPUs. Results are returned in the layout of the
+input, whatever layout the route works in.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -10,7 +20,32 @@ from torch import Tensor
 
 from mmlk.ops import cpu_routes as routes
 from mmlk.ops import dispatch, operators
-from mmlk.ops.operators import layout
+from mmlk.ops.operators import channels_last, layout
+from mmlk.ops.reference import pair
+
+PLAIN, LAST, ANY = 'contiguous', 'channels-last', 'any'
+
+# name -> (layout it works in, computation)
+FORWARD = {
+    'native': (PLAIN, routes.forward_native),
+    'native channels-last': (LAST, routes.forward_native),
+    'padded': (PLAIN, routes.forward_padded),
+    'transposed': (ANY, routes.forward_transposed),
+    'fourier': (PLAIN, routes.forward_fourier),
+}
+INPUT_GRADIENT = {
+    'native': (PLAIN, routes.input_gradient_native),
+    'native channels-last': (LAST, routes.input_gradient_native),
+    'flipped': (PLAIN, routes.input_gradient_flipped),
+    'transposed': (ANY, routes.input_gradient_transposed),
+    'fourier': (PLAIN, routes.input_gradient_fourier),
+}
+WEIGHT_GRADIENT = {
+    'native': (PLAIN, routes.weight_gradient_native),
+    'native channels-last': (LAST, routes.weight_gradient_native),
+    'grouped': (PLAIN, routes.weight_gradient_grouped),
+    'fourier': (PLAIN, routes.weight_gradient_fourier),
+}
 
 
 class Plan(NamedTuple):
@@ -21,85 +56,107 @@ class Plan(NamedTuple):
     weight_gradient: str
 
 
-def plan(shape: tuple[int, ...], kernel: tuple[int, int], stride: tuple[int, int],
-         channels_last: bool) -> Plan:
-    """The policy: routes by shape alone, so that a shape always takes the same arithmetic."""
+@functools.lru_cache(maxsize=4096)
+def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
+         last: bool) -> Plan:
+    """The routes for one shape.
+
+    Args:
+        shape: Rows and columns of the map.
+        kernel: Rows and columns of the kernel, clipped to the map.
+        stride: Step in rows and columns.
+        last: Whether the map is given channels-last.
+    """
     kh, kw = kernel
-    if tuple(stride) != (1, 1):
-        return Plan('native', 'native', 'native')
+    native = 'native channels-last' if last else 'native'
+    if stride != (1, 1):
+        return Plan(native, native, 'native channels-last' if kw > 3 or last else 'native')
     if min(kh, kw) >= 25:
         return Plan('fourier', 'fourier', 'fourier')
-    forward = 'native' if kw <= 7 else 'as_gradient'
+    if min(kh, kw) >= 13 and min(shape) >= 40:
+        return Plan('fourier', 'fourier', 'fourier')
+    if last and max(kh, kw) <= 11:
+        weight_gradient = native if kw <= 3 else 'grouped'
+        return Plan(native, native, weight_gradient)
     weight_gradient = 'native' if kw <= 3 and kh <= 31 else 'grouped'
-    return Plan(forward, 'native', weight_gradient)
+    if kw <= 9:
+        return Plan('native', 'native' if kw <= 3 else 'flipped', weight_gradient)
+    if kh <= 7 and kw >= 15:
+        return Plan('transposed', 'transposed', weight_gradient)
+    return Plan('padded', 'native', weight_gradient)
 
 
-FORWARD = {
-    'native': routes.forward_native,
-    'as_gradient': routes.forward_as_gradient,
-    'fourier': routes.forward_fourier,
-}
-INPUT_GRADIENT = {
-    'native': routes.input_gradient_native,
-    'fourier': routes.input_gradient_fourier,
-}
-WEIGHT_GRADIENT = {
-    'native': routes.weight_gradient_native,
-    'grouped': routes.weight_gradient_grouped,
-    'fourier': routes.weight_gradient_fourier,
-}
+def _working(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _plain(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """``weight`` in ``dtype`` and in plain strides: channels-last ones would leak to the result."""
+def _laid_out(x: Tensor, form: str) -> Tensor:
+    if form == PLAIN:
+        return x.contiguous()
+    return x.contiguous(memory_format=torch.channels_last) if form == LAST else x
+
+
+def _kernel(weight: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """``weight`` clipped to the map, in ``dtype``, in plain strides.
+
+    Channels-last strides of a weight, which `Tensor.to` leaves behind, would leak to the result.
+    """
+    kh, kw = weight.shape[2:]
+    cut_h, cut_w = max(0, kh // 2 - size[0] + 1), max(0, kw // 2 - size[1] + 1)
+    if cut_h or cut_w:
+        weight = weight[:, :, cut_h:kh - cut_h, cut_w:kw - cut_w]
     return weight.to(dtype).reshape(-1).view(weight.shape)
 
 
-def _clip(weight: Tensor, size: tuple[int, int]) -> Tensor:
-    """Drop taps that lie outside the map at every output position."""
-    kh, kw = weight.shape[2:]
-    cut_h, cut_w = max(0, kh // 2 - size[0] + 1), max(0, kw // 2 - size[1] + 1)
-    return weight[:, :, cut_h:kh - cut_h, cut_w:kw - cut_w]
+def _unclip(grad_weight: Tensor, kernel) -> Tensor:
+    kh, kw = grad_weight.shape[2:]
+    if (kh, kw) == tuple(kernel):
+        return grad_weight.contiguous()
+    cut_h, cut_w = (kernel[0] - kh) // 2, (kernel[1] - kw) // 2
+    return F.pad(grad_weight, (cut_w, cut_w, cut_h, cut_h))
 
 
-def _working_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def _plan_for(x: Tensor, kernel: Tensor, stride) -> Plan:
+    return plan(tuple(x.shape[2:]), tuple(kernel.shape[2:]), tuple(stride), channels_last(x))
 
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]) -> Tensor:
-    dtype, out_layout = _working_dtype(x), layout(x)
-    kernel = _plain(_clip(weight, x.shape[2:]), dtype)
-    route = plan(x.shape, kernel.shape[2:], tuple(stride), False).forward
-    bias = None if bias is None else bias.to(dtype)
-    xs = x.to(dtype).contiguous()
-    if route == 'native':
-        y = routes.forward_native(xs, kernel, bias, stride)
-    else:
-        y = FORWARD[route](xs, kernel, bias)
-    return y.to(x.dtype, memory_format=out_layout)
+    out_layout, dtype = layout(x), x.dtype
+    x = _working(x)
+    kernel = _kernel(weight, x.shape[2:], x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    form, compute = FORWARD[_plan_for(x, kernel, stride).forward]
+    x = _laid_out(x, form)
+    y = compute(x, kernel, bias, stride) if max(stride) > 1 else compute(x, kernel, bias)
+    return y.to(dtype).contiguous(memory_format=out_layout)
 
 
 def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int],
                         mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, out_layout = _working_dtype(x), layout(x)
-    clipped = _clip(weight, x.shape[2:])
-    kernel = _plain(clipped, dtype)
-    chosen = plan(x.shape, kernel.shape[2:], tuple(stride), False)
-    xs, grads = x.to(dtype).contiguous(), grad.to(dtype).contiguous()
-    grad_x, grad_weight, grad_bias = x.new_empty(0), weight.new_empty(0), weight.new_empty(0)
-    if mask[0]:
-        extra = (stride,) if chosen.input_gradient == 'native' else ()
-        grad_x = INPUT_GRADIENT[chosen.input_gradient](grads, xs, kernel, *extra)
-        grad_x = grad_x.to(x.dtype, memory_format=out_layout)
-    if mask[1]:
-        extra = (stride,) if chosen.weight_gradient == 'native' else ()
-        grad_weight = WEIGHT_GRADIENT[chosen.weight_gradient](grads, xs, kernel, *extra)
-        cut_h = (weight.shape[2] - kernel.shape[2]) // 2
-        cut_w = (weight.shape[3] - kernel.shape[3]) // 2
-        grad_weight = F.pad(grad_weight, (cut_w, cut_w, cut_h, cut_h)).to(weight.dtype)
+    out_layout, dtype = layout(x), x.dtype
+    x, grad = _working(x), _working(grad)
+    kernel = _kernel(weight, x.shape[2:], x.dtype)
+    chosen = _plan_for(x, kernel, stride)
+    step = (stride,) if max(stride) > 1 else ()
+    grad_x, grad_weight, grad_bias = x.new_empty(0), x.new_empty(0), x.new_empty(0)
     if mask[2]:
-        grad_bias = grads.sum((0, 2, 3)).to(weight.dtype)
-    return grad_x, grad_weight, grad_bias
+        grad_bias = grad.sum((0, 2, 3))
+    if mask[0] and mask[1] and chosen.input_gradient == chosen.weight_gradient == 'fourier':
+        grad_x, grad_weight = routes.gradients_fourier(
+            grad.contiguous(), x.contiguous(), kernel)
+    else:
+        if mask[1]:
+            form, compute = WEIGHT_GRADIENT[chosen.weight_gradient]
+            x, grad = _laid_out(x, form), _laid_out(grad, form)
+            grad_weight = compute(grad, x, kernel, *step)
+        if mask[0]:
+            form, compute = INPUT_GRADIENT[chosen.input_gradient]
+            grad_x = compute(_laid_out(grad, form), _laid_out(x, form), kernel, *step)
+    if mask[0]:
+        grad_x = grad_x.to(dtype).contiguous(memory_format=out_layout)
+    if mask[1]:
+        grad_weight = _unclip(grad_weight, weight.shape[2:])
+    return grad_x.to(dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
 def _inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
@@ -138,11 +195,10 @@ def _refuses(x: Tensor, *_args) -> str | None:
     return dispatch.refuses_device(x, 'cpu')
 
 
-def _describe(x: Tensor, weight: Tensor, bias=None, stride=(1, 1)) -> str:
-    kernel = _clip(weight, x.shape[2:]).shape[2:]
-    stride = (stride, stride) if isinstance(stride, int) else tuple(stride)
-    chosen = plan(x.shape, kernel, stride, operators.channels_last(x))
-    return ', '.join(f'{name.replace("_", " ")}: {route}'
+def _describe(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride=(1, 1)) -> str:
+    kernel = _kernel(weight, x.shape[2:], weight.dtype)
+    chosen = _plan_for(x, kernel, pair(stride))
+    return ', '.join(f'{name.replace("_", " ")} {route}'
                      for name, route in chosen._asdict().items())
 
 

@@ -1,88 +1,159 @@
 """Ways to compute a depthwise convolution and its gradients on a CPU with torch's own primitives.
 
-All work on float32 or float64 tensors at stride 1 unless they take a stride, with zero padding
-``k // 2``. Maps are (N, C, H, W), weights (C, 1, kh, kw).
+All are exact rearrangements of the same sum at stride 1 and zero padding ``k // 2``; `mmlk.ops.cpu`
+says which one is taken where. Maps are (N, C, H, W), weights (C, 1, kh, kw), both float32 or
+float64. oneDNN reaches a third to a half of the processor's arithmetic on its vectorised
+convolutions and one or two percent on what falls through to its per-group matrix products; every
+route below ends in a vectorised convolution or in a Fourier transform.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-convolution_backward = torch.ops.aten.convolution_backward.default
+_backward = torch.ops.aten.convolution_backward.default
 
 
 def _padding(weight: Tensor) -> tuple[int, int]:
     return weight.shape[2] // 2, weight.shape[3] // 2
 
 
-def forward_native(x: Tensor, weight: Tensor, bias: Tensor | None, stride=(1, 1)) -> Tensor:
-    """torch's convolution as it is."""
-    return torch.conv2d(x, weight, bias, stride, _padding(weight), (1, 1), x.shape[1])
-
-
-def input_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1)) -> Tensor:
-    """torch's gradient with respect to the map."""
-    return convolution_backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False,
-                                (0, 0), x.shape[1], (True, False, False))[0]
-
-
-def weight_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1)) -> Tensor:
-    """torch's gradient with respect to the kernel."""
-    return convolution_backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False,
-                                (0, 0), x.shape[1], (False, True, False))[1]
-
-
-def forward_as_gradient(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The input-gradient primitive with flipped taps is the same sum; it is fast for any width."""
-    y = input_gradient_native(x, x, weight.flip(2, 3))
+def _add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
 
-def weight_gradient_grouped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Each map correlated with its gradient: a forward convolution of N*C groups, summed over N."""
-    n, c, h, w = x.shape
+# Forward ------------------------------------------------------------------------------------------
+
+
+def forward_native(x: Tensor, weight: Tensor, bias: Tensor | None, stride=(1, 1)) -> Tensor:
+    """torch's convolution as it is. In NCHW it is vectorised for widths up to 9 only."""
+    return torch.conv2d(x, weight, bias, stride, _padding(weight), (1, 1), x.shape[1])
+
+
+def forward_padded(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Columns padded beforehand, which lifts the limit on the width."""
     kh, kw = weight.shape[2:]
-    padded = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2))
-    kernel = grad.reshape(n * c, 1, h, w)
-    parts = torch.conv2d(padded.reshape(1, n * c, *padded.shape[2:]), kernel, None, 1, 0, 1, n * c)
-    return parts.view(n, c, kh, kw).sum(0).unsqueeze(1)
+    padded = F.pad(x, (kw // 2, kw // 2))
+    return torch.conv2d(padded, weight, bias, 1, (kh // 2, 0), 1, x.shape[1])
 
 
-def _smooth(n: int) -> int:
-    """Smallest size not below ``n`` without prime factors beyond 5."""
-    while True:
-        rest = n
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 1
-
-
-def _transform_size(x: Tensor, weight: Tensor) -> tuple[int, int]:
-    return tuple(_smooth(max(size + k // 2, k)) for size, k in zip(x.shape[2:], weight.shape[2:]))
+def forward_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows and columns exchanged: a wide kernel becomes a tall one."""
+    y = forward_native(_transpose(x), _transpose(weight), bias)
+    return y.transpose(2, 3)
 
 
 def forward_fourier(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Product of spectra; the wrapped part of the circular correlation falls into the padding."""
-    size = _transform_size(x, weight)
-    spectrum = torch.fft.rfft2(x, size) * torch.fft.rfft2(weight[:, 0], size).conj()
-    y = torch.roll(torch.fft.irfft2(spectrum, size), _padding(weight), (2, 3))
-    y = y[..., :x.shape[2], :x.shape[3]]
-    return y.contiguous() if bias is None else y + bias.view(-1, 1, 1)
+    """Product of spectra; what wraps around falls into the padding."""
+    size = _transform_size(x.shape[2:], weight.shape[2:])
+    spectrum = torch.fft.rfft2(x, size).mul_(_kernel_spectrum(weight, size).conj())
+    return _add_bias(_inverse(spectrum, size, x.shape[2:]), bias)
+
+
+# Input gradient -----------------------------------------------------------------------------------
+
+
+def input_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1)) -> Tensor:
+    """torch's gradient as it is: vectorised for every kernel, and right for every kernel."""
+    return _backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False, (0, 0),
+                     x.shape[1], (True, False, False))[0]
+
+
+def input_gradient_flipped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The forward convolution of the gradient with the kernel turned by half a circle."""
+    return forward_native(grad, weight.flip(2, 3), None)
+
+
+def input_gradient_transposed(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """As `forward_transposed`, with the kernel turned by half a circle."""
+    return forward_transposed(grad, weight.flip(2, 3), None)
 
 
 def input_gradient_fourier(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The forward sum with flipped taps."""
-    return forward_fourier(grad, weight.flip(2, 3), None)
+    """As `forward_fourier` without the conjugation, which turns the kernel."""
+    size = _transform_size(x.shape[2:], weight.shape[2:])
+    spectrum = torch.fft.rfft2(grad, size).mul_(_kernel_spectrum(weight, size))
+    return _inverse(spectrum, size, x.shape[2:])
+
+
+# Weight gradient ----------------------------------------------------------------------------------
+
+
+def weight_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1)) -> Tensor:
+    """torch's gradient as it is.
+
+    In NCHW it is vectorised for widths up to 3 only, and there, on AVX2 machines, wrong by a tenth
+    and more for heights of 35 and above on many map heights. `mmlk.ops.cpu` never sends those here.
+    """
+    return _backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False, (0, 0),
+                     x.shape[1], (False, True, False))[1]
+
+
+def weight_gradient_grouped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Each of the N*C maps correlated with its own gradient, a forward convolution; then summed."""
+    n, c, h, w = x.shape
+    kh, kw = weight.shape[2:]
+    padded = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2))
+    parts = torch.conv2d(padded.view(1, n * c, *padded.shape[2:]), grad.reshape(n * c, 1, h, w),
+                         None, 1, 0, 1, n * c)
+    return parts.view(n, c, kh, kw).sum(0).unsqueeze(1)
 
 
 def weight_gradient_fourier(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Spectra of map and gradient, multiplied and summed over N."""
-    size, (kh, kw) = _transform_size(x, weight), weight.shape[2:]
-    spectrum = (torch.fft.rfft2(x, size) * torch.fft.rfft2(grad, size).conj()).sum(0)
-    taps = torch.roll(torch.fft.irfft2(spectrum, size), _padding(weight), (1, 2))
-    return taps[:, :kh, :kw].unsqueeze(1).contiguous()
+    """Spectra of map and gradient multiplied and summed over N."""
+    size = _transform_size(x.shape[2:], weight.shape[2:])
+    return _taps(torch.fft.rfft2(x, size), torch.fft.rfft2(grad, size), size, weight.shape[2:])
+
+
+def gradients_fourier(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Both gradients from one spectrum of ``grad``."""
+    size = _transform_size(x.shape[2:], weight.shape[2:])
+    grad_spectrum = torch.fft.rfft2(grad, size)
+    grad_x = _inverse(grad_spectrum * _kernel_spectrum(weight, size), size, x.shape[2:])
+    return grad_x, _taps(torch.fft.rfft2(x, size), grad_spectrum, size, weight.shape[2:])
+
+
+# Pieces -------------------------------------------------------------------------------------------
+
+
+def _transpose(x: Tensor) -> Tensor:
+    return x.transpose(2, 3).contiguous()
+
+
+@functools.lru_cache(maxsize=1024)
+def _smooth(n: int) -> int:
+    """Smallest size not below ``n`` without prime factors beyond 5."""
+    rest = n
+    for prime in (2, 3, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return n if rest == 1 else _smooth(n + 1)
+
+
+def _transform_size(shape, kernel) -> tuple[int, int]:
+    # Half a kernel of zeros is enough: the correlation wraps into them from either side.
+    return tuple(_smooth(max(size + k // 2, k)) for size, k in zip(shape, kernel))
+
+
+def _kernel_spectrum(weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """Spectrum of the kernel with its centre at the origin, the taps before it wrapped around."""
+    kh, kw = weight.shape[2:]
+    taps = F.pad(weight[:, 0], (0, size[1] - kw, 0, size[0] - kh))
+    return torch.fft.rfft2(torch.roll(taps, (-(kh // 2), -(kw // 2)), (1, 2)))
+
+
+def _inverse(spectrum: Tensor, size: tuple[int, int], shape) -> Tensor:
+    return torch.fft.irfft2(spectrum, size)[..., :shape[0], :shape[1]].contiguous()
+
+
+def _taps(spectrum: Tensor, grad_spectrum: Tensor, size: tuple[int, int], kernel) -> Tensor:
+    """Kernel-sized window around the origin of the correlation; overwrites ``spectrum``."""
+    kh, kw = kernel
+    spectrum = spectrum.mul_(grad_spectrum.conj())
+    around = torch.fft.irfft2(spectrum.sum(0) if spectrum.shape[0] > 1 else spectrum[0], size)
+    rows = torch.cat((around[:, size[0] - kh // 2:], around[:, :kh - kh // 2]), 1)
+    return torch.cat((rows[..., size[1] - kw // 2:], rows[..., :kw - kw // 2]), 2).unsqueeze(1)
