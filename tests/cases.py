@@ -21,6 +21,35 @@ GOLDEN_OPERATOR = 1e-5
 GOLDEN_NETWORK = 1e-4
 GOLDEN_TRAIN_MODE = 1e-3
 
+# Float64 gradients of the operators go through Fourier transforms for some kernels and through
+# torch.autograd.gradcheck's central differences in the tests.
+GRADCHECK = dict(eps=1e-6, atol=1e-6, rtol=1e-4)
+
+# id -> (N, C, H, W), kernel, stride: odd sizes, batch 1, one channel, maps smaller than the kernel,
+# single rows and pixels, and every route of the CPU policy.
+DEPTHWISE_CASES = {
+    'k3': ((2, 6, 13, 9), (3, 3), 1),
+    'k3-one-channel': ((3, 1, 8, 7), (3, 3), 1),
+    'k5-stride2': ((2, 8, 15, 12), (5, 5), 2),
+    'k3x5-stride2x1': ((1, 8, 11, 14), (3, 5), (2, 1)),
+    'k7': ((1, 10, 57, 33), (7, 7), 1),
+    'k9': ((2, 5, 20, 19), (9, 9), 1),
+    'k1x11': ((2, 12, 17, 23), (1, 11), 1),
+    'k11x1': ((2, 12, 17, 23), (11, 1), 1),
+    'k17': ((2, 9, 28, 31), (17, 17), 1),
+    'k17-large-map': ((2, 3, 56, 45), (17, 17), 1),
+    'k51x5': ((1, 4, 56, 57), (51, 5), 1),
+    'k5x51': ((2, 4, 56, 57), (5, 51), 1),
+    'k31': ((2, 3, 33, 40), (31, 31), 1),
+    'k61x61-clipped': ((1, 3, 14, 9), (61, 61), 1),
+    'k51x5-clipped': ((2, 16, 7, 7), (51, 5), 1),
+    'k9x21-stride2-clipped': ((1, 4, 5, 6), (9, 21), 2),
+    'k11-pixel': ((3, 8, 1, 1), (11, 11), 1),
+    'k1x11-row': ((2, 8, 1, 40), (1, 11), 1),
+    'k7-column': ((2, 8, 40, 1), (7, 7), 1),
+    'k1': ((2, 7, 6, 5), (1, 1), 1),
+}
+
 
 def assert_close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: float) -> None:
     """Compare in float64 against ``tolerance`` times the largest magnitude of ``want``."""

@@ -5,6 +5,7 @@ Every function has a ``backend`` argument (None chooses) and a twin ``*_referenc
 """
 
 from mmlk.ops import cpu as _cpu  # noqa: F401  registers the CPU backend
+from mmlk.ops import flops as _flops  # noqa: F401  registers FLOP counts
 from mmlk.ops.dcls import (DCLSConv1d, DCLSConv2d, DCLSConv3d, DCLSDepthwiseConv2d, dcls_kernel1d,
                            dcls_kernel2d, dcls_kernel3d, repulsive_loss)
 from mmlk.ops.depthwise import DepthwiseConv2d, depthwise_conv2d

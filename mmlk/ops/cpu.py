@@ -117,6 +117,8 @@ def _unclip(grad_weight: Tensor, kernel) -> Tensor:
 
 
 def _plan_for(x: Tensor, kernel: Tensor, stride) -> Plan:
+    if x.numel() == 0:
+        return Plan('native', 'native', 'native')
     return plan(tuple(x.shape[2:]), tuple(kernel.shape[2:]), tuple(stride), channels_last(x))
 
 

@@ -1,0 +1,43 @@
+"""FLOP counts of the registered operators for `torch.utils.flop_counter`.
+
+One multiplication with its addition counts as two, taps in the padding included, as torch counts
+its own convolutions; a gradient costs as much as the forward pass. MMEngine's counter needs no
+formula: it traces, and a traced graph holds plain convolutions (`mmlk.ops.dispatch.exporting`).
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+def depthwise_flops(weight_shape, out_shape) -> int:
+    """FLOPs of a depthwise convolution with ``weight_shape`` that yields ``out_shape``."""
+    return 2 * prod(out_shape) * prod(weight_shape[2:])
+
+
+def _branch_flops(x_shape, weight_shape) -> int:
+    return depthwise_flops(weight_shape, (x_shape[0], weight_shape[0], *x_shape[2:]))
+
+
+@register_flop_formula(torch.ops.mmlk.depthwise_conv2d)
+def _depthwise(x_shape, weight_shape, bias_shape, stride, *, out_shape=None, **_) -> int:
+    return depthwise_flops(weight_shape, out_shape)
+
+
+@register_flop_formula(torch.ops.mmlk.depthwise_conv2d_backward)
+def _depthwise_backward(grad_shape, x_shape, weight_shape, stride, mask, **_) -> int:
+    return (mask[0] + mask[1]) * depthwise_flops(weight_shape, grad_shape)
+
+
+@register_flop_formula(torch.ops.mmlk.inception_dwconv2d)
+def _inception(x_shape, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h, **_) -> int:
+    return sum(_branch_flops(x_shape, weight) for weight in (weight_hw, weight_w, weight_h))
+
+
+@register_flop_formula(torch.ops.mmlk.inception_dwconv2d_backward)
+def _inception_backward(grad_shape, x_shape, weight_hw, weight_w, weight_h, mask, **_) -> int:
+    return sum((mask[0] + mask[1 + 2 * index]) * _branch_flops(x_shape, weight)
+               for index, weight in enumerate((weight_hw, weight_w, weight_h)))
