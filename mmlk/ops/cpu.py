@@ -21,7 +21,7 @@ from torch import Tensor
 from mmlk.ops import cpu_routes as routes
 from mmlk.ops import dispatch, operators
 from mmlk.ops.operators import channels_last, layout
-from mmlk.ops.reference import pair
+from mmlk.ops.reference import depthwise_conv2d_reference, pair
 
 PLAIN, LAST, ANY = 'contiguous', 'channels-last', 'any'
 
@@ -56,6 +56,10 @@ class Plan(NamedTuple):
     weight_gradient: str
 
 
+_NATIVE = Plan('native', 'native', 'native')
+_NATIVE_LAST = Plan(*('native channels-last',) * 3)
+
+
 @functools.lru_cache(maxsize=4096)
 def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
          last: bool) -> Plan:
@@ -86,13 +90,26 @@ def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int
     return Plan('padded', 'native', weight_gradient)
 
 
+@functools.lru_cache(maxsize=1)
+def _keep_freed_memory() -> None:
+    """Let the C library keep freed blocks of a few MB, once per process.
+
+    glibc gives every block above a threshold back to the kernel when it is freed, and each new one
+    is zeroed page by page, which costs several times the arithmetic of a small convolution. The
+    threshold rises to the largest such block freed so far; a training process gets there with its
+    first large activation, this one with an untouched allocation of 31 MB (the limit is 32).
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
 def _working(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _laid_out(x: Tensor, form: str) -> Tensor:
+    """``x`` with axes ordered as ``form`` says; a slice is left one, every route takes those."""
     if form == PLAIN:
-        return x.contiguous()
+        return x.contiguous() if channels_last(x) else x
     return x.contiguous(memory_format=torch.channels_last) if form == LAST else x
 
 
@@ -102,10 +119,11 @@ def _kernel(weight: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor
     Channels-last strides of a weight, which `Tensor.to` leaves behind, would leak to the result.
     """
     kh, kw = weight.shape[2:]
-    cut_h, cut_w = max(0, kh // 2 - size[0] + 1), max(0, kw // 2 - size[1] + 1)
-    if cut_h or cut_w:
-        weight = weight[:, :, cut_h:kh - cut_h, cut_w:kw - cut_w]
-    return weight.to(dtype).reshape(-1).view(weight.shape)
+    if kh >= 2 * size[0] or kw >= 2 * size[1]:
+        cut_h, cut_w = max(0, kh // 2 - size[0] + 1), max(0, kw // 2 - size[1] + 1)
+        weight = weight[:, :, cut_h:kh - cut_h, cut_w:kw - cut_w].contiguous()
+    weight = weight.to(dtype)
+    return weight.reshape(-1).view(weight.shape) if weight.stride(1) == 1 else weight
 
 
 def _unclip(grad_weight: Tensor, kernel) -> Tensor:
@@ -118,11 +136,12 @@ def _unclip(grad_weight: Tensor, kernel) -> Tensor:
 
 def _plan_for(x: Tensor, kernel: Tensor, stride) -> Plan:
     if x.numel() == 0:
-        return Plan('native', 'native', 'native')
+        return _NATIVE
     return plan(tuple(x.shape[2:]), tuple(kernel.shape[2:]), tuple(stride), channels_last(x))
 
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]) -> Tensor:
+    _keep_freed_memory()
     out_layout, dtype = layout(x), x.dtype
     x = _working(x)
     kernel = _kernel(weight, x.shape[2:], x.dtype)
@@ -133,62 +152,94 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]
     return y.to(dtype).contiguous(memory_format=out_layout)
 
 
+def _gradients(grad: Tensor, x: Tensor, kernel: Tensor, stride: list[int], mask: list[bool],
+               chosen: Plan) -> list[Tensor | None]:
+    """Wanted gradients of map, clipped kernel and bias, in whatever layout the routes leave them."""
+    by_input, by_weight = chosen.input_gradient, chosen.weight_gradient
+    if by_input == by_weight and by_input.startswith('native') and (mask[0] or mask[1]):
+        form = INPUT_GRADIENT[by_input][0]
+        return list(routes.gradients_native(grad, _laid_out(x, form), kernel, stride, mask))
+    results = [None, None, grad.sum((0, 2, 3)) if mask[2] else None]
+    if mask[0] and mask[1] and by_input == by_weight == 'fourier':
+        results[:2] = routes.gradients_fourier(grad.contiguous(), x.contiguous(), kernel)
+        return results
+    step = (stride,) if max(stride) > 1 else ()
+    if mask[1]:
+        form, compute = WEIGHT_GRADIENT[by_weight]
+        # Kept for the other gradient unless that one works channels-last on what was given so.
+        plain_x, plain_grad = _laid_out(x, form), _laid_out(grad, form)
+        results[1] = compute(plain_grad, plain_x, kernel, *step)
+        if INPUT_GRADIENT[by_input][0] == form:
+            x, grad = plain_x, plain_grad
+    if mask[0]:
+        form, compute = INPUT_GRADIENT[by_input]
+        results[0] = compute(_laid_out(grad, form), _laid_out(x, form), kernel, *step)
+    return results
+
+
 def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int],
                         mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    _keep_freed_memory()
     out_layout, dtype = layout(x), x.dtype
     x, grad = _working(x), _working(grad)
     kernel = _kernel(weight, x.shape[2:], x.dtype)
-    chosen = _plan_for(x, kernel, stride)
-    step = (stride,) if max(stride) > 1 else ()
-    grad_x, grad_weight, grad_bias = x.new_empty(0), x.new_empty(0), x.new_empty(0)
-    if mask[2]:
-        grad_bias = grad.sum((0, 2, 3))
-    if mask[0] and mask[1] and chosen.input_gradient == chosen.weight_gradient == 'fourier':
-        grad_x, grad_weight = routes.gradients_fourier(
-            grad.contiguous(), x.contiguous(), kernel)
-    else:
-        if mask[1]:
-            form, compute = WEIGHT_GRADIENT[chosen.weight_gradient]
-            x, grad = _laid_out(x, form), _laid_out(grad, form)
-            grad_weight = compute(grad, x, kernel, *step)
-        if mask[0]:
-            form, compute = INPUT_GRADIENT[chosen.input_gradient]
-            grad_x = compute(_laid_out(grad, form), _laid_out(x, form), kernel, *step)
-    if mask[0]:
-        grad_x = grad_x.to(dtype).contiguous(memory_format=out_layout)
-    if mask[1]:
-        grad_weight = _unclip(grad_weight, weight.shape[2:])
-    return grad_x.to(dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
+    grad_x, grad_weight, grad_bias = _gradients(
+        grad, x, kernel, stride, mask, _plan_for(x, kernel, stride))
+    return (
+        grad_x.to(dtype).contiguous(memory_format=out_layout) if mask[0]
+        else x.new_empty(0, dtype=dtype),
+        _unclip(grad_weight, weight.shape[2:]).to(weight.dtype) if mask[1]
+        else weight.new_empty(0),
+        grad_bias.to(weight.dtype) if mask[2] else weight.new_empty(0),
+    )
+
+
+def _branch_plan(x: Tensor, kernel: Tensor) -> Plan:
+    """Routes of a branch of the Inception operator.
+
+    A slice of channels is copied in any case, so a short wide band, which torch computes well
+    channels-last only, is copied to that layout.
+    """
+    kh, kw = kernel.shape[2:]
+    if max(kh, kw) <= 15:
+        return _NATIVE_LAST if kw > 3 or channels_last(x) else _NATIVE
+    return _plan_for(x, kernel, (1, 1))
 
 
 def _inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
                bias_w: Tensor | None, weight_h: Tensor, bias_h: Tensor | None) -> Tensor:
-    y = torch.empty_like(x, memory_format=layout(x))
+    _keep_freed_memory()
+    y = x.clone(memory_format=layout(x))
     g = weight_hw.shape[0]
     start = x.shape[1] - 3 * g
-    y[:, :start] = x[:, :start]
     for weight, bias in ((weight_hw, bias_hw), (weight_w, bias_w), (weight_h, bias_h)):
-        y[:, start:start + g] = _depthwise(x[:, start:start + g], weight, bias, [1, 1])
+        part = _working(x.narrow(1, start, g))
+        kernel = _kernel(weight, x.shape[2:], part.dtype)
+        form, compute = FORWARD[_branch_plan(part, kernel).forward]
+        bias = None if bias is None else bias.to(part.dtype)
+        y.narrow(1, start, g).copy_(compute(_laid_out(part, form), kernel, bias))
         start += g
     return y
 
 
 def _inception_backward(grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Tensor,
                         weight_h: Tensor, mask: list[bool]) -> list[Tensor]:
+    _keep_freed_memory()
     g = weight_hw.shape[0]
     start = x.shape[1] - 3 * g
-    results = [x.new_empty(0)]
-    if mask[0]:
-        results[0] = torch.empty_like(x, memory_format=layout(x))
-        results[0][:, :start] = grad[:, :start]
+    results = [grad.clone(memory_format=layout(x)) if mask[0] else x.new_empty(0)]
     for index, weight in enumerate((weight_hw, weight_w, weight_h)):
         wanted = [mask[0], mask[2 * index + 1], mask[2 * index + 2]]
-        branch = slice(start, start + g)
-        grad_x, grad_weight, grad_bias = _depthwise_backward(
-            grad[:, branch], x[:, branch], weight, [1, 1], wanted)
+        part = _working(x.narrow(1, start, g))
+        kernel = _kernel(weight, x.shape[2:], part.dtype)
+        grad_x, grad_weight, grad_bias = _gradients(
+            _working(grad.narrow(1, start, g)), part, kernel, [1, 1], wanted,
+            _branch_plan(part, kernel))
         if mask[0]:
-            results[0][:, branch] = grad_x
-        results += [grad_weight, grad_bias]
+            results[0].narrow(1, start, g).copy_(grad_x)
+        results.append(_unclip(grad_weight, weight.shape[2:]).to(weight.dtype) if wanted[1]
+                       else weight.new_empty(0))
+        results.append(grad_bias.to(weight.dtype) if wanted[2] else weight.new_empty(0))
         start += g
     return results
 
@@ -204,11 +255,26 @@ def _describe(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride=(1, 
                      for name, route in chosen._asdict().items())
 
 
+def _is_plain_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
+    """Whether torch's own convolution is the best route for all three passes as things are given."""
+    kh, kw = weight.shape[2:]
+    last = channels_last(x)
+    return (x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+            and kw <= 3 and kh <= 31 and kh < 2 * x.shape[2] and kw < 2 * x.shape[3]
+            and (last or weight.stride(1) != 1))
+
+
+def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:
+    if _is_plain_torch(x, weight, stride):
+        return depthwise_conv2d_reference(x, weight, bias, stride)
+    return operators.depthwise_conv2d(x, weight, bias, stride)
+
+
 dispatch.implement('depthwise_conv2d', 'CPU', _depthwise)
 dispatch.implement('depthwise_conv2d_backward', 'CPU', _depthwise_backward)
 dispatch.implement('inception_dwconv2d', 'CPU', _inception)
 dispatch.implement('inception_dwconv2d_backward', 'CPU', _inception_backward)
 dispatch.register('depthwise_conv2d', dispatch.Backend(
-    'cpu', operators.depthwise_conv2d, _refuses, _describe))
+    'cpu', _run_depthwise, _refuses, _describe))
 dispatch.register('inception_dwconv2d', dispatch.Backend(
     'cpu', operators.inception_dwconv2d, _refuses))

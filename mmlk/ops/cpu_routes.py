@@ -50,7 +50,9 @@ def forward_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 def forward_fourier(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Product of spectra; what wraps around falls into the padding."""
     size = _transform_size(x.shape[2:], weight.shape[2:])
-    spectrum = torch.fft.rfft2(x, size).mul_(_kernel_spectrum(weight, size).conj())
+    # Turning the kernel conjugates its spectrum. Tensor.conj() would only set a bit, which some
+    # dispatch modes of torch.compile ignore inside a registered operator.
+    spectrum = torch.fft.rfft2(x, size).mul_(_kernel_spectrum(weight.flip(2, 3), size))
     return _add_bias(_inverse(spectrum, size, x.shape[2:]), bias)
 
 
@@ -74,7 +76,7 @@ def input_gradient_transposed(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor
 
 
 def input_gradient_fourier(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """As `forward_fourier` without the conjugation, which turns the kernel."""
+    """As `forward_fourier`, with the kernel turned by half a circle."""
     size = _transform_size(x.shape[2:], weight.shape[2:])
     spectrum = torch.fft.rfft2(grad, size).mul_(_kernel_spectrum(weight, size))
     return _inverse(spectrum, size, x.shape[2:])
@@ -91,6 +93,12 @@ def weight_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1
     """
     return _backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False, (0, 0),
                      x.shape[1], (False, True, False))[1]
+
+
+def gradients_native(grad: Tensor, x: Tensor, weight: Tensor, stride, mask) -> tuple:
+    """torch's gradients of map, kernel and bias from one call, those that ``mask`` asks for."""
+    return _backward(grad, x, weight, [x.shape[1]], stride, _padding(weight), (1, 1), False,
+                     (0, 0), x.shape[1], mask)
 
 
 def weight_gradient_grouped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -151,9 +159,9 @@ def _inverse(spectrum: Tensor, size: tuple[int, int], shape) -> Tensor:
 
 
 def _taps(spectrum: Tensor, grad_spectrum: Tensor, size: tuple[int, int], kernel) -> Tensor:
-    """Kernel-sized window around the origin of the correlation; overwrites ``spectrum``."""
+    """Kernel-sized window around the origin of the correlation; overwrites both spectra."""
     kh, kw = kernel
-    spectrum = spectrum.mul_(grad_spectrum.conj())
+    spectrum = spectrum.mul_(grad_spectrum.conj_physical_())
     around = torch.fft.irfft2(spectrum.sum(0) if spectrum.shape[0] > 1 else spectrum[0], size)
     rows = torch.cat((around[:, size[0] - kh // 2:], around[:, :kh - kh // 2]), 1)
     return torch.cat((rows[..., size[1] - kw // 2:], rows[..., :kw - kw // 2]), 2).unsqueeze(1)

@@ -165,7 +165,8 @@ def define(name: str, schema: str, *, fake: Callable, backward: Callable | None 
         name: Operator name inside the ``mmlk`` namespace.
         schema: Arguments and result, as in native_functions.yaml.
         fake: Result of the right shape, dtype and strides from fake tensors.
-        backward: Gradient formula in terms of a registered operator.
+        backward: Gradient formula in terms of a registered operator; without one, asking for a
+            gradient raises (torch alone would warn and return a wrong one).
         setup_context: Saves what ``backward`` needs.
         autocast: Whether the first argument follows autocast; parameters alone should not.
 
@@ -175,13 +176,23 @@ def define(name: str, schema: str, *, fake: Callable, backward: Callable | None 
     _LIBRARY.define(f'{name}{schema}', tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.register_fake(f'mmlk::{name}', fake, lib=_LIBRARY)
     operator = getattr(torch.ops.mmlk, name).default
-    if backward is not None:
+    if backward is None:
+        torch.library.register_autograd(f'mmlk::{name}', _no_second_derivative(name), lib=_LIBRARY)
+    else:
         torch.library.register_autograd(
             f'mmlk::{name}', backward, setup_context=setup_context, lib=_LIBRARY)
         devices = (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA')) if autocast else ()
         for device, key in devices:
             _LIBRARY.impl(name, _autocast(operator, device, key), key)
     return operator
+
+
+def _no_second_derivative(name: str) -> Callable:
+    def refuse(ctx, *grads):
+        raise RuntimeError(f'{name}: second derivatives are not available here, '
+                           "use backend='reference'")
+
+    return refuse
 
 
 def _autocast(operator: Callable, device: str, key: str) -> Callable:
