@@ -215,10 +215,12 @@ def _read_file(path: Path, unsafe: bool, map_location: str | torch.device):
     except Exception as error:  # a damaged file can fail anywhere inside the reader
         named = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named:
+            remedy = ('unset TORCH_FORCE_WEIGHTS_ONLY_LOAD, which forbids it here' if unsafe else
+                      'read it with unsafe=True, or convert it once with '
+                      'tools/convert_checkpoint.py --unsafe-pickle')
             raise RuntimeError(
                 f'read_checkpoint: {path} can only be read by running what it names ({named[1]}), '
-                'which was not done. If you trust its origin, read it with unsafe=True, or convert '
-                'it once with tools/convert_checkpoint.py --unsafe-pickle') from error
+                f'which was not done. If you trust its origin, {remedy}') from error
         detail = str(error).rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
         raise RuntimeError(f'read_checkpoint: {path} is cut short, damaged, or was not written by '
                            f'torch.save ({type(error).__name__}: {detail[:100]}); download it '
@@ -309,10 +311,31 @@ def _stand_in(name: str) -> type:
 _STAND_INS = [argparse.Namespace, *(_stand_in(name) for name in _HARMLESS)]
 
 
-def _harmless_globals():
-    """Context in which ``torch.load`` accepts :data:`_HARMLESS`; torch before 2.5 has none."""
-    context = getattr(torch.serialization, 'safe_globals', None)
-    return context(_STAND_INS) if context else contextlib.nullcontext()
+@contextlib.contextmanager
+def _harmless_globals() -> Iterator[None]:
+    """``torch.load`` accepts :data:`_HARMLESS` inside, ahead of what the process has allowed.
+
+    A real class of the same name must not mix with the stand-ins, so those step aside meanwhile.
+    torch before 2.4 has no such list.
+    """
+    api = torch.serialization
+    if not hasattr(api, 'add_safe_globals'):
+        yield
+        return
+    before = api.get_safe_globals()
+    ours = {_full_name(kind) for kind in _STAND_INS}
+    api.clear_safe_globals()
+    api.add_safe_globals([*(kind for kind in before if _full_name(kind) not in ours), *_STAND_INS])
+    try:
+        yield
+    finally:
+        api.clear_safe_globals()
+        api.add_safe_globals(before)
+
+
+def _full_name(kind) -> str:
+    """Name under which the restricted unpickler knows an allowed global."""
+    return kind[1] if isinstance(kind, tuple) else f'{kind.__module__}.{kind.__name__}'
 
 
 def _unwrap(content, path: Path, prefer: str | None) -> tuple[Mapping, FileInfo]:

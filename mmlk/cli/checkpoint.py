@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmlk.checkpoints import zoo
+
 
 def fault(path: str | Path) -> str | None:
     """Why a checkpoint file cannot be used, or None if it is whole.
@@ -33,12 +35,16 @@ def locate(checkpoint: str) -> str:
     """The file behind a checkpoint argument, whole; URLs are left to the download.
 
     Args:
-        checkpoint: File, URL, or the ``last_checkpoint`` pointer which a run leaves in its folder.
+        checkpoint: File, URL, ``mmlk://<name>`` of a published file, or the ``last_checkpoint``
+            pointer which a run leaves in its folder.
 
     Raises:
         ValueError: If the file is missing or damaged, with the checkpoints that lie beside it.
     """
     path = Path(checkpoint)
+    if checkpoint.startswith(zoo.SCHEME):
+        from mmlk.checkpoints import read  # needs torch, which this module does without
+        return str(read.locate(checkpoint))
     if '://' in checkpoint:
         return checkpoint
     if path.name == 'last_checkpoint' and path.is_file():

@@ -100,6 +100,33 @@ def test_harmless_names_stay_unknown_to_other_loaders(tmp_path):
         torch.load(path, weights_only=True)
 
 
+def test_classes_allowed_elsewhere_neither_interfere_nor_get_lost(tmp_path):
+    history = pytest.importorskip('mmengine.logging.history_buffer').HistoryBuffer
+    numpy = pytest.importorskip('numpy')
+    path = saved(tmp_path / 'a.pth', {'state_dict': STATE, 'hub': history([1.0], [1]),
+                                      'seen': numpy.arange(4), 'best': numpy.float64(3.0),
+                                      'args': argparse.Namespace(a=1)})
+    real = [history, numpy.ndarray, numpy.dtype, type(numpy.dtype('int64')),
+            type(numpy.dtype('float64')), numpy.zeros(1).__reduce__()[0],
+            numpy.float64(0).__reduce__()[0], argparse.Namespace]
+    with torch.serialization.safe_globals(real):
+        before = set(torch.serialization.get_safe_globals())
+        for _ in range(3):
+            assert_equal(read_checkpoint(path)[0], STATE)
+        assert set(torch.serialization.get_safe_globals()) == before
+        torch.save(numpy.float64(3.0), path)
+        assert torch.load(path, weights_only=True) == 3.0
+
+
+def test_environment_that_forbids_pickles_is_named(tmp_path, monkeypatch):
+    target = tmp_path / 'executed'
+    path = saved(tmp_path / 'a.pth', {'model': STATE, 'x': Payload('mkdir', target)})
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    with pytest.raises(RuntimeError, match='unset TORCH_FORCE_WEIGHTS_ONLY_LOAD'):
+        read_checkpoint(path, unsafe=True)
+    assert not target.exists()
+
+
 def test_safetensors_with_and_without_the_suffix(tmp_path):
     save_file = pytest.importorskip('safetensors.torch').save_file
     for name in ('model.safetensors', 'blob'):

@@ -154,6 +154,14 @@ def test_url_and_bare_pickle_are_left_to_the_loader(tmp_path):
     assert locate('https://example.org/w.pth') == 'https://example.org/w.pth'
 
 
+def test_a_published_file_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    cached = tmp_path / 'checkpoints' / 'recnext_m3_ade20k.pth'
+    cached.parent.mkdir()
+    torch.save({'state_dict': {}}, cached)
+    assert locate('mmlk://recnext_m3_ade20k') == str(cached)
+
+
 class _Payload:
     """A pickle that writes a file when it is executed."""
 
