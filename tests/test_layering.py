@@ -9,7 +9,8 @@ OPENMMLAB = ['mmcv', 'mmseg', 'mmdet', 'mmpretrain', 'timm']
 RULES = {
     'mmlk': ['torch', 'numpy', 'mmengine', *OPENMMLAB],
     'mmlk.configs': ['torch', 'mmengine', *OPENMMLAB],
-    'mmlk.ops': ['mmengine', *OPENMMLAB, 'mmlk.layers', 'mmlk.backbones', 'mmlk.registry', 'triton'],
+    'mmlk.ops': ['mmengine', *OPENMMLAB, 'mmlk.layers', 'mmlk.backbones', 'mmlk.registry',
+                 'mmlk.ops.triton'],
     'mmlk.layers': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.registry'],
     'mmlk.checkpoints.load': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.ops'],
     'mmlk.checkpoints.zoo': ['torch', 'mmengine', *OPENMMLAB],

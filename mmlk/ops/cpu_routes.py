@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_backward = torch.ops.aten.convolution_backward.default
+convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 def _padding(weight: Tensor) -> tuple[int, int]:
@@ -61,8 +61,8 @@ def forward_fourier(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def input_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1)) -> Tensor:
     """torch's gradient as it is: vectorised for every kernel, and right for every kernel."""
-    return _backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False, (0, 0),
-                     x.shape[1], (True, False, False))[0]
+    return convolution_backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False,
+                                (0, 0), x.shape[1], (True, False, False))[0]
 
 
 def input_gradient_flipped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -91,14 +91,14 @@ def weight_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1
     In NCHW it is vectorised for widths up to 3 only, and there, on AVX2 machines, wrong by a tenth
     and more for heights of 35 and above on many map heights. `mmlk.ops.cpu` never sends those here.
     """
-    return _backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False, (0, 0),
-                     x.shape[1], (False, True, False))[1]
+    return convolution_backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False,
+                                (0, 0), x.shape[1], (False, True, False))[1]
 
 
 def gradients_native(grad: Tensor, x: Tensor, weight: Tensor, stride, mask) -> tuple:
     """torch's gradients of map, kernel and bias from one call, those that ``mask`` asks for."""
-    return _backward(grad, x, weight, [x.shape[1]], stride, _padding(weight), (1, 1), False,
-                     (0, 0), x.shape[1], mask)
+    return convolution_backward(grad, x, weight, [x.shape[1]], stride, _padding(weight), (1, 1),
+                                False, (0, 0), x.shape[1], mask)
 
 
 def weight_gradient_grouped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
