@@ -1,7 +1,9 @@
 """Training parts that configs name after ``mmlk.``: hooks and optimizer constructors."""
 
 from mmlk.engine.checkpoint import SafeCheckpointHook
+from mmlk.engine.dcls import DCLSClampHook, DCLSRepulsionHook
 from mmlk.engine.layer_decay import LayerDecayConstructor
 from mmlk.engine.sparse import SparseMaskHook
 
-__all__ = ['LayerDecayConstructor', 'SafeCheckpointHook', 'SparseMaskHook']
+__all__ = ['DCLSClampHook', 'DCLSRepulsionHook', 'LayerDecayConstructor', 'SafeCheckpointHook',
+           'SparseMaskHook']

@@ -229,6 +229,10 @@ class _DCLS(nn.Module):
             for component, limit in zip(self.P, self.position_limits):
                 component.clamp_(-limit, limit)
 
+    def repulsive_loss(self) -> Tensor:
+        """Mean overlap of this layer's elements, see `repulsive_loss`."""
+        return repulsive_loss(self.P)
+
     def kernel(self, dtype: torch.dtype | None = None) -> Tensor:
         """Constructed kernel (O, I, *kernel_size), rounded to ``dtype`` at the end if given."""
         source = self._owner[0] if self._owner else self
