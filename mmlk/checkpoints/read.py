@@ -335,7 +335,7 @@ def _harmless_globals() -> Iterator[None]:
 
 def _full_name(kind) -> str:
     """Name under which the restricted unpickler knows an allowed global."""
-    return kind[1] if isinstance(kind, tuple) else f'{kind.__module__}.{kind.__name__}'
+    return kind[1] if isinstance(kind, tuple) else f'{kind.__module__}.{kind.__qualname__}'
 
 
 def _unwrap(content, path: Path, prefer: str | None) -> tuple[Mapping, FileInfo]:

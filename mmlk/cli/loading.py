@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from typing import Any
 
@@ -10,12 +11,27 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 
-# What MMEngine's own checkpoints hold beside tensors and plain containers. NumPy's two constructors
-# are asked for by way of what they pickle, because their module moved between versions 1 and 2.
+# What MMEngine's and the authors' checkpoints hold beside tensors and plain containers. NumPy's two
+# constructors are asked for by way of what they pickle, because their module moved between versions
+# 1 and 2.
 _SAFE_GLOBALS = [
-    HistoryBuffer, np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0],
+    argparse.Namespace, HistoryBuffer, np.ndarray, np.dtype, np.zeros(1).__reduce__()[0],
+    np.float64(0).__reduce__()[0],
     *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint8', 'bool')),
 ]
+
+
+def _statistic(owner: type, name: str) -> Any:
+    """The one use that a pickled ``HistoryBuffer`` makes of ``getattr``: naming its statistics."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise ValueError(f'_statistic: a checkpoint asks for {name!r} of {owner!r}, which no log has')
+    return getattr(owner, name)
+
+
+# the restricted unpickler knows an allowed function by these attributes
+_statistic.__module__ = 'builtins'
+_statistic.__name__ = _statistic.__qualname__ = 'getattr'
+_SAFE_GLOBALS.append(_statistic)
 
 
 def read_only_tensors(trust: bool = False) -> None:

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 
 from mmlk.cli import loading
 from mmlk.cli.checkpoint import fault, locate, set_resume
@@ -180,6 +181,27 @@ def test_pickle_is_not_executed(tmp_path, monkeypatch):
     with pytest.raises(pickle.UnpicklingError):
         load_checkpoint(torch.nn.Linear(1, 1), str(tmp_path / 'x.pth'))
     assert not (tmp_path / 'executed').exists()
+
+
+class _Lookup:
+    """Asks for an attribute of another object when it is unpickled."""
+
+    def __init__(self, owner, name):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+def test_own_logs_load_and_no_other_lookup_does(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+    loading.read_only_tensors()
+    torch.save(dict(log=HistoryBuffer([1.0, 3.0], [1, 1])), tmp_path / 'x.pth')
+    assert torch.load(tmp_path / 'x.pth')['log'].mean() == 2.0
+    for owner, name in ((HistoryBuffer, '__init__'), (torch.Size, 'count')):
+        torch.save(_Lookup(owner, name), tmp_path / 'x.pth')
+        with pytest.raises((ValueError, pickle.UnpicklingError)):
+            torch.load(tmp_path / 'x.pth')
 
 
 def test_pickle_is_executed_where_the_user_asks(tmp_path, monkeypatch):
