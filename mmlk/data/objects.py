@@ -18,7 +18,7 @@ CLOTH = [
 LACQUER = [
     (180, 40, 40), (40, 70, 150), (225, 225, 225), (40, 42, 46), (190, 190, 60), (60, 120, 90)]
 BALL = [(225, 120, 40), (235, 235, 230), (210, 60, 60), (230, 210, 60), (60, 120, 210)]
-WOOD = [(165, 120, 80), (120, 80, 55), (195, 160, 120)]
+WOOD = [(228, 222, 210), (78, 48, 38), (150, 62, 44), (72, 112, 118)]
 
 
 def shadow(canvas: Canvas, base: float, centre: float, half: float) -> None:
@@ -137,7 +137,7 @@ def table(canvas: Canvas, base: float, centre: float, size: float) -> None:
     half = size * (0.75 + 0.35 * rng.random())
     shadow(canvas, base, centre, half)
     instance, label, colour = canvas.begin('dining table'), ADE20K['table'], pick(rng, WOOD)
-    top, leg = base - size, max(2.5, 0.07 * size)
+    top, leg = base - size, max(3.0, 0.09 * size)
     for along, foot in ((-0.72, 0.22), (0.72, 0.22), (-0.92, 0.0), (0.92, 0.0)):
         x = centre + along * half
         post = canvas.rectangle(top + 0.2 * size, x - leg, base - foot * size, x + leg)
@@ -149,6 +149,6 @@ def table(canvas: Canvas, base: float, centre: float, size: float) -> None:
     grain = noise(rng, y / np.float32(1.5), x / np.float32(16))
     canvas.paint(plate, tone(colour, grain, 0.85, 1.2), label, instance)
     rim = canvas.rectangle(
-        top + 0.26 * size, centre - half, top + 0.38 * size, centre + half)
+        top + 0.26 * size, centre - half, top + 0.42 * size, centre + half)
     canvas.paint(rim, colour * 0.7, label, instance)
     canvas.end(instance)

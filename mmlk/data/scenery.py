@@ -13,7 +13,7 @@ from mmlk.data.classes import ADE20K
 
 SKY = [(120, 165, 220), (150, 180, 210), (175, 185, 195), (205, 180, 165), (100, 140, 200)]
 WATER = [(70, 105, 135), (85, 120, 125), (95, 120, 155), (110, 125, 135)]
-MOUNTAIN = [(110, 115, 130), (125, 110, 95), (95, 105, 100), (140, 130, 135)]
+MOUNTAIN = [(95, 90, 120), (125, 98, 78), (88, 84, 104), (112, 92, 88)]
 GRASS = [(95, 140, 60), (120, 145, 70), (80, 125, 65), (140, 150, 80)]
 TREE = [(55, 95, 45), (70, 100, 40), (85, 110, 50), (100, 100, 40)]
 ROAD = [(95, 95, 98), (110, 108, 105), (80, 82, 88)]
@@ -23,7 +23,7 @@ PAINT = [(215, 205, 185), (190, 205, 210), (205, 190, 195), (180, 195, 175), (20
 PLANK = [(150, 105, 70), (170, 130, 90), (125, 85, 60), (160, 140, 120)]
 DOOR = [(120, 75, 50), (150, 110, 80), (95, 80, 75), (185, 180, 170)]
 POLE = [(60, 62, 66), (85, 88, 90), (45, 50, 48)]
-STONE = [(200, 195, 185), (175, 170, 165), (215, 205, 190)]
+STONE = [(150, 138, 122), (128, 132, 138), (165, 150, 140)]
 
 
 def ground_coordinates(canvas: Canvas, horizon: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,11 +61,11 @@ def ridge(canvas: Canvas, base: float, amplitude: float, cell: float) -> np.ndar
 def mountain(canvas: Canvas, horizon: float) -> None:
     """A mountain range behind everything, with slanted ridges and sometimes snow."""
     rng = canvas.rng
-    line = ridge(canvas, horizon, canvas.height * (0.2 + 0.2 * rng.random()), canvas.width * 0.22)
+    line = ridge(canvas, horizon, canvas.height * (0.24 + 0.22 * rng.random()), canvas.width * 0.22)
     slope = canvas.y + canvas.x * np.float32(0.6)
     field = fractal(rng, slope / np.float32(9), (canvas.y - canvas.x) / np.float32(26))
-    colours = tone(pick(rng, MOUNTAIN), field, 0.62, 1.32)
-    if rng.random() < 0.5:
+    colours = tone(pick(rng, MOUNTAIN), field, 0.5, 1.45)
+    if rng.random() < 0.35:
         cap = canvas.y < line[None, :] + canvas.height * (0.04 + 0.05 * field)
         colours = np.where(cap[..., None], tone((228, 232, 240), field, 0.8, 1.1), colours)
     canvas.paint(canvas.below(line), colours, ADE20K['mountain'])
@@ -203,14 +203,14 @@ def tree(canvas: Canvas, base: float, centre: float, size: float) -> None:
 def fence(canvas: Canvas, base: float, size: float, tilt: float) -> None:
     """Pickets and rails across the whole image; what shows between them counts as fence."""
     rng = canvas.rng
-    colour = pick(rng, [(205, 200, 190), (120, 85, 60), (70, 75, 80)])
+    colour = pick(rng, [(215, 210, 200), (130, 88, 60), (160, 120, 85)])
     line = (base + tilt * (canvas.x / canvas.width - 0.5))[0]
     window = canvas.window(0, 0, canvas.height, canvas.width)
     up = (line[None, :] - canvas.y) / np.float32(size)
     inside = (up >= 0) & (up <= 1)
-    pitch = max(5.0, size * (0.2 + 0.08 * rng.random()))
-    pickets = triangle_wave(canvas.x / np.float32(pitch)) > 0.45
-    rails = ((up > 0.18) & (up < 0.32)) | ((up > 0.68) & (up < 0.82))
+    pitch = max(6.0, size * (0.2 + 0.08 * rng.random()))
+    pickets = triangle_wave(canvas.x / np.float32(pitch)) > 0.4
+    rails = ((up > 0.15) & (up < 0.33)) | ((up > 0.66) & (up < 0.84))
     canvas.label[window][inside] = ADE20K['fence']
     bars = inside & (pickets | rails)
     grain = noise(rng, canvas.y / np.float32(7), canvas.x / np.float32(1.7))
@@ -248,7 +248,7 @@ def room(canvas: Canvas, skirting: float) -> None:
     field = noise(rng, canvas.y / np.float32(40), canvas.x / np.float32(40))
     if rng.random() < 0.5:
         pitch = np.float32(10 + 12 * rng.random())
-        field = 0.6 * field + 0.4 * (triangle_wave(canvas.x / pitch) > 0.5)
+        field = 0.75 * field + 0.25 * (triangle_wave(canvas.x / pitch) > 0.5)
     colours = tone(pick(rng, PAINT), field, 0.85, 1.08)
     canvas.paint(canvas.rectangle(0, 0, canvas.height, canvas.width), colours, ADE20K['wall'])
     rail = canvas.rectangle(skirting - 5, 0, skirting, canvas.width)
@@ -267,7 +267,7 @@ def room(canvas: Canvas, skirting: float) -> None:
 def door(canvas: Canvas, skirting: float, centre: float, size: float) -> None:
     """A panelled door that stands on the floor line; ``size`` is its height."""
     rng = canvas.rng
-    half, top, label = 0.23 * size, skirting - size, ADE20K['door']
+    half, top, label = 0.26 * size, skirting - size, ADE20K['door']
     colour = pick(rng, DOOR)
     canvas.paint(
         canvas.rectangle(top - 4, centre - half - 4, skirting, centre + half + 4), colour * 0.6,
@@ -306,8 +306,8 @@ def column(canvas: Canvas, base: float, centre: float, width: float) -> None:
     label, colour = ADE20K['column'], pick(rng, STONE)
     shape = canvas.rectangle(0, centre - width / 2, base, centre + width / 2)
     across = (canvas.grid(shape[0])[1] - centre) / np.float32(width) + 0.5
-    flutes = 0.5 + 0.5 * triangle_wave(across * 5)
+    flutes = 0.35 + 0.65 * triangle_wave(across * 4)
     field = np.clip(flutes * (1 - 0.6 * np.abs(across - 0.35)), 0, 1) + canvas.y[shape[0][0]] * 0
-    canvas.paint(shape, tone(colour, field, 0.45, 1.12), label)
+    canvas.paint(shape, tone(colour, field, 0.35, 1.4), label)
     foot = canvas.rectangle(base - 0.45 * width, centre - 0.7 * width, base, centre + 0.7 * width)
     canvas.paint(foot, colour * 0.85, label)

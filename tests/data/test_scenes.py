@@ -11,8 +11,8 @@ from mmlk.data.scene import make_scene
 
 # Of scenes 0..7 of seed 0 at 128x160: pinned so that a change of the pictures is noticed, and so
 # that another machine shows whether it draws the same ones. Raise scene.VERSION together with them.
-PICTURE = '116cf1a7051c213b'
-LABELS = '3af7585edb972ff1'
+PICTURE = '9a9b08cc5503cfc0'
+LABELS = '8f936af5573b58d5'
 SCENES = 60
 
 
