@@ -64,7 +64,7 @@ def test_thin_structures_cross_the_image(scenes):
     tall = [(scene.labels == ADE20K['streetlight']).any(1).mean() for scene in scenes]
     wide = [(scene.labels == ADE20K['fence']).any(0).mean() for scene in scenes]
     assert max(tall) > 0.75
-    assert max(wide) > 0.95
+    assert max(wide) > 0.9
 
 
 def test_instances_lie_on_their_class(scenes):
