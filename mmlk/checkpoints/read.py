@@ -34,6 +34,9 @@ _HARMLESS = (
     'pathlib.PosixPath', 'pathlib.PurePosixPath', 'pathlib.WindowsPath', 'pathlib._local.PosixPath')
 """Globals that checkpoints mention beside tensors; read as inert stand-ins."""
 
+_EXPORTED = ('.mlmodel', '.mlpackage', '.onnx', '.engine', '.tflite')
+"""Suffixes of exported models, which hold no state dict."""
+
 _GENERIC = ('model.safetensors', 'pytorch_model.bin', 'download', 'view', 'uc')
 """File names in URLs that say nothing about the file."""
 
@@ -158,6 +161,9 @@ def _download(url: str, entry: zoo.Entry | None = None) -> Path:
     path = Path(torch.hub.get_dir()) / 'checkpoints' / _cache_name(url, entry)
     if path.is_file():
         return path
+    if path.suffix in _EXPORTED or path.stem.endswith('_fused'):
+        raise RuntimeError(f'read_checkpoint: {url} is an exported model (folded or compiled), not '
+                           'a checkpoint; take the .pth file of the same release')
     note = f' ({entry.note})' if entry and entry.note else ''
     by_hand = f'{note}; download it by hand and pass its path, or save it as {path}'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +235,7 @@ def _read_file(path: Path, unsafe: bool, map_location: str | torch.device):
 
 def _refusal(path: Path) -> str:
     """Why the file cannot be a checkpoint, judged by its first bytes; '' if it may be one."""
-    if path.suffix in ('.mlmodel', '.mlpackage', '.onnx', '.engine', '.tflite'):
+    if path.suffix in _EXPORTED:
         return (f'is an exported model ({path.suffix}), not a checkpoint; take the .pth file of '
                 'the same release')
     size = path.stat().st_size

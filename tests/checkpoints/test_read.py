@@ -234,6 +234,13 @@ def test_exported_models_are_refused(tmp_path):
         read_checkpoint(core_ml)
 
 
+@pytest.mark.parametrize('file', ['recnext_m0_distill_300e_fused.pt', 'net.mlmodel', 'net.onnx'])
+def test_exported_models_are_not_even_downloaded(hub, file):
+    with pytest.raises(RuntimeError, match=f'{file} is an exported model'):
+        read_checkpoint(f'https://example.invalid/releases/{file}')
+    assert not hub.exists()
+
+
 def test_checksum(tmp_path):
     path = saved(tmp_path / 'a.pth', STATE)
     digest = sha256_of(path)
