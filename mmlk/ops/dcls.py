@@ -439,7 +439,8 @@ class DCLSDepthwiseConv2d(_DCLS):
 
 def _input_dtype(x: Tensor) -> torch.dtype:
     """Dtype in which the convolution of ``x`` wants its kernel; autocast casts float32 itself."""
-    return torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
+    autocast = x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type)
+    return torch.float32 if autocast else x.dtype
 
 
 def _like(bias: Tensor | None, kernel: Tensor) -> Tensor | None:

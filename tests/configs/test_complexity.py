@@ -1,0 +1,52 @@
+"""Parameters and multiply-adds that the model zoo states, counted on the meta device."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from torch.utils.flop_counter import FlopCounterMode
+
+import mmlk
+from mmlk.backbones import InceptionNeXt
+from tests.configs.test_configs import SEGMENTATION, metafile_models
+
+# Sizes at which papers count a whole segmentor.
+SIZES = dict(upernet=(512, 2048), fpn=(512, 512))
+COUNTED = [
+    name for name in SEGMENTATION
+    if 'mini' not in name and 'FLOPs' in metafile_models()[name.removesuffix('.py')]['Metadata']
+]
+
+
+def multiply_adds(call, size) -> float:
+    """Multiply-adds (G) of convolutions and matrix products for one image of ``size``."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call(torch.empty(1, 3, *size, device='meta'))
+    return counter.get_total_flops() / 2e9
+
+
+@pytest.mark.parametrize(('variant', 'expected'), [
+    ('atto', 0.503), ('tiny', 4.189), ('small', 8.356), ('base', 14.841)])
+def test_inceptionnext_at_224(variant, expected):
+    with torch.device('meta'):
+        model = InceptionNeXt(variant, output_norm=False).eval()
+    dim = model.dims[-1]
+    head = (dim * 3 * dim + 3 * dim * 1000) / 1e9  # published figures include the classifier
+    assert multiply_adds(model, (224, 224)) + head == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize('name', COUNTED)
+def test_segmentor_has_the_parameters_and_multiply_adds_stated(name):
+    from mmseg.registry import MODELS
+
+    stated = metafile_models()[name.removesuffix('.py')]['Metadata']
+    init_default_scope('mmseg')
+    settings = Config.fromfile(mmlk.config_path(name)).model
+    settings.backbone.pop('init_cfg', None)
+    with torch.device('meta'):
+        segmentor = revert_sync_batchnorm(MODELS.build(settings)).eval()
+    parameters = sum(p.numel() for p in segmentor.parameters()) / 1e6
+    assert parameters == pytest.approx(stated['Parameters'], rel=1e-3)
+    macs = multiply_adds(segmentor._forward, SIZES[name.split('_')[0]])
+    assert macs == pytest.approx(stated['FLOPs'], rel=1e-3)
