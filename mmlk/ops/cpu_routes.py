@@ -102,12 +102,22 @@ def gradients_native(grad: Tensor, x: Tensor, weight: Tensor, stride, mask) -> t
 
 
 def weight_gradient_grouped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Each of the N*C maps correlated with its own gradient, a forward convolution; then summed."""
-    n, c, h, w = x.shape
+    """Each of the N*C maps correlated with its own gradient, a forward convolution; then summed.
+
+    Columns are padded beforehand, rows by the convolution, which skips taps in padded rows. A wide
+    kernel is therefore computed with rows and columns exchanged.
+    """
     kh, kw = weight.shape[2:]
-    padded = F.pad(x, (kw // 2, kw // 2, kh // 2, kh // 2))
-    parts = torch.conv2d(padded.view(1, n * c, *padded.shape[2:]), grad.reshape(n * c, 1, h, w),
-                         None, 1, 0, 1, n * c)
+    if kw > kh and kw >= 15:
+        return _correlations(_transpose(grad), _transpose(x), kw, kh).transpose(2, 3)
+    return _correlations(grad, x, kh, kw)
+
+
+def _correlations(grad: Tensor, x: Tensor, kh: int, kw: int) -> Tensor:
+    n, c, h, w = x.shape
+    padded = F.pad(x, (kw // 2, kw // 2))
+    parts = torch.conv2d(padded.view(1, n * c, h, padded.shape[3]), grad.reshape(n * c, 1, h, w),
+                         None, 1, (kh // 2, 0), 1, n * c)
     return parts.view(n, c, kh, kw).sum(0).unsqueeze(1)
 
 
