@@ -17,7 +17,11 @@ class _TorchLargeKernel(LargeKernelDWConv2d):
     """The three branches by torch's own convolution, which the authors use without their extension."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(branch(x) for branch in self.children())
+        first, *others = self.children()
+        y = first(x)
+        for branch in others:
+            y += branch(x)
+        return y
 
 
 def slak(**options) -> nn.Module:
