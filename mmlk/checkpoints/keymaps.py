@@ -348,8 +348,8 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
     stem = next((key for key in own if key.endswith('.weight')), '')
     if mapped.get(stem, ())[2:] == tuple(own[stem])[2:] and mapped[stem] != tuple(own[stem]):
         theirs, ours = mapped[stem][1], own[stem][1]
-        return (f'the stem of the file takes {theirs} channels, the module {ours}; build the backbone '
-                f'with in_channels={theirs}')
+        return (f'the stem of the file takes {theirs} channels, the module {ours}; build the '
+                f'backbone with in_channels={theirs}')
     return ('the file is the right variant but incomplete or altered, as a folded network is; take '
             'the published one')
 

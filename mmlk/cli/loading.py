@@ -24,7 +24,8 @@ _SAFE_GLOBALS = [
 def _statistic(owner: type, name: str) -> Any:
     """The one use that a pickled ``HistoryBuffer`` makes of ``getattr``: naming its statistics."""
     if owner is not HistoryBuffer or name.startswith('_'):
-        raise ValueError(f'_statistic: a checkpoint asks for {name!r} of {owner!r}, which no log has')
+        raise ValueError(f'_statistic: a checkpoint asks for {name!r} of {owner!r}, '
+                         'which no log has')
     return getattr(owner, name)
 
 
