@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
-from mmengine.registry import DefaultScope, Registry, init_default_scope
+from mmengine.registry import Registry
 
 _DISTRIBUTIONS = {'mmseg': 'onedl-mmsegmentation', 'mmdet': 'onedl-mmdetection'}
 
@@ -44,20 +45,20 @@ def check_types(cfg: Config) -> None:
     Raises:
         ValueError: With the place, the name and the closest registered names.
     """
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    registries = [
-        value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+    scope = cfg.get('default_scope') or 'mmengine'
+    import_module(f'{scope}.registry')
+    roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
+    registries = [root.children.get(scope, root) for root in roots]
     for place, name in _types(cfg._cfg_dict, ''):
         if any(_find(registry, name) for registry in registries):
             continue
-        scope, _, bare = name.rpartition('.')
-        known = {found for registry in registries for found in _names(registry, scope)}
+        prefix, _, bare = name.rpartition('.')
+        known = {found for registry in registries for found in _names(registry, prefix)}
         close = get_close_matches(bare, known, n=3, cutoff=0.8)
         if close:
-            prefix = f'{scope}.' if scope else ''
+            offered = ' or '.join(f'{prefix}.{found}'.lstrip('.') for found in close)
             raise ValueError(
-                f'check_types: {place}.type={name!r} is not registered; did you mean '
-                f'{" or ".join(prefix + found for found in close)}?')
+                f'check_types: {place}.type={name!r} is not registered; did you mean {offered}?')
 
 
 def _types(node: Any, path: str) -> list[tuple[str, str]]:
@@ -75,16 +76,15 @@ def _types(node: Any, path: str) -> list[tuple[str, str]]:
 
 
 def _find(registry: Registry, name: str) -> bool:
-    with registry.switch_scope_and_registry(None) as scoped:
-        try:
-            return scoped.get(name) is not None
-        except ImportError:
-            return False
+    try:
+        return registry.get(name) is not None
+    except (ImportError, RuntimeError):
+        return False
 
 
-def _names(registry: Registry, scope: str) -> set[str]:
-    """Names that ``registry`` offers to the given scope, or to the default scope and its parents."""
-    current = DefaultScope.get_current_instance()
-    scope = scope or (current.scope_name if current else '')
-    child = registry.children.get(scope)
-    return set(registry.module_dict) | (set(child.module_dict) if child else set())
+def _names(registry: Registry, prefix: str) -> set[str]:
+    """What can be written after ``prefix.``, or without one, where ``registry`` is asked."""
+    if prefix:
+        child = registry.root.children.get(prefix)
+        return set(child.module_dict) if child else set()
+    return set(registry.module_dict) | set(registry.root.module_dict)

@@ -7,6 +7,7 @@ the override arrives. Both would train something else than was asked for, so bot
 
 from __future__ import annotations
 
+import copy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,12 @@ def _with_prefix(node: Any, old: str, new: str) -> Any:
     if isinstance(node, (list, tuple)):
         return type(node)(_with_prefix(child, old, new) for child in node)
     return node
+
+
+def drop_pretrained(model: ConfigDict) -> ConfigDict:
+    """A copy of a model's settings that neither downloads nor loads weights when it is built."""
+    model = copy.deepcopy(model)
+    for settings in (model, model.get('backbone') or {}):
+        settings.pop('pretrained', None)
+        settings.pop('init_cfg', None)
+    return model
