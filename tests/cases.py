@@ -71,4 +71,5 @@ MICRO_ARCHS = {
     'InceptionNeXt': dict(depths=(1, 1, 2, 1), dims=(16, 24, 32, 40)),
     'SLaK': dict(depths=(1, 1, 2, 1), dims=(20, 24, 33, 40), kernel_sizes=(13, 11, 9, 7),
                  small_kernel_size=3),
+    'RecNeXt': dict(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128)),
 }

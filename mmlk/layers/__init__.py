@@ -1,12 +1,15 @@
 """Pieces that two or more backbones share."""
 
+from mmlk.layers.conv import GELU, ConvNorm, ExpandingDepthwiseConv2d, fold_conv_norms
 from mmlk.layers.drop import DropPath, drop_path_schedule
 from mmlk.layers.fold import fold_norm_after, fold_norm_before, fold_scale_after, norm_affine
-from mmlk.layers.mlp import ConvMlp
+from mmlk.layers.mlp import ConvMlp, ConvNormMlp
 from mmlk.layers.norm import LayerNorm2d, build_norm
+from mmlk.layers.recattn import LinearAttention2d, RecAttn2d
 from mmlk.layers.recompute import recompute
 
 __all__ = [
-    'ConvMlp', 'DropPath', 'LayerNorm2d', 'build_norm', 'drop_path_schedule', 'fold_norm_after',
-    'fold_norm_before', 'fold_scale_after', 'norm_affine', 'recompute'
+    'ConvMlp', 'ConvNorm', 'ConvNormMlp', 'ExpandingDepthwiseConv2d', 'DropPath', 'GELU', 'LayerNorm2d',
+    'LinearAttention2d', 'RecAttn2d', 'build_norm', 'drop_path_schedule', 'fold_conv_norms',
+    'fold_norm_after', 'fold_norm_before', 'fold_scale_after', 'norm_affine', 'recompute'
 ]

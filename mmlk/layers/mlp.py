@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mmlk.layers.conv import GELU, ConvNorm
+
 
 class ConvMlp(nn.Module):
     """Pointwise MLP on an (N, C, H, W) map: 1x1 convolution, exact GELU, 1x1 convolution.
@@ -22,3 +24,19 @@ class ConvMlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.act(self.fc1(x)))
+
+
+class ConvNormMlp(nn.Sequential):
+    """Pointwise MLP whose convolutions carry a norm each; submodules ``0`` and ``2``, GELU between.
+
+    Args:
+        channels: Input and output channels.
+        hidden_channels: Channels between the two convolutions.
+        bias: Whether the convolutions have a bias in front of the norm's.
+        norm_cfg: Norm layer, as for `build_norm`.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, *, bias: bool, norm_cfg: dict):
+        super().__init__(
+            ConvNorm(channels, hidden_channels, bias=bias, norm_cfg=norm_cfg), GELU(),
+            ConvNorm(hidden_channels, channels, bias=bias, norm_cfg=norm_cfg))

@@ -6,6 +6,8 @@ there is nothing to choose.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +38,23 @@ def depthwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = 
     """
     kernel = weight.shape[2:]
     return F.conv2d(x, weight, bias, pair(stride), (kernel[0] // 2, kernel[1] // 2), 1, x.shape[1])
+
+
+def pointwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
+                               backend: str | None = None) -> Tensor:
+    """1x1 convolution: ``y[n, o, i, j] = bias[o] + sum over c of weight[o, c] * x[n, c, i, j]``.
+
+    With groups, output channel o sums over the channels of its own group only.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C / groups, 1, 1); the number of groups follows from the shapes.
+        bias: (O,).
+
+    Returns:
+        (N, O, H, W).
+    """
+    return F.conv2d(x, weight, bias, groups=x.shape[1] // weight.shape[1])
 
 
 def inception_dwconv2d_reference(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None,
@@ -143,3 +162,36 @@ def _dcls_profile(cells: Tensor, p: Tensor, s: Tensor | None, version: str) -> T
         return torch.exp(-0.5 * ((cells - p) / (s + 0.27)) ** 2)
     width = 1.0 if version == 'v1' else s + 1.0
     return torch.relu(width - (cells - p).abs())
+
+
+def recconv2d_reference(x: Tensor, down_weight: Tensor, weights: Sequence[Tensor], *,
+                        mode: str = 'bilinear', backend: str | None = None) -> Tensor:
+    """Recursive depthwise convolution: a pyramid down, one kernel per level, summed on the way up.
+
+    With L = len(weights) - 1 and the maps ``x_0 = x``, ``x_j = down_weight * x_(j-1)`` at stride 2
+    (side ``ceil(n / 2)``), the sum starts at the coarsest map, ``z_(L+1) = 0``, and climbs:
+    ``z_j = up(weights[L-j] * (x_j + z_(j+1)))`` to the size of ``x_(j-1)``, for j = L .. 1. The
+    result is ``weights[L] * (x_0 + z_1)``. All convolutions are depthwise and zero padded by
+    ``k // 2``; there is no norm and no activation in between.
+
+    Bilinear ``up`` reads at ``max((d + 0.5) * in / out - 0.5, 0)`` for output index d, with the true
+    ratio of the two sizes: an odd side (4 -> 7) has weights that vary along the axis, unlike the
+    0.25 / 0.75 of an even one. Nearest reads at ``floor(d * in / out)``, which is ``d // 2``.
+
+    Args:
+        x: (N, C, H, W), any H and W from 1.
+        down_weight: (C, 1, k, k), the same kernel at every level.
+        weights: L + 1 kernels (C, 1, k, k) from the coarsest map to the full one.
+        mode: 'bilinear' or 'nearest'.
+
+    Returns:
+        (N, C, H, W).
+    """
+    maps = [x]
+    for _ in weights[1:]:
+        maps.append(depthwise_conv2d_reference(maps[-1], down_weight, stride=2))
+    merged = maps.pop()
+    for weight, finer in zip(weights, reversed(maps)):
+        merged = finer + F.interpolate(
+            depthwise_conv2d_reference(merged, weight), size=finer.shape[2:], mode=mode)
+    return depthwise_conv2d_reference(merged, weights[-1])

@@ -1,0 +1,6 @@
+# Semantic FPN on RecNeXt-A3: 41.9 mIoU, single-scale without flip (the authors' README and log).
+# 8 GPUs x 4 images, float32, 80,000 iterations.
+_base_ = './fpn_recnext_m3_ade20k.py'
+checkpoint = 'https://github.com/suous/RecNeXt/releases/download/v2.0/recnext_a3_distill_300e.pth'
+
+model = dict(backbone=dict(arch='a3', init_cfg=dict(checkpoint=checkpoint)))

@@ -1,0 +1,150 @@
+"""RecNeXt (Zhao et al., arXiv 2412.19628): MetaNeXt blocks around recursive token mixers.
+
+The M series mixes by recursive convolution, the A series by one level of recursion with linear
+attention at half resolution. T, S and B are separate networks of stride 8 for classification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from mmlk.backbones.base import Backbone
+from mmlk.backbones.recnext_parts import RecNeXtStage, RecNeXtStem
+from mmlk.backbones.recnext_stride8 import Stride8Stage
+from mmlk.layers import build_norm, drop_path_schedule, fold_conv_norms
+from mmlk.ops import dispatch
+from mmlk.registry import MODELS
+
+SERIES = ('m', 'a', 'stride8', 'stride8_shared')
+
+_SIZES = (
+    dict(dims=(40, 80, 160, 320), depths=(2, 2, 9, 1)),
+    dict(dims=(48, 96, 192, 384), depths=(3, 3, 15, 2)),
+    dict(dims=(56, 112, 224, 448), depths=(3, 3, 15, 2)),
+    dict(dims=(64, 128, 256, 512), depths=(3, 3, 13, 2)),
+    dict(dims=(64, 128, 256, 512), depths=(5, 5, 25, 4)),
+    dict(dims=(80, 160, 320, 640), depths=(7, 7, 35, 2)),
+)
+_STRIDE8_SIZES = {
+    't': dict(dims=(64, 128, 256, 512), depths=(0, 2, 8, 10)),
+    's': dict(dims=(128, 256, 384, 512), depths=(0, 2, 8, 10)),
+    'b': dict(dims=(128, 256, 384, 512), depths=(2, 8, 8, 12)),
+}
+
+
+def _archs() -> dict[str, dict]:
+    archs = {}
+    for i, size in enumerate(_SIZES):
+        archs[f'm{i}'] = dict(size, mlp_ratios=(2, 2, 2, 2), series='m')
+    for i, size in enumerate(_SIZES):
+        ratio = 2 if i < 3 else 1.875
+        archs[f'a{i}'] = dict(size, mlp_ratios=(ratio, ) * 4, series='a')
+    for name, size in _STRIDE8_SIZES.items():
+        ratios = (2, 2, 2, 1.5)
+        archs[name] = dict(size, mlp_ratios=ratios, series='stride8')
+        archs[f'{name}_share_channel'] = dict(size, mlp_ratios=ratios, series='stride8_shared')
+    return archs
+
+
+@MODELS.register_module()
+class RecNeXt(Backbone):
+    """RecNeXt without its classification head, as the authors use it for dense prediction.
+
+    Parameters have the authors' names, so their classification and dense checkpoints load. The
+    authors' dense networks take the raw stage outputs (no output norms) and train with live batch
+    statistics synchronised over GPUs, ``norm_cfg=dict(type='SyncBN')``.
+
+    Args:
+        arch: 'm0' .. 'm5' (recursive convolution), 'a0' .. 'a5' (recursive attention), 't', 's',
+            'b' and 't_share_channel' .. (stride 8, ImageNet weights only), or a dict with ``dims``,
+            ``depths`` and optionally ``mlp_ratios`` and ``series``.
+        in_channels: Channels of the image.
+        drop_path_rate: Probability of dropping a block's residual: constant over depth in the M and
+            A series, rising linearly from 0 in T, S and B. The published dense networks use 0.
+        layer_scale_init: Must be None: the network has no layer scale.
+        out_indices: Stages whose outputs are returned.
+        output_norm: Add ``norm0`` .. ``norm3`` on the outputs, which the authors do not.
+        norm_cfg: Norm layer; plain batch norm by default.
+        frozen_stages: As in `Backbone`.
+        norm_eval: Keep batch norms in eval mode. The authors meant to and did not (their test for
+            batch norms misses synchronised ones), so published results need False.
+        with_cp: Recompute blocks in the backward pass.
+        init_cfg: As in `Backbone`.
+
+    Note:
+        Maps have sides ``ceil(n / stride)`` for any image size, strides 4 to 32, or 8 to 64 for T,
+        S and B. On a CPU the network runs, and returns maps, in channels-last layout.
+    """
+
+    arch_settings = _archs()
+    family = 'recnext'
+
+    def __init__(self,
+                 arch: str | Mapping = 'm3',
+                 in_channels: int = 3,
+                 drop_path_rate: float = 0.0,
+                 layer_scale_init: float | None = None,
+                 out_indices: Sequence[int] = (0, 1, 2, 3),
+                 output_norm: bool = False,
+                 norm_cfg: dict | None = None,
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None):
+        settings = self.resolve_arch(arch)
+        norm_cfg = norm_cfg or dict(type='BN')
+        depths, dims, series = settings['depths'], settings['dims'], settings['series']
+        if layer_scale_init is not None:
+            raise ValueError(f'RecNeXt: layer_scale_init {layer_scale_init} must be None, the '
+                             'network has no layer scale')
+        if series not in SERIES:
+            raise ValueError(f'RecNeXt: series {series!r} is not one of {", ".join(SERIES)}')
+        super().__init__(
+            dims,
+            in_channels=in_channels,
+            out_indices=out_indices,
+            output_norm=(lambda channels: build_norm(norm_cfg, channels)) if output_norm else None,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg)
+        self.arch = settings
+        if series in ('m', 'a'):
+            widths = (dims[0] // 2, dims[0])
+            self.stem = RecNeXtStem(in_channels, widths, norm_cfg=norm_cfg)
+            drop_paths = [[drop_path_rate] * depth for depth in depths]
+            stage, options = RecNeXtStage, dict(series=series)
+        else:
+            self.strides = (8, 16, 32, 64)
+            widths = (dims[0] // 4, dims[0] // 2, dims[0])
+            self.stem = RecNeXtStem(in_channels, widths, last_activation=depths[0] == 0, bias=True,
+                                    norm_cfg=norm_cfg)
+            drop_paths = drop_path_schedule(drop_path_rate, depths)
+            stage, options = Stride8Stage, dict(shared=series == 'stride8_shared')
+        self.stages = nn.ModuleList(
+            stage(dims[max(i - 1, 0)], dims[i], stage=i, mlp_ratio=settings['mlp_ratios'][i],
+                  drop_paths=drop_paths[i], norm_cfg=norm_cfg, **options)
+            for i in range(len(dims)))
+        self._finish()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Maps of ``out_indices``; on a CPU in channels-last layout, see the class."""
+        self._check_input(x)
+        if dispatch.refuses_device(x, 'cpu') is None:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+    def forward_stage(self, stage: int, x: torch.Tensor) -> torch.Tensor:
+        """Downsampling and blocks of one stage."""
+        module = self.stages[stage]
+        if getattr(module, 'sharing', False):
+            return module.forward_sharing(module.downsample(x), self.with_cp and self.training)
+        return super().forward_stage(stage, x)
+
+    def _fold(self) -> None:
+        fold_conv_norms(self.stem)
+        for stage in self.stages:
+            stage.fold()

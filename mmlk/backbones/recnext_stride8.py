@@ -1,0 +1,180 @@
+"""Blocks and stages of RecNeXt's stride-8 networks T, S and B, with and without shared channels.
+
+Their stem has stride 8. Blocks mix locally with a depthwise 3x3 that absorbs its 1x1 and identity
+branches when folded, and attend on a quarter of the channels only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlk.layers import (ConvNorm, ConvNormMlp, DropPath, LinearAttention2d, RecAttn2d,
+                         fold_conv_norms, recompute)
+
+SHARED_PERIOD = 5
+"""With shared channels, every fifth block of the last stage reuses the attention of the four before."""
+
+
+class RepMixer(nn.Module):
+    """``lk(x) + sk(x) + x``: depthwise 3x3, depthwise 1x1 and identity, one 3x3 when folded."""
+
+    def __init__(self, channels: int, norm_cfg: dict):
+        super().__init__()
+        self.lk = ConvNorm(channels, channels, 3, groups=channels, bias=True, norm_cfg=norm_cfg)
+        self.sk = ConvNorm(channels, channels, 1, groups=channels, bias=True, norm_cfg=norm_cfg)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lk(x) + self.sk(x) + x
+
+    def fold(self) -> nn.Module:
+        """The depthwise 3x3 convolution that equals this in eval mode."""
+        conv, point = self.lk.fold(), self.sk.fold()
+        conv.weight += F.pad(point.weight + 1, (1, 1, 1, 1))
+        conv.bias += point.bias
+        return conv
+
+
+class PartialAttention(nn.Module):
+    """Attention on the first channels, the others passed through.
+
+    Args:
+        channels: Channels C.
+        full: Attend at full resolution, with queries half as wide as values, instead of recursively.
+        norm_cfg: Norm layer.
+    """
+
+    def __init__(self, channels: int, *, full: bool, norm_cfg: dict):
+        super().__init__()
+        self.channels = channels // 4
+        if full:
+            self.attn = LinearAttention2d(self.channels, 1, qk_channels=self.channels // 2,
+                                          qk_groups=1, bias=True, norm_cfg=norm_cfg)
+        else:
+            self.attn = RecAttn2d(self.channels, 1, bias=True, norm_cfg=norm_cfg)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The mixed map, and its attended channels alone."""
+        attended = self.attn(x[:, :self.channels])
+        return torch.cat((attended, x[:, self.channels:]), 1), attended
+
+
+class Stride8Block(nn.Module):
+    """``y + drop_path(channel_mixer(token_mixer(y)))`` with ``y = rep_mixer(x)``.
+
+    Args:
+        channels: Channels C.
+        attention: 'recursive', 'full', or 'shared': add what earlier blocks attended, four maps of
+            C / 4 channels, instead of attending.
+        mlp_ratio: Hidden channels of the channel mixer per channel.
+        drop_path: Probability of dropping a sample's residual.
+        norm_cfg: Norm layer.
+    """
+
+    def __init__(self, channels: int, *, attention: str, mlp_ratio: float, drop_path: float,
+                 norm_cfg: dict):
+        super().__init__()
+        self.rep_mixer = RepMixer(channels, norm_cfg)
+        self.shares = attention == 'shared'
+        if not self.shares:
+            self.token_mixer = PartialAttention(
+                channels, full=attention == 'full', norm_cfg=norm_cfg)
+        self.channel_mixer = ConvNormMlp(
+            channels, int(channels * mlp_ratio), bias=True, norm_cfg=norm_cfg)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x, [])
+
+    def mix(self, x: Tensor, attended: list[Tensor]) -> Tensor:
+        """The block's output; ``attended`` is added to, or used up and emptied."""
+        x = self.rep_mixer(x)
+        if self.shares:
+            mixed = x + torch.cat(attended, 1)
+            attended.clear()
+        else:
+            mixed, latest = self.token_mixer(x)
+            attended.append(latest)
+        return x + self.drop_path(self.channel_mixer(mixed))
+
+    def fold(self) -> None:
+        """Fold every norm and the three local branches."""
+        self.rep_mixer = self.rep_mixer.fold()
+        fold_conv_norms(self)
+
+
+class _SharingBlocks(nn.Module):
+    """A run of blocks that share attention; the unit of recomputation."""
+
+    def __init__(self, blocks: Sequence[nn.Module]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended = []
+        for block in self.blocks:
+            x = block.mix(x, attended)
+        return x
+
+
+class Stride8Downsample(nn.Module):
+    """``t + drop_path(channel_mixer(t))`` with ``t`` a normed, grouped 5x5 convolution of stride 2."""
+
+    def __init__(self, in_channels: int, channels: int, *, mlp_ratio: float, drop_path: float,
+                 norm_cfg: dict):
+        super().__init__()
+        self.token_mixer = ConvNorm(in_channels, channels, 5, 2, math.gcd(in_channels, channels),
+                                    bias=True, norm_cfg=norm_cfg)
+        self.channel_mixer = ConvNormMlp(
+            channels, int(channels * mlp_ratio), bias=True, norm_cfg=norm_cfg)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.token_mixer(x)
+        return x + self.drop_path(self.channel_mixer(x))
+
+    def fold(self) -> None:
+        """Fold every norm."""
+        fold_conv_norms(self)
+
+
+class Stride8Stage(nn.Module):
+    """Downsampling (absent in the first stage), then blocks.
+
+    The last stage attends at full resolution. With shared channels so does the third, and every
+    `SHARED_PERIOD`-th block of the last one reuses attention.
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, stage: int, shared: bool,
+                 mlp_ratio: float, drop_paths: Sequence[float], norm_cfg: dict):
+        super().__init__()
+        self.downsample = Stride8Downsample(
+            in_channels, channels, mlp_ratio=mlp_ratio, drop_path=drop_paths[0],
+            norm_cfg=norm_cfg) if stage else nn.Identity()
+        plain = 'full' if stage == 3 or (shared and stage == 2) else 'recursive'
+        self.sharing = shared and stage == 3
+
+        def attention(index: int) -> str:
+            reuses = self.sharing and index % SHARED_PERIOD == SHARED_PERIOD - 1
+            return 'shared' if reuses else plain
+
+        self.blocks = nn.ModuleList(
+            Stride8Block(channels, attention=attention(i), mlp_ratio=mlp_ratio, drop_path=rate,
+                         norm_cfg=norm_cfg) for i, rate in enumerate(drop_paths))
+
+    def forward_sharing(self, x: Tensor, with_cp: bool) -> Tensor:
+        """The blocks of a stage with shared channels, recomputed in runs that share."""
+        for start in range(0, len(self.blocks), SHARED_PERIOD):
+            run = _SharingBlocks(self.blocks[start:start + SHARED_PERIOD])
+            x = recompute(run, x) if with_cp else run(x)
+        return x
+
+    def fold(self) -> None:
+        """Fold the downsampling and every block."""
+        for module in (self.downsample, *self.blocks):
+            if not isinstance(module, nn.Identity):
+                module.fold()

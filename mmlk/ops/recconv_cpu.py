@@ -1,0 +1,172 @@
+"""CPU backend of the recursive convolution, and its registered operator.
+
+All levels are kept channels-last, where oneDNN's depthwise kernels and torch's interpolation need
+no reordering; other inputs are converted once on entry and once on exit. The forward pass hands
+its intermediate maps to the backward pass, which walks the recursion the other way.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmlk.ops import cpu_routes as routes
+from mmlk.ops import dispatch
+from mmlk.ops.operators import layout
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """float32 for everything narrower: 16-bit convolutions have no fast code on most CPUs."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def weight_gradient_columns(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Three kernel columns at a time, at stride 1.
+
+    oneDNN compiles the depthwise weight gradient for kernel widths up to 3 only; wider kernels fall
+    back to a slow loop. The map is padded sideways by hand, so that each strip of columns is a
+    convolution of width 3 without padding.
+    """
+    kh, kw = weight.shape[2:]
+    strips, first = [], 0
+    while first < kw:
+        wide = min(3, kw - first)
+        shifted = F.pad(x, (kw // 2 - first, first + wide - 1 - kw // 2))
+        strips.append(routes.convolution_backward(
+            grad, shifted, weight[..., :wide], None, (1, 1), (kh // 2, 0), (1, 1), False, (0, 0),
+            x.shape[1], (False, True, False))[1])
+        first += wide
+    return torch.cat(strips, dim=3)
+
+
+def up(x: Tensor, size: torch.Size, mode: str) -> Tensor:
+    """Interpolation to ``size`` (H, W) by the true ratio of the sizes."""
+    if mode == 'bilinear':
+        return torch.ops.aten.upsample_bilinear2d(x, size, False, None, None)
+    return torch.ops.aten.upsample_nearest2d(x, size, None, None)
+
+
+def up_gradient(grad: Tensor, x: Tensor, mode: str) -> Tensor:
+    """Gradient of `up` with respect to its input, whose shape is that of ``x``."""
+    sizes = grad.shape[2:], x.shape
+    if mode == 'bilinear':
+        return torch.ops.aten.upsample_bilinear2d_backward(grad, *sizes, False, None, None)
+    return torch.ops.aten.upsample_nearest2d_backward(grad, *sizes, None, None)
+
+
+def _enter(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _kernel(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype).contiguous()
+
+
+def _forward(x: Tensor, down_weight: Tensor, weights: list[Tensor],
+             mode: str) -> tuple[Tensor, list[Tensor]]:
+    dtype = working_dtype(x)
+    down, kernels = _kernel(down_weight, dtype), [_kernel(weight, dtype) for weight in weights]
+    maps = [_enter(x, dtype)]
+    for _ in weights[1:]:
+        maps.append(routes.forward_native(maps[-1], down, None, (2, 2)))
+    merged, sums = maps[-1], []
+    for kernel, finer in zip(kernels, maps[-2::-1]):
+        merged = up(routes.forward_native(merged, kernel, None), finer.shape[2:], mode).add_(finer)
+        sums.append(merged)
+    y = routes.forward_native(merged, kernels[-1], None)
+    return y.to(x.dtype, memory_format=layout(x)), [*maps[1:], *sums]
+
+
+def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor],
+              saved: list[Tensor], mode: str,
+              mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    dtype, levels = working_dtype(x), len(weights) - 1
+    down, kernels = _kernel(down_weight, dtype), [_kernel(weight, dtype) for weight in weights]
+    maps, sums = [_enter(x, dtype), *saved[:levels]], saved[levels:]
+    merged = [maps[-1], *sums]
+    grad_weights = [weight.new_empty(0) for weight in weights]
+    grad_maps = []  # from the full map down to the coarsest
+    flow = _enter(grad, dtype)
+    for index in range(levels, -1, -1):
+        if mask[2]:
+            grad_weights[index] = weight_gradient_columns(
+                flow, merged[index], kernels[index]).to(weights[index].dtype)
+        flow = routes.input_gradient_native(flow, merged[index], kernels[index])
+        grad_maps.append(flow)
+        if index:
+            flow = up_gradient(flow, merged[index - 1], mode)
+    grad_down = torch.zeros_like(down) if mask[1] else down.new_empty(0)
+    for finer in range(levels - 1, -1, -1):
+        coarse = grad_maps[finer + 1]
+        if mask[1]:
+            grad_down += routes.weight_gradient_native(coarse, maps[finer], down, (2, 2))
+        if mask[0] or finer:
+            grad_maps[finer] += routes.input_gradient_native(coarse, maps[finer], down, (2, 2))
+    grad_x = grad_maps[0].to(x.dtype, memory_format=layout(x)) if mask[0] else x.new_empty(0)
+    return grad_x, grad_down.to(down_weight.dtype), grad_weights
+
+
+def _fake(x: Tensor, down_weight: Tensor, weights: list[Tensor],
+          mode: str) -> tuple[Tensor, list[Tensor]]:
+    n, c, h, w = x.shape
+    y = torch.empty((n, c, h, w), dtype=x.dtype, device=x.device, memory_format=layout(x))
+    sizes = [(h, w)]
+    for _ in weights[1:]:
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    saved = [torch.empty((n, c, *size), dtype=working_dtype(x), device=x.device,
+                         memory_format=torch.channels_last)
+             for size in (*sizes[1:], *sizes[-2::-1])]
+    return y, saved
+
+
+def _backward_fake(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor],
+                   saved: list[Tensor], mode: str,
+                   mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    return (
+        torch.empty_like(x, memory_format=layout(x)) if mask[0] else x.new_empty(0),
+        torch.empty_like(down_weight, memory_format=torch.contiguous_format) if mask[1]
+        else down_weight.new_empty(0),
+        [torch.empty_like(weight, memory_format=torch.contiguous_format) if mask[2]
+         else weight.new_empty(0) for weight in weights],
+    )
+
+
+def _setup(ctx, inputs, output) -> None:
+    x, down_weight, weights, mode = inputs
+    saved = output[1]
+    ctx.save_for_backward(x, down_weight, *weights, *saved)
+    ctx.count, ctx.mode = len(weights), mode
+
+
+def _gradient(ctx, grad: Tensor, _grad_saved):
+    x, down_weight, *rest = ctx.saved_tensors
+    weights, saved = rest[:ctx.count], rest[ctx.count:]
+    wants_x, wants_down, wants_weights = ctx.needs_input_grad[:3]
+    mask = [wants_x, wants_down, any(wants_weights)]
+    grad_x, grad_down, grad_weights = torch.ops.mmlk.recconv2d_backward(
+        grad, x, down_weight, weights, saved, ctx.mode, mask)
+    return (grad_x if mask[0] else None, grad_down if mask[1] else None,
+            [each if wanted else None for each, wanted in zip(grad_weights, wants_weights)], None)
+
+
+dispatch.define(
+    'recconv2d_backward',
+    '(Tensor grad, Tensor x, Tensor down_weight, Tensor[] weights, Tensor[] saved, str mode, '
+    'bool[3] mask) -> (Tensor, Tensor, Tensor[])', fake=_backward_fake)
+recconv2d = dispatch.define(
+    'recconv2d', '(Tensor x, Tensor down_weight, Tensor[] weights, str mode) -> (Tensor, Tensor[])',
+    fake=_fake, setup_context=_setup, backward=_gradient)
+dispatch.implement('recconv2d', 'CPU', _forward)
+dispatch.implement('recconv2d_backward', 'CPU', _backward)
+
+
+def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Tensor:
+    return recconv2d(x, down_weight, weights, mode)[0]
+
+
+def _refuses(x: Tensor, *_args) -> str | None:
+    return dispatch.refuses_device(x, 'cpu')
+
+
+dispatch.register('recconv2d', dispatch.Backend('cpu', _run, _refuses))
