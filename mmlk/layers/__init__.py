@@ -9,7 +9,8 @@ from mmlk.layers.recattn import LinearAttention2d, RecAttn2d
 from mmlk.layers.recompute import recompute
 
 __all__ = [
-    'ConvMlp', 'ConvNorm', 'ConvNormMlp', 'ExpandingDepthwiseConv2d', 'DropPath', 'GELU', 'LayerNorm2d',
-    'LinearAttention2d', 'RecAttn2d', 'build_norm', 'drop_path_schedule', 'fold_conv_norms',
-    'fold_norm_after', 'fold_norm_before', 'fold_scale_after', 'norm_affine', 'recompute'
+    'ConvMlp', 'ConvNorm', 'ConvNormMlp', 'DropPath', 'ExpandingDepthwiseConv2d', 'GELU',
+    'LayerNorm2d', 'LinearAttention2d', 'RecAttn2d', 'build_norm', 'drop_path_schedule',
+    'fold_conv_norms', 'fold_norm_after', 'fold_norm_before', 'fold_scale_after', 'norm_affine',
+    'recompute'
 ]

@@ -115,6 +115,9 @@ class RecConv2d(nn.Module):
         self.convs = nn.ModuleList(depthwise(1) for _ in range(level + 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if len(self.convs) != self.level + 1:
+            raise ValueError(f'RecConv2d: {len(self.convs)} kernels for {self.level} levels, '
+                             f'expected {self.level + 1}')
         y = recconv2d(x, self.down.weight, [conv.weight for conv in self.convs], mode=self.mode)
         if y.dtype == torch.float16 and not self.overflow_reported:
             self._report_overflow(x, y)
