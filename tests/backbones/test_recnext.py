@@ -15,7 +15,7 @@ from tests.golden_weights import (golden_input, golden_tensor, load_golden, load
 
 RECORDED = ['m0', 'm1', 'm3', 'm5', 'a0', 'a2', 'a3', 'a5', 't', 'b', 't_share_channel',
             's_share_channel', 'b_share_channel']
-QUICK = ('m0', 'a0', 't_share_channel')
+QUICK = ('m0', 'a0')
 NETWORKS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RECORDED]
 BN = dict(type='BN')
 
@@ -85,21 +85,27 @@ def test_keys_and_shapes_are_the_authors(variant):
 
 
 @pytest.mark.parametrize('variant', COUNTS)
-def test_parameters_and_multiply_adds_are_the_published(variant):
-    total, _, macs = COUNTS[variant]
+def test_parameters_are_the_published(variant):
+    with torch.device('meta'):
+        model = RecNeXt(variant)
+    assert count(model) + 2 * head_parameters(model.dims[-1]) == COUNTS[variant][0]
+
+
+@pytest.mark.parametrize('variant', [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in COUNTS])
+def test_multiply_adds_are_the_published(variant):
     with torch.device('meta'):
         model = RecNeXt(variant).eval()
-    width = model.dims[-1]
-    assert count(model) + 2 * head_parameters(width) == total
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 224, 224, device='meta'))
-    # The stride-8 networks may save a little by the order of the attention's products.
-    saving = 0.0003 if variant[0] in 'tsb' else 0.0
-    assert macs - saving - 6e-5 <= counter.get_total_flops() / 2e9 + 2e-6 * width <= macs + 1e-3 * (
-        variant == 'b_share_channel') + 6e-5
+    found = counter.get_total_flops() / 2e9 + 2e-6 * model.dims[-1]
+    # The stride-8 networks take the cheaper order of the attention's products.
+    saving = 0.0004 if variant[0] in 'tsb' else 0.0
+    assert COUNTS[variant][2] - saving - 6e-5 <= found <= COUNTS[variant][2] + 6e-5
 
 
-@pytest.mark.parametrize('variant', COUNTS)
+@pytest.mark.parametrize('variant', [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in COUNTS])
 def test_folded_parameters_are_the_published(variant):
     _, fused, _ = COUNTS[variant]
     with torch.device('meta'):
@@ -141,9 +147,10 @@ def test_train_mode_matches_the_authors(variant):
         logits = Head(model.dims[-1]).train()(outputs[-1])
     named = {f'stage{i}': y for i, y in enumerate(outputs)}
     named.update(logits_cls=logits[0], logits_dist=logits[1])
-    # One pixel per image in the last stage of the stride-8 networks: two values per statistic.
-    names = [name for name in record['outputs'] if outputs[-1].numel() > 2048 or 'stage' in name]
-    for name in names:
+    # A norm over one pixel of two images is a sign of a difference: nothing to compare at the end of
+    # the stride-8 networks.
+    comparable = list(record['outputs'])[:None if outputs[-1].shape[2] > 1 else 3]
+    for name in comparable:
         assert_matches(name, named[name], record['outputs'][name], GOLDEN_TRAIN_MODE)
     for key, summary in record['running_stats_after_one_step'].items():
         assert_matches(key, model.get_buffer(key), summary, GOLDEN_TRAIN_MODE)
