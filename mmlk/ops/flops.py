@@ -41,3 +41,25 @@ def _inception(x_shape, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h, 
 def _inception_backward(grad_shape, x_shape, weight_hw, weight_w, weight_h, mask, **_) -> int:
     return sum((mask[0] + mask[1 + 2 * index]) * _branch_flops(x_shape, weight)
                for index, weight in enumerate((weight_hw, weight_w, weight_h)))
+
+
+def _recconv_flops(x_shape, weights) -> tuple[int, int]:
+    """FLOPs of the shared stride-2 convolutions and of the kernels of all levels."""
+    n, c, h, w = x_shape
+    sizes = [(h, w)]
+    for _ in weights[1:]:
+        sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
+    each = [depthwise_flops(weight, (n, c, *size)) for weight, size in zip(weights, sizes[::-1])]
+    return sum(each[:-1]), sum(each)
+
+
+@register_flop_formula(torch.ops.mmlk.recconv2d)
+def _recconv(x_shape, down_shape, weights, mode, **_) -> int:
+    return sum(_recconv_flops(x_shape, weights))
+
+
+@register_flop_formula(torch.ops.mmlk.recconv2d_backward)
+def _recconv_backward(grad_shape, x_shape, down_shape, weights, saved, mode, mask, **_) -> int:
+    down, levels = _recconv_flops(x_shape, weights)
+    # Kernel gradients alone still need the gradient to flow down to every level.
+    return levels * (1 + mask[2]) + down * (1 + mask[1])

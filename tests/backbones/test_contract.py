@@ -67,7 +67,7 @@ def test_odd_sizes_and_channels_last_agree_with_contiguous(name, size):
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('frozen_stages', [0, 2, 4])
 def test_frozen_parts_neither_learn_nor_leave_eval(name, frozen_stages):
-    model = build(name, frozen_stages=frozen_stages).train()
+    model = build(name, frozen_stages=frozen_stages, output_norm=True).train()
     frozen = [*model.stem_modules(), *(m for i in range(frozen_stages) for m in model.stage_modules(i))]
     before = copy.deepcopy(model.state_dict())
     step(model, images())

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmlk.ops import RecConv2d, explain, recconv2d, recconv2d_reference
 from tests.cases import GOLDEN_OPERATOR, TOLERANCE, assert_close
@@ -282,3 +283,17 @@ def test_explain_names_the_backend_taken():
     down, weights = parameters(4, 5, 1)
     said = explain('recconv2d', image(1, 4, 6, 6), down, weights, 'bilinear')
     assert said.startswith('cpu: used') and 'reference: not used' in said
+
+
+def test_flops_are_those_of_the_convolutions():
+    down, weights = parameters(4, 5, 3)
+    x = image(2, 4, 24, 20).requires_grad_()
+    with FlopCounterMode(display=False) as reference:
+        recconv2d(x, down, weights, backend='reference')
+    with FlopCounterMode(display=False) as forward:
+        y = recconv2d(x, down, weights)
+    with FlopCounterMode(display=False) as backward:
+        y.sum().backward()
+    assert forward.get_total_flops() == reference.get_total_flops()
+    # torch's formula for the gradient of a grouped convolution counts the groups twice.
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()
