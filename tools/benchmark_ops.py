@@ -30,29 +30,33 @@ LAYOUTS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channel
 TOLERANCE = 1e-4  # of the largest magnitude, float32 on both sides
 
 
-def interleaved(functions: dict[str, Callable[[], object]], seconds: float,
+CLOCKS = {'wall': time.perf_counter, 'cpu': time.thread_time}
+
+
+def interleaved(functions: dict[str, Callable[[], object]], seconds: float, clock: str = 'wall',
                 least: int = 3) -> dict[str, list[float]]:
     """Durations in ms of each function, run in turn for about ``seconds`` after one warm-up."""
+    now = CLOCKS[clock]
     for function in functions.values():
         function()
     times = {name: [] for name in functions}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = now()
             function()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * (now() - start))
     return times
 
 
-def ceilings() -> dict[str, float]:
+def ceilings(clock: str) -> dict[str, float]:
     """This machine's rates: float32 matrix product (GF/s) and tensor copy (GB/s)."""
     a, b = torch.randn(1536, 1536), torch.randn(1536, 1536)
     out = torch.empty_like(a)
     source = torch.randn(1 << 24)
     target = torch.empty_like(source)
     times = interleaved({'gemm': lambda: torch.mm(a, b, out=out),
-                         'copy': lambda: target.copy_(source)}, 2.0)
+                         'copy': lambda: target.copy_(source)}, 2.0, clock)
     return {'gemm_gflops': 2 * 1536 ** 3 / min(times['gemm']) / 1e6,
             'copy_gbytes': 2 * 4 * (1 << 24) / min(times['copy']) / 1e6}
 
@@ -122,15 +126,15 @@ def measure(case: Case, train: bool, args: argparse.Namespace) -> dict:
     layout_of = {name: name.split()[1] for name in runs}
     for layout in LAYOUTS:
         verify(case, {name: run for name, run in runs.items() if layout_of[name] == layout})
-    times = interleaved(runs, args.seconds)
+    times = interleaved(runs, args.seconds, args.clock)
     return {name: {'median_ms': statistics.median(each), 'min_ms': min(each),
                    'quartiles_ms': statistics.quantiles(each, n=4)[::2], 'runs': len(each)}
             for name, each in times.items()}
 
 
-def summarise(case: Case, train: bool, results: dict, rates: dict) -> dict:
+def summarise(case: Case, train: bool, results: dict, rates: dict, statistic: str) -> dict:
     """Ratios, and the best of ours against the machine's rates."""
-    key = 'median_ms'
+    key = f'{statistic}_ms'
     best = {side: min(value[key] for name, value in results.items() if name.startswith(side))
             for side in ('native', 'ours')}
     flops = case.flops * (3 if train else 1)
@@ -139,8 +143,9 @@ def summarise(case: Case, train: bool, results: dict, rates: dict) -> dict:
     return {
         'case': case.name, 'shape': case.shape, 'mode': 'train' if train else 'forward',
         'results': results, 'gain_over_better_native': best['native'] / best['ours'],
-        'gain_same_layout': {layout: results[f'native {layout}'][key] / results[f'ours {layout}'][key]
-                             for layout in LAYOUTS},
+        'gain_same_layout': {
+            layout: results[f'native {layout}'][key] / results[f'ours {layout}'][key]
+            for layout in LAYOUTS},
         'gflops': gflops, 'share_of_gemm': gflops / rates['gemm_gflops'],
         'gbytes': gbytes, 'share_of_copy': gbytes / rates['copy_gbytes'],
     }
@@ -151,15 +156,15 @@ def line(row: dict) -> str:
     def cell(name):
         value = row['results'][name]
         low, high = value['quartiles_ms']
-        return f'{value["median_ms"]:9.2f} [{low:.2f}-{high:.2f}]'
+        return f'{value["min_ms"]:.2f} {value["median_ms"]:.2f} [{low:.2f}-{high:.2f}]'
 
     shape = 'x'.join(str(each) for each in row['shape'])
     same = row['gain_same_layout']
-    cells = '  '.join(f'{cell(name):>24}' for name in row['results'])
+    cells = '  '.join(f'{cell(name):>32}' for name in row['results'])
     return (f'{row["case"]:<28} {shape:<15} {row["mode"]:<8} {cells}  '
             f'{row["gain_over_better_native"]:6.2f}x  {same["contiguous"]:6.2f}x '
-            f'{same["channels_last"]:6.2f}x  {row["gflops"]:6.1f} GF/s {row["share_of_gemm"]:4.0%}  '
-            f'{row["gbytes"]:5.1f} GB/s {row["share_of_copy"]:4.0%}')
+            f'{same["channels_last"]:6.2f}x  '
+            f'{row["gflops"]:6.1f} GF/s {row["share_of_gemm"]:4.0%}  {row["gbytes"]:5.1f} GB/s {row["share_of_copy"]:4.0%}')
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -171,27 +176,36 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--mode', choices=('forward', 'train', 'both'), default='train')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--seconds', type=float, default=3.0, help='time per case')
+    parser.add_argument('--statistic', choices=('median', 'min'), default='median',
+                        help='which one the gains are computed from')
+    parser.add_argument('--clock', choices=CLOCKS, default='wall',
+                        help="'cpu' is this thread's processor time: for a busy machine and one "
+                             'thread only')
     parser.add_argument('--filter', default='', help='only cases whose name holds this text')
     parser.add_argument('--compile', action='store_true', help='time torch.compile of both as well')
     parser.add_argument('--out', type=Path, help='write all numbers to this JSON file')
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.clock == 'cpu' and args.threads != 1:
+        parser.error('--clock cpu sees one thread only, use --threads 1')
+    return args
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     torch.set_num_threads(args.threads)
-    about, rates = device(), ceilings()
+    about, rates = device(), ceilings(args.clock)
     print('  '.join(f'{key} {value}' for key, value in about.items()))
     print(f'GEMM {rates["gemm_gflops"]:.0f} GF/s  copy {rates["copy_gbytes"]:.1f} GB/s; '
-          'median [quartiles] in ms; gains over the better native, contiguous, channels-last')
+          'minimum, median [quartiles] in ms; gains over the better native, contiguous, channels-last')
     cases = [case for family in args.family for size in args.size
              for case in family_cases(family, size)] or table_cases()
     rows = []
     for case in (case for case in cases if args.filter in case.name):
         for train in {'forward': (False,), 'train': (True,), 'both': (False, True)}[args.mode]:
-            row = summarise(case, train, measure(case, train, args), rates)
+            row = summarise(case, train, measure(case, train, args), rates,
+                            args.statistic)
             if not rows:
-                print(f'{"":<53}' + '  '.join(f'{name:>24}' for name in row['results']))
+                print(' ' * 53 + '  '.join(f'{name:>32}' for name in row['results']))
             rows.append(row)
             print(line(row), flush=True)
     if args.out:

@@ -37,6 +37,7 @@ INPUT_GRADIENT = {
     'native': (PLAIN, routes.input_gradient_native),
     'native channels-last': (LAST, routes.input_gradient_native),
     'flipped': (PLAIN, routes.input_gradient_flipped),
+    'padded': (PLAIN, routes.input_gradient_padded),
     'transposed': (ANY, routes.input_gradient_transposed),
     'fourier': (PLAIN, routes.input_gradient_fourier),
 }
@@ -72,22 +73,38 @@ def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int
         last: Whether the map is given channels-last.
     """
     kh, kw = kernel
-    native = 'native channels-last' if last else 'native'
+    # The only contiguous weight gradients of torch that are both fast and right.
+    safe = kw <= 3 and kh <= 31
     if stride != (1, 1):
-        return Plan(native, native, 'native channels-last' if kw > 3 or last else 'native')
-    if min(kh, kw) >= 25:
-        return Plan('fourier', 'fourier', 'fourier')
-    if min(kh, kw) >= 13 and min(shape) >= 40:
-        return Plan('fourier', 'fourier', 'fourier')
+        contiguous = Plan('native' if kw <= 9 else 'native channels-last', 'native',
+                          'native' if safe else 'native channels-last')
+        return _NATIVE_LAST if last else contiguous
     if last and max(kh, kw) <= 11:
-        weight_gradient = native if kw <= 3 else 'grouped'
-        return Plan(native, native, weight_gradient)
-    weight_gradient = 'native' if kw <= 3 and kh <= 31 else 'grouped'
+        # torch is slow here for the weight gradient only, and not where one row is summed.
+        return _NATIVE_LAST if kw <= 3 or kh == 1 else _NATIVE_LAST._replace(
+            weight_gradient='grouped')
+    if _prefers_spectra(shape, kernel):
+        return Plan('fourier', 'fourier', 'fourier')
+    pixels, taps = shape[0] * shape[1], kh * kw
+    weight_gradient = 'fourier' if taps >= 17 ** 2 and pixels >= 40 ** 2 else 'grouped'
+    if safe:
+        return _NATIVE
     if kw <= 9:
-        return Plan('native', 'native' if kw <= 3 else 'flipped', weight_gradient)
-    if kh <= 7 and kw >= 15:
+        return Plan('native', 'flipped', weight_gradient)
+    if kh <= 9 and kw >= 21 and pixels <= 64 ** 2:
         return Plan('transposed', 'transposed', weight_gradient)
-    return Plan('padded', 'native', weight_gradient)
+    return Plan('padded', 'padded' if pixels <= 90 ** 2 else 'native', weight_gradient)
+
+
+def _prefers_spectra(shape: tuple[int, int], kernel: tuple[int, int]) -> bool:
+    """Whether transforms, whose cost hardly depends on the kernel, beat the sum over its taps."""
+    pixels, taps = shape[0] * shape[1], kernel[0] * kernel[1]
+    if min(kernel) < 17 or pixels < 24 ** 2:
+        return False
+    if pixels < 40 ** 2:
+        return taps >= 41 ** 2
+    # On large maps the spectra leave the cache and need larger kernels to pay.
+    return taps >= 21 ** 2 or pixels <= 90 ** 2
 
 
 @functools.lru_cache(maxsize=1)
@@ -259,9 +276,9 @@ def _is_plain_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
     """Whether torch's own convolution is the best route for all three passes as things are given."""
     kh, kw = weight.shape[2:]
     last = channels_last(x)
-    return (x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
-            and kw <= 3 and kh <= 31 and kh < 2 * x.shape[2] and kw < 2 * x.shape[3]
-            and (last or weight.stride(1) != 1))
+    short = kw <= 3 and kh <= 31 or last and kh == 1 and kw <= 11
+    return (short and x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+            and kh < 2 * x.shape[2] and kw < 2 * x.shape[3] and (last or weight.stride(1) != 1))
 
 
 def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:

@@ -70,6 +70,11 @@ def input_gradient_flipped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return forward_native(grad, weight.flip(2, 3), None)
 
 
+def input_gradient_padded(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """As `forward_padded`, with the kernel turned by half a circle."""
+    return forward_padded(grad, weight.flip(2, 3), None)
+
+
 def input_gradient_transposed(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """As `forward_transposed`, with the kernel turned by half a circle."""
     return forward_transposed(grad, weight.flip(2, 3), None)
