@@ -62,8 +62,9 @@ def test_model_zoo_lists_it_with_the_recipe(name):
     batch = config.auto_scale_lr['base_batch_size']
     assert entry['Metadata']['Batch Size'] == batch
     assert entry['Metadata']['GPUs'] * config.train_dataloader.batch_size == batch
-    if config.train_cfg.get('type') == 'IterBasedTrainLoop':
-        assert entry['Metadata']['Iterations'] == config.train_cfg.max_iters
+    length = {'IterBasedTrainLoop': ('Iterations', 'max_iters'),
+              'EpochBasedTrainLoop': ('Epochs', 'max_epochs')}[config.train_cfg.type]
+    assert entry['Metadata'][length[0]] == config.train_cfg[length[1]]
     assert entry.get('Weights') == config.model.backbone.get('init_cfg', {}).get('checkpoint')
 
 

@@ -1,0 +1,36 @@
+# Generated scenes in the layout of COCO (tools/generate_data.py), at their own size of about
+# 200x288. They show 5 of the 80 categories, listed in the order of the annotation file.
+_base_ = './coco_instance.py'
+data_root = '{{$MMLK_MINI_ROOT:data/mini}}'
+metainfo = dict(classes=('person', 'car', 'stop sign', 'sports ball', 'dining table'))
+
+train_pipeline = [
+    dict(type='mmlk.CheckSample'),
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs'),
+]
+# The resize changes nothing; MMDetection's heads want the factor that it notes.
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='mmlk.CheckSample'),
+    dict(type='Resize', scale_factor=1.0, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
+val_dataloader = dict(
+    num_workers=1,
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+test_dataloader = dict(
+    num_workers=1,
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+val_evaluator = dict(ann_file=f'{data_root}/annotations/instances_val2017.json')
+test_evaluator = dict(ann_file=f'{data_root}/annotations/instances_val2017.json')

@@ -1,0 +1,15 @@
+# Minutes on two CPU cores: 12 epochs of the generated scenes, warm-up over 50 iterations, linear
+# decay.
+max_epochs = 12
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, begin=0, end=50, by_epoch=False),
+    dict(
+        type='PolyLR', power=1.0, eta_min=0.0, begin=0, end=max_epochs, by_epoch=True,
+        convert_to_iter_based=True),
+]
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+# One process x 4 images.
+auto_scale_lr = dict(enable=False, base_batch_size=4)

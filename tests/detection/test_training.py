@@ -1,0 +1,73 @@
+"""Every head on every family learns from, and is scored on, generated scenes; odd batches pass."""
+
+import json
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from mmlk.cli import device
+from tests.detection.detectors import batch, build, on_scenes, small_config
+
+HEADS = ['mask_rcnn_inceptionnext_t_coco.py', 'cascade_mask_rcnn_slak_t_coco.py']
+ALL = [
+    'mask_rcnn_inceptionnext_t_coco.py', 'mask_rcnn_slak_t_coco.py',
+    'mask_rcnn_dcls_convnext_t_coco.py', 'mask_rcnn_recnext_m3_coco.py',
+    'mask_rcnn_recnext_a3_coco.py', 'cascade_mask_rcnn_slak_t_coco.py',
+    'cascade_mask_rcnn_dcls_convnext_t_coco.py']
+
+
+@pytest.mark.parametrize('objects', [2, 0])
+@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.slow
+def test_every_parameter_gets_a_gradient(name, objects):
+    detector = build(small_config(name)).train()
+    losses = detector(**batch(detector, objects), mode='loss')
+    total, _ = detector.parse_losses(losses)
+    total.backward()
+    assert torch.isfinite(total)
+    unused = [key for key, p in detector.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == [], 'distributed training would wait for these for ever'
+
+
+@pytest.mark.parametrize('name', ALL)
+@pytest.mark.slow
+def test_an_epoch_and_its_evaluation(name, spoilt, tmp_path):
+    path = spoilt / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 2]
+    path.write_text(json.dumps(content))
+    config = on_scenes(small_config(name), spoilt, tmp_path)
+    device.adapt_to_device(config)
+    runner = Runner.from_cfg(config)
+    before = {key: p.detach().clone() for key, p in runner.model.named_parameters()}
+    runner.train()
+    assert len(runner.train_dataloader.dataset) == 7, 'the image without objects is left out'
+    changed = [key for key, p in runner.model.named_parameters() if not torch.equal(p, before[key])]
+    assert len(changed) > 0.9 * len(before)
+    figures = runner.val_loop.run()
+    for kind in ('bbox', 'segm'):
+        for suffix in ('', '_50', '_75', '_s', '_m', '_l'):
+            assert -1 <= figures[f'coco/{kind}_mAP{suffix}'] <= 1  # -1: no object of the size
+    assert (tmp_path / 'epoch_1.pth').is_file()
+
+
+def test_truth_as_prediction_scores_one(generated, tmp_path):
+    from mmdet.registry import DATASETS, METRICS
+    from mmengine.registry import init_default_scope
+    from mmengine.structures import InstanceData
+
+    init_default_scope('mmdet')
+    config = on_scenes(small_config('mask_rcnn_inceptionnext_t_coco.py'), generated, tmp_path)
+    dataset = DATASETS.build(config.val_dataloader.dataset)
+    metric = METRICS.build(config.val_evaluator)
+    metric.dataset_meta = dataset.metainfo
+    for sample in (dataset[i]['data_samples'] for i in range(len(dataset))):
+        truth = sample.gt_instances
+        sample.pred_instances = InstanceData(
+            bboxes=truth.bboxes.tensor, labels=truth.labels, scores=torch.ones(len(truth)),
+            masks=torch.from_numpy(truth.masks.to_ndarray()).bool())
+        metric.process({}, [sample.to_dict()])
+    figures = metric.evaluate(len(dataset))
+    assert figures['coco/bbox_mAP'] == 1.0
+    assert figures['coco/segm_mAP'] > 0.9  # polygons against the bitmaps made of them
