@@ -26,4 +26,4 @@ custom_hooks = [
     dict(type='mmlk.DCLSClampHook'),
     dict(type='mmlk.DCLSRepulsionHook', weight=0.1, begin=0),
 ]
-default_hooks = dict(checkpoint=dict(interval=350), logger=dict(interval=25))
+default_hooks = dict(checkpoint=dict(interval=400), logger=dict(interval=25))
