@@ -87,7 +87,7 @@ def devices() -> Iterator[tuple[str, str, str | None]]:
             yield f'GPU {index}', torch.cuda.get_device_name(index), None
     else:
         yield 'GPU', 'none visible to torch', (
-            'training runs on the CPU; if there is a GPU, check its driver and CUDA_VISIBLE_DEVICES')
+            'training runs on the CPU; if there is a GPU, check driver and CUDA_VISIBLE_DEVICES')
     yield 'CPU', f'{os.cpu_count()} cores, {torch.get_num_threads()} threads', None
     yield 'distributed', ', '.join(
         name for name in ('nccl', 'gloo')

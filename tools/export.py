@@ -2,8 +2,8 @@
 
     python tools/export.py CONFIG CHECKPOINT --out model.pt2 --shape 512 512
 
-The image size is fixed in the graph. Input is the normalised image, output the maps of the backbone or
-the logits of the decode head.
+The image size is fixed in the graph. Input is the normalised image, output the maps of the backbone
+or the logits of the decode head.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmengine.config import DictAction
+
+import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmlk.cli import checks
 from mmlk.cli.arguments import plain_errors
 from mmlk.cli.checkpoint import locate
@@ -46,6 +47,7 @@ def main() -> None:
         checks.check_packages(cfg)
         checks.check_types(cfg)
         import torch
+
         from mmlk.cli import export, loading
         loading.read_only_tensors(trust=args.unsafe_pickle)
         module = export.load_part(cfg, args.part, checkpoint)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmengine.config import DictAction
+
+import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmlk.cli import checks
 from mmlk.cli.arguments import plain_errors
 from mmlk.cli.config import load_config

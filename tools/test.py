@@ -8,8 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmengine.config import Config
+
+import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmlk.cli import arguments, checks, evaluation
 from mmlk.cli.checkpoint import locate
 from mmlk.cli.config import load_config

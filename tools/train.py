@@ -8,8 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmengine.config import Config
+
+import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmlk.cli import arguments, batch, checks
 from mmlk.cli.checkpoint import set_resume
 from mmlk.cli.config import load_config
@@ -26,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate by effective / recipe batch size')
     parser.add_argument('--accumulate', type=int, metavar='N',
-                        help='step the optimizer every N iterations, and stretch the schedule N times')
+                        help='step the optimizer every N iterations, and stretch the schedule')
     arguments.add_common_arguments(parser)
     return parser.parse_args()
 

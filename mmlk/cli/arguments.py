@@ -23,8 +23,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help='set by torch.distributed.launch')
     parser.add_argument('--unsafe-pickle', action='store_true',
-                        help='let the file of --resume or of a test run code while it is read; only for '
-                             'files you trust')
+                        help='let the file of --resume or of a test run code while it is read; '
+                             'only for files you trust')
 
 
 def export_local_rank(local_rank: int) -> None:

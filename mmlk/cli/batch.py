@@ -1,4 +1,4 @@
-"""Effective batch size: what a run trains with, what the recipe was tuned for, and how to bridge them."""
+"""Effective batch size: what a run trains with, what its recipe was tuned for, and the remedy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def batch_statement(cfg: Config, processes: int) -> tuple[str, bool]:
         return f'{text}, as in the recipe.', False
     ratio = effective / recipe
     if scaling.get('enable'):
-        return f'{text}; the recipe has {recipe}, so the learning rate is scaled by {ratio:g}.', False
+        return f'{text}; the recipe has {recipe}, so the rate is scaled by {ratio:g}.', False
     remedies = [f'--auto-scale-lr (learning rate x {ratio:g})']
     if recipe % effective == 0:
         steps = accumulated * recipe // effective
@@ -46,13 +46,13 @@ def enable_lr_scaling(cfg: Config) -> None:
             '--auto-scale-lr: the config states no auto_scale_lr.base_batch_size to scale from')
     if _accumulated(cfg) > 1:
         raise ValueError(
-            '--auto-scale-lr: MMEngine does not count accumulation steps when it scales; use either '
-            'this flag or accumulative_counts, and set optim_wrapper.optimizer.lr by hand for both')
+            '--auto-scale-lr: MMEngine counts no accumulation steps when it scales; use either '
+            'this or accumulative_counts, and set optim_wrapper.optimizer.lr by hand for both')
     cfg.auto_scale_lr.enable = True
 
 
 def accumulate(cfg: Config, steps: int) -> None:
-    """Step the optimizer every ``steps`` iterations and stretch what counts iterations (``--accumulate``).
+    """Step the optimizer every ``steps`` iterations and stretch the schedule (``--accumulate``).
 
     Loops, schedulers and checkpoints that count iterations get ``steps`` times as many; those that
     count epochs stay. The optimizer then takes as many steps, at the same rates, as before.

@@ -97,7 +97,7 @@ def _checkpoint_folder(cfg: Config) -> Path:
 
 
 def _candidates(work_dir: Path, folder: Path) -> list[Path]:
-    """Checkpoints to resume from, best first: the recorded one, then numbered ones, newest first."""
+    """Checkpoints to resume from, best first: the recorded one, then numbered ones by age."""
     numbered = sorted((path for path in folder.glob('*_*.pth') if path.stem.split('_')[-1].isdigit()
                        and not path.name.startswith('best_')),
                       key=lambda path: path.stat().st_mtime, reverse=True)

@@ -1,4 +1,4 @@
-"""Checks that cost seconds and run before a model is built: packages installed, type names known."""
+"""Checks that run before a model is built: are packages installed, are type names known."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Parameters and multiply-adds of a config's model, part by part.
 
 The convention of the papers: one multiply-add per tap of a convolution and per product of a linear
-layer, nothing for norms, activations and interpolation, and no auxiliary head, which a trained model
-does not run. The model is traced on torch's ``meta`` device, where shapes flow and nothing is
+layer, nothing for norms, activations and interpolation, and no auxiliary head, which a trained
+model does not run. The model is traced on torch's ``meta`` device, where shapes flow and nothing is
 computed, with every operator as its plain composition, so that the count does not depend on a
 backend.
 """

@@ -1,4 +1,4 @@
-"""Reading a config for the tools: overrides that are typos are refused, one data root reaches every dataset.
+"""Reading a config for the tools: typos are refused, one data root reaches every dataset.
 
 MMEngine merges ``--cfg-options`` blindly: a misspelt key adds an entry which nothing reads, and a
 key that is only a variable of the config file (``crop_size``) has been copied to its places before
@@ -19,8 +19,8 @@ from mmlk.configs import config_path, config_root
 # Top-level keys that the runner takes or looks up. A table, because importing the runner to ask it
 # takes the seconds that a typo should not cost.
 RUNNER_KEYS = frozenset({
-    'auto_scale_lr', 'custom_hooks', 'data_preprocessor', 'default_hooks', 'default_scope', 'env_cfg',
-    'experiment_name', 'launcher', 'load_from', 'log_level', 'log_processor', 'model',
+    'auto_scale_lr', 'custom_hooks', 'data_preprocessor', 'default_hooks', 'default_scope',
+    'env_cfg', 'experiment_name', 'launcher', 'load_from', 'log_level', 'log_processor', 'model',
     'optim_wrapper', 'param_scheduler', 'randomness', 'resume', 'test_cfg', 'test_dataloader',
     'test_evaluator', 'train_cfg', 'train_dataloader', 'val_cfg', 'val_dataloader', 'val_evaluator',
     'visualizer', 'work_dir',

@@ -1,9 +1,9 @@
 """Device, precision and processes of a run, and the runner itself.
 
-MMEngine's distributed set-up assumes GPUs: it calls ``torch.cuda.set_device`` and hands device ids to
-the model wrapper, torch's SyncBN has no CPU kernel, and the mixed-precision wrapper refuses the CPU.
-On a machine without a GPU the config is adapted, the gloo group is opened here, and every departure
-is reported in a sentence for the log.
+MMEngine's distributed set-up assumes GPUs: it calls ``torch.cuda.set_device`` and hands device ids
+to the model wrapper, torch's SyncBN has no CPU kernel, and the mixed-precision wrapper refuses the
+CPU. On a machine without a GPU the config is adapted, the gloo group is opened here, and every
+departure is reported in a sentence for the log.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def open_process_group(cfg: Config) -> None:
     missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')
                if name not in os.environ]
     if missing:
-        raise ValueError(f'--launcher {launcher}: environment variables {", ".join(missing)} are not '
-                         f'set; start the tool through tools/dist_train.sh or the scheduler')
+        raise ValueError(f'--launcher {launcher}: environment variables {", ".join(missing)} are '
+                         f'not set; start the tool through tools/dist_train.sh or the scheduler')
     timeout = cfg.env_cfg.dist_cfg.get('timeout', 1800)
     torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
 

@@ -39,7 +39,7 @@ def enable_tta(cfg: Config) -> None:
 
 
 def store_predictions(cfg: Config, out: str) -> None:
-    """Keep the predictions (``--out``): a folder of PNGs for segmentation, one pickle for detection.
+    """Keep the predictions (``--out``): PNGs in a folder for segmentation, one pickle otherwise.
 
     Raises:
         ValueError: If the name does not suit the task.

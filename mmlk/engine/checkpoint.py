@@ -76,8 +76,8 @@ class SafeCheckpointHook(CheckpointHook):
         """Delete what the last save made superfluous, unless it wrote the same name again."""
         if not isinstance(self.file_backend, _PatientBackend):
             return
-        best = getattr(self, 'best_ckpt_path_dict', None) or {0: getattr(self, 'best_ckpt_path', None)}
-        kept = {self.last_ckpt, *best.values()}
+        best = (getattr(self, 'best_ckpt_path_dict', None) or {}).values()
+        kept = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
         for path in self.file_backend.outdated:
             if path not in kept:
                 Path(path).unlink(missing_ok=True)

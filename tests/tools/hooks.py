@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @HOOKS.register_module()
 class KillHook(Hook):
-    """Sends SIGKILL to its own process after an iteration, or while the next checkpoint is written."""
+    """Sends SIGKILL to its own process after an iteration, or while its checkpoint is written."""
 
     priority = 'LOWEST'
 
@@ -30,7 +30,7 @@ class KillHook(Hook):
 
 @HOOKS.register_module()
 class LossFileHook(Hook):
-    """Appends every process's loss to a file of its own; MMEngine logs the first process's alone."""
+    """Appends every process's loss to its own file; MMEngine logs the first process's alone."""
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         with open(Path(runner.work_dir) / f'loss_{runner.rank}.txt', 'a') as file:

@@ -216,7 +216,8 @@ def test_pickle_is_executed_where_the_user_asks(tmp_path, monkeypatch):
 def test_foreign_checkpoint_is_refused_in_a_test():
     from mmengine.runner.checkpoint import _load_checkpoint_to_model
     model = torch.nn.ModuleDict(dict(
-        head=torch.nn.Linear(2, 2), auxiliary_head=torch.nn.Linear(2, 2), norm=torch.nn.BatchNorm1d(2)))
+        head=torch.nn.Linear(2, 2), auxiliary_head=torch.nn.Linear(2, 2),
+        norm=torch.nn.BatchNorm1d(2)))
     loading.require_coverage(model)
     own = {key: value for key, value in model.state_dict().items() if key.startswith('head')}
     norm = {key: value for key, value in model.state_dict().items()

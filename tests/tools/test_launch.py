@@ -65,7 +65,7 @@ def test_recipe_without_batch_size_is_said(cfg):
 
 def test_scaling_and_accumulation_exclude_each_other(cfg):
     batch.accumulate(cfg, 2)
-    with pytest.raises(ValueError, match='accumulation'):
+    with pytest.raises(ValueError, match='accumulation steps'):
         batch.enable_lr_scaling(cfg)
 
 
@@ -159,7 +159,8 @@ def test_everything_else_is_left_alone(cfg, device, name, launcher):
     ('mpi', dict(OMPI_COMM_WORLD_RANK='0', OMPI_COMM_WORLD_SIZE='1',
                  OMPI_COMM_WORLD_LOCAL_RANK='0', MASTER_ADDR='127.0.0.1')),
 ])
-def test_group_is_opened_from_each_launchers_variables(cfg, device, monkeypatch, launcher, variables):
+def test_group_is_opened_from_each_launchers_variables(
+        cfg, device, monkeypatch, launcher, variables):
     device('cpu')
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.setenv(name, 'x')  # so that the context restores what is set below

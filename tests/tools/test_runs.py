@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tests.tools.workbench import (ROOT, call_tool, environment, run_tool, scalars, write_config)
+from tests.tools.workbench import ROOT, call_tool, environment, run_tool, scalars, write_config
 
 HOOKS = "dict(imports=['tests.tools.hooks'])"
 
@@ -89,7 +89,7 @@ def test_killed_run_resumes_where_its_last_whole_checkpoint_was(
     assert {entry['step'].item() for entry in resumed['optimizer']['state'].values()} == {6.0}
     assert scalars(tmp_path / 'killed', 'step')[-1] == 6
     assert scalars(tmp_path / 'killed', 'lr')[-1] == scalars(tmp_path / 'whole', 'lr')[-1]
-    assert sorted(path.name for path in (tmp_path / 'killed').glob('iter_*')) == [
+    assert sorted(path.name for path in (tmp_path / 'killed').glob('*.pth*')) == [
         'iter_4.pth', 'iter_6.pth']
 
 
@@ -115,8 +115,10 @@ def test_train_then_evaluate_with_everything(call, data_root, tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_match_one(call, data_root, tmp_path):
     write_config(tmp_path, data_root, custom_imports=HOOKS,
-                 custom_hooks="[dict(type='EvalNormsHook'), dict(type='LossFileHook')]", **NO_VALIDATION)
-    call('train.py', 'tiny.py', '--work-dir', 'one', '--cfg-options', 'train_dataloader.batch_size=4')
+                 custom_hooks="[dict(type='EvalNormsHook'), dict(type='LossFileHook')]",
+                 **NO_VALIDATION)
+    call('train.py', 'tiny.py', '--work-dir', 'one',
+         '--cfg-options', 'train_dataloader.batch_size=4')
     done = subprocess.run(
         ['sh', str(ROOT / 'tools/dist_train.sh'), 'tiny.py', '2', '--work-dir', 'two'],
         cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,

@@ -64,7 +64,8 @@ def test_threads_of_the_user_are_kept(echo):
 
 
 def test_more_processes_than_cores_get_a_thread_each(echo):
-    out = run('sh', 'dist_train.sh', 'c.py', '100000', PYTHON=str(echo), PATH='/usr/bin:/bin').stdout
+    out = run(
+        'sh', 'dist_train.sh', 'c.py', '100000', PYTHON=str(echo), PATH='/usr/bin:/bin').stdout
     assert 'OMP_NUM_THREADS=1\n' in out
 
 

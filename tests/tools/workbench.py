@@ -1,4 +1,4 @@
-"""A segmentation run small enough for tests: data, config, and the tools started as a user would."""
+"""A segmentation run small enough for tests: data, config, and tools started as users would."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ resume = False
 
 
 def write_dataset(root: Path, size: int = 64) -> Path:
-    """Twelve training and two validation pictures in ADE20K's layout; the label follows the colour."""
+    """Twelve training and two validation pictures in ADE20K's layout; labels follow the colour."""
     random = np.random.RandomState(0)
     for split, count in (('training', 12), ('validation', 2)):
         for folder in ('images', 'annotations'):
@@ -113,7 +113,7 @@ def write_config(folder: Path, data_root: Path, **replacements: str) -> Path:
 
 
 def environment(**changes: str) -> dict:
-    """Environment of a child process: this checkout, two threads, no inherited launcher variables."""
+    """Environment of a child process: this checkout, one thread, no launcher variables."""
     inherited = {key: value for key, value in os.environ.items()
                  if key not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')}
     return dict(inherited, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='-1', OMP_NUM_THREADS='1',
