@@ -23,4 +23,4 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'.gamma': dict(decay_mult=0.0)}))
-default_hooks = dict(checkpoint=dict(interval=400), logger=dict(interval=25))
+default_hooks = dict(checkpoint=dict(interval=325), logger=dict(interval=25))

@@ -1,5 +1,5 @@
-# Minutes on two CPU cores: 800 iterations, warm-up over 50, polynomial decay.
-max_iters = 800
+# Minutes on two CPU cores: 650 iterations, warm-up over 50, polynomial decay.
+max_iters = 650
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=50, by_epoch=False),
     dict(type='PolyLR', power=1.0, eta_min=0.0, begin=0, end=max_iters + 1, by_epoch=False),
