@@ -9,16 +9,38 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mmlk.ops import cpu_routes as routes
 from mmlk.ops import dispatch
 from mmlk.ops.operators import layout
 
 
+COLUMNS_FROM = 40_000
+"""Elements of a map from which `weight_gradient_columns` saves more than its extra calls cost."""
+
+
 def working_dtype(x: Tensor) -> torch.dtype:
     """float32 for everything narrower: 16-bit convolutions have no fast code on most CPUs."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def gradients(grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int],
+              wants_x: bool, wants_weight: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of one depthwise convolution with respect to map and kernel.
+
+    A call costs as much as the arithmetic on a small map, so there both come from one call.
+    """
+    if stride == (1, 1) and wants_weight and x.numel() >= COLUMNS_FROM:
+        grad_x = routes.input_gradient_native(grad, x, weight) if wants_x else None
+        return grad_x, weight_gradient_columns(grad, x, weight)
+    if not (wants_x or wants_weight):
+        return None, None
+    padding = weight.shape[2] // 2, weight.shape[3] // 2
+    return routes.convolution_backward(
+        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), x.shape[1],
+        (wants_x, wants_weight, False))[:2]
 
 
 def weight_gradient_columns(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -62,7 +84,7 @@ def _enter(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _kernel(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    return weight.to(dtype).contiguous()
+    return weight.to(dtype).contiguous()  # channels-last strides would leak to the result
 
 
 def _forward(x: Tensor, down_weight: Tensor, weights: list[Tensor],
@@ -91,20 +113,22 @@ def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor
     grad_maps = []  # from the full map down to the coarsest
     flow = _enter(grad, dtype)
     for index in range(levels, -1, -1):
+        flow, grad_weight = gradients(
+            flow, merged[index], kernels[index], (1, 1), True, mask[2])
         if mask[2]:
-            grad_weights[index] = weight_gradient_columns(
-                flow, merged[index], kernels[index]).to(weights[index].dtype)
-        flow = routes.input_gradient_native(flow, merged[index], kernels[index])
+            grad_weights[index] = grad_weight.to(weights[index].dtype)
         grad_maps.append(flow)
         if index:
             flow = up_gradient(flow, merged[index - 1], mode)
     grad_down = torch.zeros_like(down) if mask[1] else down.new_empty(0)
     for finer in range(levels - 1, -1, -1):
-        coarse = grad_maps[finer + 1]
+        wants_x = mask[0] or finer > 0
+        grad_map, term = gradients(
+            grad_maps[finer + 1], maps[finer], down, (2, 2), wants_x, mask[1])
         if mask[1]:
-            grad_down += routes.weight_gradient_native(coarse, maps[finer], down, (2, 2))
-        if mask[0] or finer:
-            grad_maps[finer] += routes.input_gradient_native(coarse, maps[finer], down, (2, 2))
+            grad_down += term
+        if wants_x:
+            grad_maps[finer] += grad_map
     grad_x = grad_maps[0].to(x.dtype, memory_format=layout(x)) if mask[0] else x.new_empty(0)
     return grad_x, grad_down.to(down_weight.dtype), grad_weights
 
@@ -163,8 +187,44 @@ dispatch.implement('recconv2d', 'CPU', _forward)
 dispatch.implement('recconv2d_backward', 'CPU', _backward)
 
 
+class _Recursion(torch.autograd.Function):
+    """The registered operator's kernels for eager calls.
+
+    Autograd through a registered operator with tensor lists costs about a millisecond a call in
+    Python, more than the arithmetic of most blocks.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, down_weight: Tensor, mode: str, *weights: Tensor) -> Tensor:
+        y, saved = _forward(x, down_weight, list(weights), mode)
+        ctx.save_for_backward(x, down_weight, *weights, *saved)
+        ctx.count, ctx.mode = len(weights), mode
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, down_weight, *rest = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        mask = [wants[0], wants[1], any(wants[3:])]
+        grad_x, grad_down, grad_weights = _backward(
+            grad, x, down_weight, rest[:ctx.count], rest[ctx.count:], ctx.mode, mask)
+        return (grad_x if mask[0] else None, grad_down if mask[1] else None, None,
+                *(each if mask[2] else None for each in grad_weights))
+
+
+def _eager(x: Tensor) -> bool:
+    """Whether nothing watches the call: no compiler, no autocast, no dispatch mode, no subclass."""
+    return (type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled('cpu') and _get_current_dispatch_mode() is None)
+
+
 def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Tensor:
-    return recconv2d(x, down_weight, weights, mode)[0]
+    if not _eager(x):
+        return recconv2d(x, down_weight, weights, mode)[0]
+    if torch.is_grad_enabled():
+        return _Recursion.apply(x, down_weight, mode, *weights)
+    return _forward(x, down_weight, weights, mode)[0]
 
 
 def _refuses(x: Tensor, *_args) -> str | None:
