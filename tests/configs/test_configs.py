@@ -87,10 +87,10 @@ def test_backbone_builds_and_its_channels_fit(name):
 @pytest.mark.parametrize('name', SEGMENTATION)
 @pytest.mark.slow
 def test_segmentor_builds_and_trains_a_step_on_random_pixels(name):
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.structures import PixelData
     from mmseg.registry import MODELS as SEGMENTORS
     from mmseg.structures import SegDataSample
-    from mmengine.structures import PixelData
-    from mmengine.model import revert_sync_batchnorm
 
     config = load(name)
     init_default_scope('mmseg')
