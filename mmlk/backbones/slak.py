@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mmlk.backbones.base import Backbone
-from mmlk.layers import DropPath, LayerNorm2d, build_norm, drop_path_schedule, fold_scale_after
+from mmlk.layers import (DropPath, FoldedLinear, LayerNorm2d, build_norm, drop_path_schedule,
+                         fold_scale_after)
 from mmlk.ops import LargeKernelDWConv2d
 from mmlk.registry import MODELS
 
@@ -57,6 +58,8 @@ class SLaKBlock(nn.Module):
         if self.gamma is not None:
             self.pwconv2 = fold_scale_after(self.pwconv2, self.gamma)
             self.gamma = None
+        self.pwconv1, self.act = FoldedLinear(self.pwconv1, gelu=True), nn.Identity()
+        self.pwconv2 = FoldedLinear(self.pwconv2)
 
 
 @MODELS.register_module()

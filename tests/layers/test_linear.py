@@ -1,0 +1,40 @@
+"""The folded linear layer against the layers it stands for."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmlk.layers import FoldedLinear
+from tests.cases import TOLERANCE, assert_close
+
+
+@pytest.mark.parametrize('gelu', [False, True])
+@pytest.mark.parametrize(('shape', 'outputs'), [((2, 5, 3, 13), 52), ((1, 249), 7), ((0, 8), 4)])
+def test_equals_the_plain_layers_with_and_without_gradients(shape, outputs, gelu):
+    layer = nn.Linear(shape[-1], outputs)
+    folded = FoldedLinear(layer, gelu)
+    x = torch.randn(shape)
+    want = (nn.functional.gelu(layer(x)) if gelu else layer(x)).detach()
+    with torch.no_grad():
+        assert_close('inference', folded(x), want, TOLERANCE[torch.float32][0])
+        assert_close('strided', folded(x.flip(0))[..., :1], want.flip(0)[..., :1],
+                     TOLERANCE[torch.float32][0])
+    assert_close('with gradients', folded(x), want, TOLERANCE[torch.float32][0])
+    assert folded.state_dict().keys() == layer.state_dict().keys()
+
+
+def test_a_changed_weight_is_seen_and_copies_are_independent():
+    folded = FoldedLinear(nn.Linear(24, 16))
+    x = torch.randn(3, 24)
+    with torch.no_grad():
+        before = folded(x)
+        clone = copy.deepcopy(folded)
+        folded.weight.mul_(2)
+        assert_close('changed', folded(x), nn.functional.linear(x, folded.weight, folded.bias),
+                     TOLERANCE[torch.float32][0])
+        assert_close('clone', clone(x), before, TOLERANCE[torch.float32][0])
+        assert_close('double', folded.double()(x.double()),
+                     nn.functional.linear(x.double(), folded.weight, folded.bias),
+                     TOLERANCE[torch.float64][0])
