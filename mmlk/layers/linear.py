@@ -40,6 +40,8 @@ class FoldedLinear(nn.Linear):
                 and x.dtype == self.weight.dtype == torch.float32
                 and not torch.is_grad_enabled() and not torch.is_autocast_enabled('cpu')
                 and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+                # FLOP counters and other observers know the plain operator only.
+                and torch._C._len_torch_dispatch_stack() == 0
                 and torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
                 and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
 
