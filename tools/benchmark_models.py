@@ -18,7 +18,6 @@ import importlib
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmark_ops import LAYOUTS, device  # noqa: E402
+from benchmark_ops import CLOCKS, LAYOUTS, device  # noqa: E402
 
 TOLERANCE = 1e-3  # of the largest magnitude, float32, over a whole network
 
@@ -49,6 +48,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--amp', choices=('bfloat16', 'float16'), help='autocast dtype')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--clock', choices=CLOCKS, default='wall',
+                        help="'cpu' is processor time, for a busy machine and one thread")
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--out', type=Path, help='write all numbers to this JSON file')
     return parser.parse_args(arguments)
@@ -173,6 +174,7 @@ def measure(args: argparse.Namespace, train: bool) -> dict[str, dict]:
     """Milliseconds per step of all contestants, interleaved, with progress on stderr."""
     batch = int(args.input.split('x')[0])
     runs = contestants(args, train)
+    now = CLOCKS[args.clock]
     wait = torch.cuda.synchronize if args.device.startswith('cuda') else (lambda: None)
     results = {}
     for name, run in runs.items():
@@ -181,10 +183,10 @@ def measure(args: argparse.Namespace, train: bool) -> dict[str, dict]:
     for index in range(args.rounds):
         for name, run in runs.items():
             wait()
-            start = time.perf_counter()
+            start = now()
             run()
             wait()
-            results[name]['times'].append(1e3 * (time.perf_counter() - start))
+            results[name]['times'].append(1e3 * (now() - start))
         print(f'\r{"train" if train else "infer"} round {index + 1}/{args.rounds}',
               end='', file=sys.stderr, flush=True)
     print(file=sys.stderr)

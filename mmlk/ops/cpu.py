@@ -273,18 +273,48 @@ def _describe(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride=(1, 
 
 
 def _is_plain_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
-    """Whether torch's own convolution is the best route for all three passes as things are given."""
+    """Whether torch's own convolution is the best route for all passes of ``x`` as it is given.
+
+    Then it is called directly, which spares small maps the cost of a registered operator.
+    """
     kh, kw = weight.shape[2:]
-    last = channels_last(x)
-    short = kw <= 3 and kh <= 31 or last and kh == 1 and kw <= 11
-    return (short and x.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
-            and kh < 2 * x.shape[2] and kw < 2 * x.shape[3] and (last or weight.stride(1) != 1))
+    if x.dtype != torch.float32 or torch.is_autocast_enabled('cpu'):
+        return False
+    if kh >= 2 * x.shape[2] or kw >= 2 * x.shape[3]:
+        return False
+    if channels_last(x):
+        return kw <= 3 and kh <= 31 or kh == 1 and kw <= 11 or tuple(stride) != (1, 1)
+    return kw <= 3 and kh <= 31 and weight.stride(1) != 1
 
 
 def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:
     if _is_plain_torch(x, weight, stride):
         return depthwise_conv2d_reference(x, weight, bias, stride)
     return operators.depthwise_conv2d(x, weight, bias, stride)
+
+
+def _run_inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
+                   bias_w: Tensor | None, weight_h: Tensor, bias_h: Tensor | None) -> Tensor:
+    """Plain torch for the published kernels, with the wide band always channels-last.
+
+    Calling it directly spares small maps the cost of a registered operator.
+    """
+    g, last = weight_hw.shape[0], channels_last(x)
+    identity, square, wide, tall = torch.split(x, (x.shape[1] - 3 * g, g, g, g), dim=1)
+    band = weight_w.shape[3]
+    if not (_is_plain_torch(square, weight_hw, (1, 1)) and _is_plain_torch(tall, weight_h, (1, 1))
+            and band <= 15 and band < 2 * x.shape[3]):
+        return operators.inception_dwconv2d(
+            x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h)
+    if not last:
+        wide = wide.contiguous(memory_format=torch.channels_last)
+    wide = depthwise_conv2d_reference(wide, weight_w, bias_w)
+    return torch.cat((
+        identity,
+        depthwise_conv2d_reference(square, weight_hw, bias_hw),
+        wide if last else wide.contiguous(),
+        depthwise_conv2d_reference(tall, weight_h, bias_h),
+    ), dim=1)
 
 
 dispatch.implement('depthwise_conv2d', 'CPU', _depthwise)
@@ -294,4 +324,4 @@ dispatch.implement('inception_dwconv2d_backward', 'CPU', _inception_backward)
 dispatch.register('depthwise_conv2d', dispatch.Backend(
     'cpu', _run_depthwise, _refuses, _describe))
 dispatch.register('inception_dwconv2d', dispatch.Backend(
-    'cpu', operators.inception_dwconv2d, _refuses))
+    'cpu', _run_inception, _refuses))

@@ -1,10 +1,10 @@
-"""The CPU backend against the reference in float64 of the same values: output and every gradient."""
+"""The CPU backend against the reference in float64 of the same values: output, every gradient."""
 
 import pytest
 import torch
 
-from mmlk.ops import (depthwise_conv2d, depthwise_conv2d_reference, inception_dwconv2d,
-                      inception_dwconv2d_reference)
+from mmlk.ops import (InceptionDWConv2d, depthwise_conv2d, depthwise_conv2d_reference,
+                      inception_dwconv2d, inception_dwconv2d_reference)
 from tests.cases import DEPTHWISE_CASES, TOLERANCE, assert_close
 from tests.ops.helpers import LAYOUTS, double, leaf, outputs_and_gradients
 
@@ -75,6 +75,17 @@ def test_layout_is_that_of_the_input_whatever_the_weight_is(case, layout, expect
     assert grad_x.is_contiguous(memory_format=expected)
 
 
+@pytest.mark.parametrize('layout,expected', [
+    ('contiguous', torch.contiguous_format), ('channels_last', torch.channels_last),
+    ('channels_last_slice', torch.channels_last)])
+def test_layout_of_the_inception_operator_is_that_of_its_input(layout, expected):
+    module, x = InceptionDWConv2d(24), leaf(LAYOUTS[layout]((2, 24, 15, 13)))
+    y = module(x)
+    grad_x, = torch.autograd.grad(y.sum(), x)
+    assert y.is_contiguous(memory_format=expected)
+    assert grad_x.is_contiguous(memory_format=expected)
+
+
 @pytest.mark.parametrize('wanted', [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)], ids=str)
 @pytest.mark.parametrize('case', ['k7', 'k17-large-map'])
 def test_gradients_on_demand(case, wanted):
@@ -97,17 +108,18 @@ INCEPTION_CASES = {
 }
 
 
+@pytest.mark.parametrize('function', [inception_dwconv2d, torch.ops.mmlk.inception_dwconv2d],
+                         ids=['public', 'registered'])
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'channels_last_slice'])
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
 @pytest.mark.parametrize('case', INCEPTION_CASES)
-def test_inception_equals_reference(case, dtype, layout):
+def test_inception_equals_reference(case, dtype, layout, function):
     channels, g, square, band, (n, h, w) = INCEPTION_CASES[case]
     x = LAYOUTS[layout]((n, channels, h, w), dtype)
     parameters = [torch.randn(shape).to(dtype) for shape in (
         (g, 1, square, square), (g,), (g, 1, 1, band), (g,), (g, 1, band, 1), (g,))]
     cotangent = torch.randn(x.shape).to(dtype)
-    got = outputs_and_gradients(lambda *args: inception_dwconv2d(*args, backend='cpu'),
-                                [leaf(each) for each in (x, *parameters)], cotangent)
+    got = outputs_and_gradients(function, [leaf(each) for each in (x, *parameters)], cotangent)
     want = outputs_and_gradients(inception_dwconv2d_reference,
                                  [double(each) for each in (x, *parameters)], cotangent)
     for index, (mine, theirs) in enumerate(zip(got, want)):
