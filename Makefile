@@ -12,7 +12,7 @@ SEED ?= 0
 .PHONY: demo demo-detection test test-quick lint clean
 
 demo: setup-base
-	$(PYTHON) tools/generate_data.py $(DATA) --format ade20k --train 400 --val 60 --seed 0
+	$(PYTHON) tools/generate_data.py $(DATA) --format ade20k --train 400 --val 60 --seed 0 --overwrite
 	$(PYTHON) tools/train.py configs/upernet_inceptionnext_a_ade20k_mini.py --work-dir $(DEMO) \
 		--cfg-options randomness.seed=$(SEED)
 	$(PYTHON) tools/test.py configs/upernet_inceptionnext_a_ade20k_mini.py \
