@@ -8,6 +8,7 @@ map.
 from __future__ import annotations
 
 import pytest
+from mmengine.registry import init_default_scope
 
 BN = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
 SYNC = dict(type='SyncBN')
@@ -50,6 +51,7 @@ def test_segmentation_heads():
 def test_detection_heads():
     pytest.importorskip('mmcv._ext', reason='mmcv was built without compiled operators')
     models = pytest.importorskip('mmdet.models')
+    init_default_scope('mmdet')
     assert set(models.FPN([8] * 4, 8, 5).state_dict()) == fpn()
     rpn = models.RPNHead(in_channels=8)
     assert set(rpn.state_dict()) == biased('rpn_conv', 'rpn_cls', 'rpn_reg')

@@ -47,6 +47,6 @@ def test_segmentor_has_the_parameters_and_multiply_adds_stated(name):
     with torch.device('meta'):
         segmentor = revert_sync_batchnorm(MODELS.build(settings)).eval()
     parameters = sum(p.numel() for p in segmentor.parameters()) / 1e6
-    assert parameters == pytest.approx(stated['Parameters'], rel=1e-3)
+    assert parameters == pytest.approx(stated['Parameters'], rel=1e-3, abs=0.005)
     macs = multiply_adds(segmentor._forward, SIZES[name.split('_')[0]])
-    assert macs == pytest.approx(stated['FLOPs'], rel=1e-3)
+    assert macs == pytest.approx(stated['FLOPs'], rel=1e-3, abs=0.05)  # stated to 0.1

@@ -99,7 +99,8 @@ def test_segmentor_builds_and_trains_a_step_on_random_pixels(name):
     settings.backbone.pop('init_cfg', None)
     segmentor = revert_sync_batchnorm(SEGMENTORS.build(settings)).train()
     sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
-    sample.gt_sem_seg = PixelData(data=torch.randint(0, 150, (1, 64, 64)))
+    sample.gt_sem_seg = PixelData(
+        data=torch.randint(0, settings.decode_head.num_classes, (1, 64, 64)))
     images = [torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
     batch = segmentor.data_preprocessor(
         dict(inputs=images, data_samples=[sample, sample.clone()]), training=True)
