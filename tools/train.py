@@ -55,6 +55,7 @@ def main() -> None:
         if args.amp:
             notes.append(device.enable_amp(cfg))
         notes += device.adapt_to_device(cfg)
+        notes += batch.allow_single_images(cfg, device.norms_are_synchronised(cfg))
         device.open_process_group(cfg)
     loading.read_only_tensors(trust=args.unsafe_pickle)
     runner = device.build_runner(cfg, notes)

@@ -76,6 +76,23 @@ def accumulate(cfg: Config, steps: int) -> None:
         _stretch(checkpoint, ('interval',), steps)
 
 
+def allow_single_images(cfg: Config, synchronised: bool) -> list[str]:
+    """Prepare norms for one image per process, which leaves pooled maps one value per channel.
+
+    Args:
+        cfg: Training config; gets :class:`~mmlk.engine.SingleImageNormHook` where it is needed.
+        synchronised: Whether norms see the images of several processes.
+
+    Returns:
+        A sentence for the log where something was changed.
+    """
+    if synchronised or _per_process(cfg) > 1:
+        return []
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmlk.SingleImageNormHook')]
+    return ['One image per process: a batch norm that meets one value per channel (pyramid pooling '
+            'to one pixel) uses its running statistics, since a single value has no variance.']
+
+
 def _stretch(settings: dict, keys: tuple[str, ...], factor: int) -> None:
     for key in keys:
         if isinstance(settings.get(key), int) and settings[key] > 0:

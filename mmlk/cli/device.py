@@ -88,6 +88,11 @@ def adapt_to_device(cfg: Config) -> list[str]:
     return notes
 
 
+def norms_are_synchronised(cfg: Config) -> bool:
+    """Whether SyncBN sees several processes: on GPUs, under a launcher."""
+    return cfg.get('launcher', 'none') != 'none' and get_device() != 'cpu'
+
+
 def open_process_group(cfg: Config) -> None:
     """Join the gloo group of a distributed run without GPUs; otherwise leave it to the runner.
 

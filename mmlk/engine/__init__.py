@@ -3,7 +3,8 @@
 from mmlk.engine.checkpoint import SafeCheckpointHook
 from mmlk.engine.dcls import DCLSClampHook, DCLSRepulsionHook
 from mmlk.engine.layer_decay import LayerDecayConstructor
+from mmlk.engine.single_image import SingleImageNormHook
 from mmlk.engine.sparse import SparseMaskHook
 
 __all__ = ['DCLSClampHook', 'DCLSRepulsionHook', 'LayerDecayConstructor', 'SafeCheckpointHook',
-           'SparseMaskHook']
+           'SingleImageNormHook', 'SparseMaskHook']

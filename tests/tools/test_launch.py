@@ -1,5 +1,7 @@
 """Batch statement, accumulation, mixed precision and what changes on a machine without a GPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -7,6 +9,7 @@ from mmengine.config import Config
 from mmlk.cli import batch
 from mmlk.cli import device as launch
 from mmlk.cli.evaluation import draw_predictions, enable_tta, store_predictions
+from mmlk.engine import SingleImageNormHook
 
 
 @pytest.fixture
@@ -151,6 +154,32 @@ def test_everything_else_is_left_alone(cfg, device, name, launcher):
     before = cfg.pretty_text
     assert launch.adapt_to_device(cfg) == []
     assert cfg.pretty_text == before
+
+
+@pytest.mark.parametrize('size, synchronised, hooks', [
+    (1, False, [dict(type='mmlk.SingleImageNormHook')]), (1, True, None), (2, False, None)])
+def test_single_images_get_the_norm_hook_where_norms_are_not_synchronised(
+        cfg, size, synchronised, hooks):
+    cfg.train_dataloader.batch_size = size
+    notes = batch.allow_single_images(cfg, synchronised)
+    assert cfg.get('custom_hooks') == hooks
+    assert len(notes) == (hooks is not None)
+
+
+def test_norm_with_one_value_per_channel_uses_running_statistics():
+    norm = torch.nn.BatchNorm2d(3)
+    norm.running_mean.fill_(2.0)
+    with pytest.raises(ValueError, match='more than 1 value per channel'):
+        norm(torch.ones(1, 3, 1, 1))
+    SingleImageNormHook().before_train(SimpleNamespace(model=torch.nn.Sequential(norm)))
+    torch.testing.assert_close(
+        norm(torch.full((1, 3, 1, 1), 5.0)), torch.full((1, 3, 1, 1), 3.0), rtol=1e-4, atol=0)
+    assert norm.training
+    assert norm.running_mean.tolist() == [2.0] * 3
+
+    x = torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(norm(x), torch.nn.BatchNorm2d(3)(x))
+    assert norm.running_mean.tolist() != [2.0] * 3
 
 
 @pytest.mark.parametrize('launcher, variables', [
