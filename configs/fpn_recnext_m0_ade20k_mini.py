@@ -20,4 +20,4 @@ model = dict(
             1, 1, 1, 1, 1, 1, 1, 1.5, 3, 2, 2, 2, 3, 1.5, 1.5, 2, 3, 3, 5, 4])))
 optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05))
-default_hooks = dict(checkpoint=dict(interval=400), logger=dict(interval=25))
+default_hooks = dict(checkpoint=dict(interval=325), logger=dict(interval=25))

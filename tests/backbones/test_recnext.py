@@ -262,3 +262,37 @@ def test_bfloat16_autocast_stays_close_to_float32_on_a_whole_network():
             got = model(x)
     for a, b in zip(got, want, strict=True):
         assert (a.float() - b).norm() <= 0.02 * b.norm()
+
+
+MICRO = dict(dims=(16, 32, 64, 128), depths=(1, 1, 1, 1))
+
+
+def published_forms(state):
+    head = {'head.head.linear.weight': torch.zeros(1000, 128)}
+    dense = {f'backbone.{key}': value for key, value in state.items()}
+    dense['decode_head.conv_seg.weight'] = torch.zeros(150, 128, 1, 1)
+    dense['neck.lateral_convs.0.conv.weight'] = torch.zeros(256, 16, 1, 1)
+    return {
+        'released': {'model': {**state, **head}},
+        'hub': {**state, **head},
+        'dense': {'meta': {'epoch': 12}, 'state_dict': dense},
+    }
+
+
+@pytest.mark.parametrize('form', ['released', 'hub', 'dense'])
+def test_published_files_load_in_every_form(form, tmp_path):
+    source, target = RecNeXt(MICRO), RecNeXt(MICRO)
+    torch.save(published_forms(source.state_dict())[form], tmp_path / 'weights.pth')
+    prefix = {'dense': dict(prefix='backbone.')}.get(form, {})
+    target.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'), **prefix)
+    target.init_weights()
+    for key, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value), key
+
+
+def test_fused_torchscript_file_is_refused_with_its_name(tmp_path):
+    torch.jit.script(torch.nn.Conv2d(3, 4, 1)).save(str(tmp_path / 'recnext_m3_fused.pt'))
+    model = RecNeXt(MICRO)
+    model.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'recnext_m3_fused.pt'))
+    with pytest.raises((ValueError, RuntimeError), match='TorchScript'):
+        model.init_weights()
