@@ -1,11 +1,11 @@
-"""Compare a training log with a published training curve, anchor by anchor, and say where it leaves it.
+"""Compare a training log with a published curve, anchor by anchor, and say where it leaves it.
 
     python tools/compare_curve.py work_dirs/fpn_recnext_m3_ade20k
 
 The log is a work directory, MMEngine's ``scalars.json``, or an MMCV 1.x ``*.log.json``. Losses are
 compared as means over the same iterations as the published ones; the published runs are single, so
-the tolerances are judgement, not measured spread. Exit status: 0 on the curve, 1 where it leaves it,
-2 where nothing could be compared.
+the tolerances are judgement, not measured spread. Exit status: 0 on the curve, 1 where it leaves
+it, 2 where nothing could be compared.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _step(entry: dict, last: int, iterations_per_epoch: int) -> int:
 
 
 def value_at(pairs: list[tuple[int, float]], step: int, window: int) -> float | None:
-    """Mean of the log's values in the ``window`` iterations up to ``step``; None if it ends before."""
+    """Mean of the log's values in the ``window`` iterations up to ``step``; None beyond its end."""
     if not pairs or pairs[-1][0] < step:
         return None
     inside = [value for at, value in pairs if step - window < at <= step]
@@ -143,8 +143,9 @@ def report(rows: list[Row]) -> str:
         off = [row for row in compared if row.name == name and row.off]
         if off:
             first = off[0]
-            lines.append(f'{name} leaves the published curve at step {first.step}: {first.found:.4g} '
-                         f'against {first.published:.4g}; {len(off)} anchors off')
+            lines.append(f'{name} leaves the published curve at step {first.step}: '
+                         f'{first.found:.4g} against {first.published:.4g}; '
+                         f'{len(off)} anchors off')
         else:
             lines.append(f'{name} follows the published curve')
     return '\n'.join(lines)
@@ -156,7 +157,8 @@ def choose_run(runs: dict, reference: str | None, path: Path) -> str:
     Raises:
         ValueError: If neither names a published run.
     """
-    name = reference or next((part for part in reversed(path.resolve().parts) if part in runs), None)
+    parts = reversed(path.resolve().parts)
+    name = reference or next((part for part in parts if part in runs), None)
     if name not in runs:
         raise ValueError(f'choose_run: reference {name!r} is not one of {", ".join(runs)}; '
                          'pass --reference')

@@ -7,9 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mmlk.layers import (GELU, ConvNorm, ConvNormMlp, DropPath, ExpandingDepthwiseConv2d,
-                         RecAttn2d, build_norm, fold_conv_norms, fold_norm_after,
-                         fold_norm_before)
+from mmlk.layers import (
+    GELU,
+    ConvNorm,
+    ConvNormMlp,
+    DropPath,
+    ExpandingDepthwiseConv2d,
+    RecAttn2d,
+    build_norm,
+    fold_conv_norms,
+    fold_norm_after,
+    fold_norm_before,
+)
 from mmlk.ops import RecConv2d
 
 

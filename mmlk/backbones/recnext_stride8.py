@@ -13,11 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlk.layers import (ConvNorm, ConvNormMlp, DropPath, LinearAttention2d, RecAttn2d,
-                         fold_conv_norms, recompute)
+from mmlk.layers import (
+    ConvNorm,
+    ConvNormMlp,
+    DropPath,
+    LinearAttention2d,
+    RecAttn2d,
+    fold_conv_norms,
+    recompute,
+)
 
 SHARED_PERIOD = 5
-"""With shared channels, every fifth block of the last stage reuses the attention of the four before."""
+"""With shared channels, every fifth block of the last stage reuses the attention before it."""
 
 
 class RepMixer(nn.Module):
@@ -44,7 +51,7 @@ class PartialAttention(nn.Module):
 
     Args:
         channels: Channels C.
-        full: Attend at full resolution, with queries half as wide as values, instead of recursively.
+        full: Attend at full resolution, with queries half as wide as values, not recursively.
         norm_cfg: Norm layer.
     """
 
@@ -122,7 +129,7 @@ class _SharingBlocks(nn.Module):
 
 
 class Stride8Downsample(nn.Module):
-    """``t + drop_path(channel_mixer(t))`` with ``t`` a normed, grouped 5x5 convolution of stride 2."""
+    """``t + drop_path(channel_mixer(t))``, ``t`` a normed, grouped 5x5 convolution of stride 2."""
 
     def __init__(self, in_channels: int, channels: int, *, mlp_ratio: float, drop_path: float,
                  norm_cfg: dict):

@@ -1,4 +1,4 @@
-"""Recursive attention of RecNeXt's A series (arXiv 2412.19628): linear attention at half resolution."""
+"""Recursive attention of RecNeXt (arXiv 2412.19628): linear attention on a halved map."""
 
 from __future__ import annotations
 

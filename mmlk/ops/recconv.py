@@ -1,7 +1,7 @@
-"""Recursive convolution of RecNeXt (Zhao et al., arXiv 2412.19628): a large field from small kernels.
+"""Recursive convolution of RecNeXt (arXiv 2412.19628): a large field from small kernels.
 
-The map is halved L times by one shared stride-2 kernel, each level is convolved with a kernel of its
-own, and the levels are summed from coarse to fine. The field grows to about k * 2^L while the
+The map is halved L times by one shared stride-2 kernel, each level is convolved with a kernel of
+its own, and the levels are summed from coarse to fine. The field grows to about k * 2^L while the
 multiplications stay below 5/3 of one k x k depthwise convolution. Written as a chain of library
 calls it is 2L + 1 convolutions, L interpolations and L sums, most of them on maps so small that the
 calls cost more than the arithmetic; here the whole recursion is one operator with one gradient.

@@ -16,7 +16,6 @@ from mmlk.ops import cpu_routes as routes
 from mmlk.ops import dispatch
 from mmlk.ops.operators import layout
 
-
 COLUMNS_FROM = 40_000
 """Elements of a map from which `weight_gradient_columns` saves more than its extra calls cost."""
 

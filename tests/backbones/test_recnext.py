@@ -10,13 +10,24 @@ from mmlk.backbones import RecNeXt
 from mmlk.backbones.recnext_parts import RecNeXtBlock, RecNeXtDownsample
 from mmlk.layers import RecAttn2d
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, GOLDEN_TRAIN_MODE, TOLERANCE, assert_close
-from tests.golden_weights import (golden_input, golden_tensor, load_golden, load_golden_weights,
-                                  sampled)
+from tests.golden_weights import (
+    golden_input,
+    golden_tensor,
+    load_golden,
+    load_golden_weights,
+    sampled,
+)
 
 RECORDED = ['m0', 'm1', 'm3', 'm5', 'a0', 'a2', 'a3', 'a5', 't', 'b', 't_share_channel',
             's_share_channel', 'b_share_channel']
 QUICK = ('m0', 'a0')
-NETWORKS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in RECORDED]
+
+
+def slow_unless_quick(names):
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+NETWORKS = slow_unless_quick(RECORDED)
 BN = dict(type='BN')
 
 # variant -> parameters with both heads, with the authors' fusion, and 1e9 multiply-adds at 224.
@@ -91,8 +102,7 @@ def test_parameters_are_the_published(variant):
     assert count(model) + 2 * head_parameters(model.dims[-1]) == COUNTS[variant][0]
 
 
-@pytest.mark.parametrize('variant', [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in COUNTS])
+@pytest.mark.parametrize('variant', slow_unless_quick(COUNTS))
 def test_multiply_adds_are_the_published(variant):
     with torch.device('meta'):
         model = RecNeXt(variant).eval()
@@ -104,8 +114,7 @@ def test_multiply_adds_are_the_published(variant):
     assert COUNTS[variant][2] - saving - 6e-5 <= found <= COUNTS[variant][2] + 6e-5
 
 
-@pytest.mark.parametrize('variant', [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in COUNTS])
+@pytest.mark.parametrize('variant', slow_unless_quick(COUNTS))
 def test_folded_parameters_are_the_published(variant):
     _, fused, _ = COUNTS[variant]
     with torch.device('meta'):
@@ -145,8 +154,8 @@ def test_train_mode_matches_the_authors(variant):
     with torch.no_grad():
         outputs = model(golden_input(record['input_shape']))
     named = {f'stage{i}': y for i, y in enumerate(outputs)}
-    # The head's norm over two images, like one over one pixel of two images at the end of the stride-8
-    # networks, is the sign of a difference that rounding decides: nothing to compare there.
+    # The head's norm over two images, like one over one pixel of two images at the end of the
+    # stride-8 networks, is the sign of a difference that rounding decides: nothing to compare.
     for name in list(named)[:None if outputs[-1].shape[2] > 1 else 3]:
         assert_matches(name, named[name], record['outputs'][name], GOLDEN_TRAIN_MODE)
     for key, summary in record['running_stats_after_one_step'].items():
@@ -166,7 +175,7 @@ def check_module(module, case):
         assert_matches('output', y, case['output'], tolerance)
         assert_matches('input gradient', x.grad, case['grad_input'], tolerance)
         for key, summary in case['grads'].items():
-            # A bias in front of a batch norm has no gradient but the rounding of terms of order one.
+            # A bias in front of a batch norm has no gradient but the rounding of larger terms.
             assert_matches(key, module.get_parameter(key).grad, summary, tolerance, floor=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Recursive convolution: definition, recorded authors' values, CPU backend, registration, errors."""
+"""Recursive convolution: definition, authors' values, CPU backend, registration, errors."""
 
 import logging
 
