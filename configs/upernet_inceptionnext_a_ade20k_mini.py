@@ -1,4 +1,4 @@
-# UperNet on InceptionNeXt-A, from scratch on generated scenes: the demonstration, no published reference.
+# UperNet on InceptionNeXt-A, from scratch on generated scenes: no published reference.
 # 1 process x 8 images, float32, minutes on two CPU cores.
 _base_ = [
     './_base_/models/upernet.py',

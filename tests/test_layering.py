@@ -1,4 +1,4 @@
-"""Who may import whom: each row imports one module in a fresh interpreter and looks at what came along."""
+"""Who may import whom: each row imports a module in a fresh interpreter, then looks around."""
 
 import subprocess
 import sys

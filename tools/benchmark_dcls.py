@@ -156,11 +156,11 @@ def network(construct, size: int, batch: int, seconds: float, clock: str) -> lis
     for name, run, switch in (('training step', train, True), ('inference', infer, False)):
         for model in (ours, theirs):
             model.train(switch)
-        runs = {'published contiguous': lambda: run(theirs, images),
-                'published channels_last': lambda: run(theirs, last),
-                'ours': lambda: run(ours, images)}
+        runs = {'published contiguous': lambda run=run: run(theirs, images),
+                'published channels_last': lambda run=run: run(theirs, last),
+                'ours': lambda run=run: run(ours, images)}
         if not switch:
-            runs['ours deployed'] = lambda: run(deployed, images)
+            runs['ours deployed'] = lambda run=run: run(deployed, images)
         want = runs['published contiguous']()
         for contestant, each in runs.items():
             check(f'{name} of {contestant}', each(), want)

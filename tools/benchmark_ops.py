@@ -164,7 +164,8 @@ def line(row: dict) -> str:
     return (f'{row["case"]:<28} {shape:<15} {row["mode"]:<8} {cells}  '
             f'{row["gain_over_better_native"]:6.2f}x  {same["contiguous"]:6.2f}x '
             f'{same["channels_last"]:6.2f}x  '
-            f'{row["gflops"]:6.1f} GF/s {row["share_of_gemm"]:4.0%}  {row["gbytes"]:5.1f} GB/s {row["share_of_copy"]:4.0%}')
+            f'{row["gflops"]:6.1f} GF/s {row["share_of_gemm"]:4.0%}  '
+            f'{row["gbytes"]:5.1f} GB/s {row["share_of_copy"]:4.0%}')
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -19,8 +19,7 @@ from mmengine.config import Config, DictAction
 
 from mmlk.cli.config import load_config
 from mmlk.data.files import image_problem, image_size, label_problem
-from mmlk.data.layout import (
-    DataError, check_datasets, coco_paths, leaf_datasets, segmentation_folders)
+from mmlk.data.layout import DataError, check_datasets, coco_paths, leaf_datasets, segmentation_folders
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _REPORT_EVERY = 2000

@@ -11,12 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, init_default_scope
-from mmlk.cli.config import load_config
 from PIL import Image, ImageDraw
+
+import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
+from mmlk.cli.config import load_config
 
 MARGIN, CAPTION, KEY_COLUMN = 6, 16, 150
 COLUMNS = ('image', 'truth', 'prediction')

@@ -19,9 +19,10 @@ import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 import torch
 from mmengine.config import Config
+
+import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmlk.backbones import DCLSConvNeXt
 from mmlk.checkpoints.read import read_checkpoint
 from mmlk.ops.dcls_construct import driven_axes

@@ -1,4 +1,4 @@
-"""InceptionNeXt (Yu et al., CVPR 2024): ConvNeXt-like blocks around an Inception depthwise convolution."""
+"""InceptionNeXt (Yu et al., CVPR 2024): blocks around an Inception depthwise convolution."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ import torch
 from torch import nn
 
 from mmlk.backbones.base import Backbone
-from mmlk.layers import (ConvMlp, DropPath, build_norm, drop_path_schedule, fold_norm_after,
-                         fold_norm_before, fold_scale_after)
+from mmlk.layers import (
+    ConvMlp,
+    DropPath,
+    build_norm,
+    drop_path_schedule,
+    fold_norm_after,
+    fold_norm_before,
+    fold_scale_after,
+)
 from mmlk.ops import InceptionDWConv2d
 from mmlk.registry import MODELS
 

@@ -8,8 +8,14 @@ import torch
 from torch import nn
 
 from mmlk.backbones.base import Backbone
-from mmlk.layers import (DropPath, FoldedLinear, LayerNorm2d, build_norm, drop_path_schedule,
-                         fold_scale_after)
+from mmlk.layers import (
+    DropPath,
+    FoldedLinear,
+    LayerNorm2d,
+    build_norm,
+    drop_path_schedule,
+    fold_scale_after,
+)
 from mmlk.ops import LargeKernelDWConv2d
 from mmlk.registry import MODELS
 

@@ -84,7 +84,7 @@ def _spread(rng: np.random.Generator, count: int, width: float) -> list[float]:
 
 
 def _outdoors(canvas: Canvas) -> None:
-    rng, height, width = canvas.rng, canvas.height, canvas.width
+    rng, height = canvas.rng, canvas.height
     horizon = height * (0.34 + 0.16 * rng.random())
     scenery.sky(canvas, horizon)
     if rng.random() < 0.6:

@@ -20,11 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlk.ops import dispatch
-from mmlk.ops.dcls_construct import (VERSIONS, compute_dtype, construct, construct_backward,
-                                     driven_axes)
+from mmlk.ops.dcls_construct import VERSIONS, compute_dtype, construct, construct_backward, driven_axes
 from mmlk.ops.depthwise import DepthwiseConv2d, depthwise_conv2d
-from mmlk.ops.reference import (dcls_kernel1d_reference, dcls_kernel2d_reference,
-                                dcls_kernel3d_reference, pair)
+from mmlk.ops.reference import (
+    dcls_kernel1d_reference,
+    dcls_kernel2d_reference,
+    dcls_kernel3d_reference,
+    pair,
+)
 
 # Official initial widths are 0.23 and 0. At 0 the derivative of |sigma| vanishes and the width of
 # ``max`` would never train, so it starts slightly above.

@@ -131,7 +131,8 @@ def test_state_dict_round_trip_and_deepcopy(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('state', [{}, {'conv1.weight': torch.zeros(64, 3, 7, 7)}], ids=['empty', 'foreign'])
+@pytest.mark.parametrize(
+    'state', [{}, {'conv1.weight': torch.zeros(64, 3, 7, 7)}], ids=['empty', 'foreign'])
 def test_loading_what_does_not_cover_the_trunk_raises(name, state):
     model = build(name)
     before = copy.deepcopy(model.state_dict())

@@ -8,8 +8,13 @@ from mmengine.runner import load_checkpoint
 from mmlk.engine import SparseMaskHook
 from mmlk.engine.sparse import clean_name
 from mmlk.engine.sparse_topology import pack_mask
-from tests.engine.sparse_models import (Classifier, Recorder, recorded_classifier, sparse_runner,
-                                        stub_runner)
+from tests.engine.sparse_models import (
+    Classifier,
+    Recorder,
+    recorded_classifier,
+    sparse_runner,
+    stub_runner,
+)
 from tests.engine.test_sparse_topology import golden_mask
 from tests.golden_weights import load_golden
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmlk.engine import sparse_topology as topology
-from tests.golden_weights import assert_matches, golden_tensor, load_golden
 from tests.cases import GOLDEN_OPERATOR
+from tests.golden_weights import assert_matches, golden_tensor, load_golden
 
 GOLDEN = load_golden('slak/sparse')
 

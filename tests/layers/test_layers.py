@@ -4,8 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from mmlk.layers import (DropPath, LayerNorm2d, build_norm, drop_path_schedule, fold_norm_after,
-                         fold_norm_before, fold_scale_after, recompute)
+from mmlk.layers import (
+    DropPath,
+    LayerNorm2d,
+    build_norm,
+    drop_path_schedule,
+    fold_norm_after,
+    fold_norm_before,
+    fold_scale_after,
+    recompute,
+)
 from tests.cases import TOLERANCE, assert_close
 
 EXACT = TOLERANCE[torch.float64][0]

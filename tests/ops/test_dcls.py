@@ -6,10 +6,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmlk.ops import (DCLSConv1d, DCLSConv2d, DCLSConv3d, DCLSDepthwiseConv2d, dcls_construct,
-                      dcls_kernel1d, dcls_kernel1d_reference, dcls_kernel2d,
-                      dcls_kernel2d_reference, dcls_kernel3d, dcls_kernel3d_reference, explain,
-                      repulsive_loss)
+from mmlk.ops import (
+    DCLSConv1d,
+    DCLSConv2d,
+    DCLSConv3d,
+    DCLSDepthwiseConv2d,
+    dcls_construct,
+    dcls_kernel1d,
+    dcls_kernel1d_reference,
+    dcls_kernel2d,
+    dcls_kernel2d_reference,
+    dcls_kernel3d,
+    dcls_kernel3d_reference,
+    explain,
+    repulsive_loss,
+)
 from mmlk.ops.dcls_construct import driven_axes
 from tests.cases import GOLDEN_OPERATOR, TOLERANCE, assert_close
 from tests.golden_weights import golden_input, load_golden, sampled

@@ -6,8 +6,13 @@ from torch import nn
 
 from mmlk.ops import LargeKernelDWConv2d, depthwise_conv2d
 from tests.cases import GOLDEN_OPERATOR, GOLDEN_TRAIN_MODE, TOLERANCE, assert_close
-from tests.golden_weights import (assert_matches, golden_input, golden_tensor, load_golden,
-                                  load_golden_weights)
+from tests.golden_weights import (
+    assert_matches,
+    golden_input,
+    golden_tensor,
+    load_golden,
+    load_golden_weights,
+)
 
 DEPTHWISE = load_golden('slak/operator-depthwise')['cases']
 MODULES = [*load_golden('slak/operator-reparam-decom')['cases'],

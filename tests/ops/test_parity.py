@@ -3,8 +3,13 @@
 import pytest
 import torch
 
-from mmlk.ops import (InceptionDWConv2d, depthwise_conv2d, depthwise_conv2d_reference,
-                      inception_dwconv2d, inception_dwconv2d_reference)
+from mmlk.ops import (
+    InceptionDWConv2d,
+    depthwise_conv2d,
+    depthwise_conv2d_reference,
+    inception_dwconv2d,
+    inception_dwconv2d_reference,
+)
 from tests.cases import DEPTHWISE_CASES, TOLERANCE, assert_close
 from tests.ops.helpers import LAYOUTS, double, leaf, outputs_and_gradients
 

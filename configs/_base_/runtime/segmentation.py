@@ -9,7 +9,11 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='mmlk.SafeCheckpointHook', by_epoch=False, interval=8000, max_keep_ckpts=2, save_best='mIoU'),
+        type='mmlk.SafeCheckpointHook',
+        by_epoch=False,
+        interval=8000,
+        max_keep_ckpts=2,
+        save_best='mIoU'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'))
 vis_backends = [dict(type='LocalVisBackend')]
