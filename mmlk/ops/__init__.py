@@ -6,16 +6,16 @@ Every function has a ``backend`` argument (None chooses) and a twin ``*_referenc
 
 from mmlk.ops import cpu as _cpu  # noqa: F401  registers the CPU backend
 from mmlk.ops import flops as _flops  # noqa: F401  registers FLOP counts
-from mmlk.ops import recconv_cpu as _recconv_cpu  # noqa: F401
+from mmlk.ops import recconv_cpu as _recconv_cpu  # noqa: F401  registers the recursion
 from mmlk.ops.dcls import (
-                           DCLSConv1d,
-                           DCLSConv2d,
-                           DCLSConv3d,
-                           DCLSDepthwiseConv2d,
-                           dcls_kernel1d,
-                           dcls_kernel2d,
-                           dcls_kernel3d,
-                           repulsive_loss,
+    DCLSConv1d,
+    DCLSConv2d,
+    DCLSConv3d,
+    DCLSDepthwiseConv2d,
+    dcls_kernel1d,
+    dcls_kernel2d,
+    dcls_kernel3d,
+    repulsive_loss,
 )
 from mmlk.ops.depthwise import DepthwiseConv2d, depthwise_conv2d
 from mmlk.ops.dispatch import explain
@@ -24,13 +24,13 @@ from mmlk.ops.large_kernel import LargeKernelDWConv2d
 from mmlk.ops.pointwise import PointwiseConv2d, pointwise_conv2d
 from mmlk.ops.recconv import RecConv2d, recconv2d
 from mmlk.ops.reference import (
-                           dcls_kernel1d_reference,
-                           dcls_kernel2d_reference,
-                           dcls_kernel3d_reference,
-                           depthwise_conv2d_reference,
-                           inception_dwconv2d_reference,
-                           pointwise_conv2d_reference,
-                           recconv2d_reference,
+    dcls_kernel1d_reference,
+    dcls_kernel2d_reference,
+    dcls_kernel3d_reference,
+    depthwise_conv2d_reference,
+    inception_dwconv2d_reference,
+    pointwise_conv2d_reference,
+    recconv2d_reference,
 )
 
 __all__ = [

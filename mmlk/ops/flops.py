@@ -12,6 +12,8 @@ from math import prod
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from mmlk.ops import operators, recconv_cpu  # noqa: F401  define what is counted here
+
 
 def depthwise_flops(weight_shape, out_shape) -> int:
     """FLOPs of a depthwise convolution with ``weight_shape`` that yields ``out_shape``."""
