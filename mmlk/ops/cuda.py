@@ -1,0 +1,75 @@
+"""CUDA backend: predicates, and the way to the Triton kernels, which are loaded when first needed.
+
+The module holds no kernel and imports no Triton. Its predicates look at types and shapes only, so
+`torch.compile` traces through them; the kernels run inside registered operators, which it does not
+look into. Where kernels cannot run although a registered operator was called by name (float64, old
+devices), the torch composition of the CPU backend takes over.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmlk.ops import cpu, dispatch, operators
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LARGEST_IMAGE = 2 ** 31 - 1  # elements of one image; kernels count inside it with 32 bits
+
+# registered operator -> (module of mmlk.ops.triton, its function, torch composition)
+KERNELS = {
+    'depthwise_conv2d': ('depthwise', 'forward', cpu._depthwise),
+}
+
+
+@functools.cache
+def _unavailable(index: int | None) -> str | None:
+    if importlib.util.find_spec('triton') is None:
+        return 'triton is not installed'
+    return importlib.import_module('mmlk.ops.triton.runtime').unavailable(index)
+
+
+def unavailable(index: int | None) -> str | None:
+    """Reason why Triton kernels cannot run on CUDA device ``index``, or None."""
+    return _unavailable(index)
+
+
+# What torch.compiler.assume_constant_result sets, without importing the compiler.
+unavailable._dynamo_marked_constant = True
+
+
+def incapable(x: Tensor) -> str | None:
+    """Reason why no Triton kernel takes the CUDA map ``x``, or None."""
+    if x.dtype not in DTYPES:
+        return f'the input is {x.dtype}'
+    if x.shape[1] * x.shape[2] * x.shape[3] > LARGEST_IMAGE:
+        return f'one image has more than {LARGEST_IMAGE} elements'
+    return unavailable(x.device.index)
+
+
+def refuses(x: Tensor, *_args) -> str | None:
+    """Predicate of the 'triton' backends: they take every shape of the types they know."""
+    return dispatch.refuses_device(x, 'cuda') or incapable(x)
+
+
+def _kernel(module: str, function: str, composition: Callable, position: int) -> Callable:
+    """Computation of a registered operator whose argument ``position`` is the map."""
+    def compute(*args):
+        if incapable(args[position]) is not None:
+            return composition(*args)
+        return getattr(importlib.import_module(f'mmlk.ops.triton.{module}'), function)(*args)
+
+    return compute
+
+
+dispatch.implement('depthwise_conv2d_backward', 'CUDA', cpu._depthwise_backward)
+for _name, (_module, _function, _composition) in KERNELS.items():
+    dispatch.implement(_name, 'CUDA', _kernel(
+        _module, _function, _composition, 1 if _name.endswith('_backward') else 0))
+dispatch.register('depthwise_conv2d', dispatch.Backend(
+    'triton', operators.depthwise_conv2d, refuses))

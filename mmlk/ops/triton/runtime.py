@@ -1,0 +1,214 @@
+"""What all Triton kernels share: availability, launching, compile lock, configurations, recording."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: ranks compile independently
+    fcntl = None
+
+LEAST_CAPABILITY = (8, 0)
+INTERPRETED = knobs.runtime.interpret
+
+
+def unavailable(index: int | None) -> str | None:
+    """Reason why kernels cannot run on CUDA device ``index``, or None."""
+    if not torch.cuda.is_available():
+        return 'torch sees no CUDA device'
+    capability = torch.cuda.get_device_capability(index)
+    if capability < LEAST_CAPABILITY:
+        return (f'the device has compute capability {capability[0]}.{capability[1]}, kernels need '
+                f'{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}')
+    return None
+
+
+# --------------------------------------------------------------------------------- compilation
+
+@contextlib.contextmanager
+def _compile_lock(name: str) -> Iterator[None]:
+    """Holds a lock that the processes of one user on one machine share while ``name`` compiles.
+
+    Of many ranks that need a kernel at once one compiles, the others find the result in Triton's
+    cache. Ranks of several machines share nothing unless TRITON_CACHE_DIR is a shared folder.
+    """
+    if fcntl is None:
+        yield
+        return
+    key = hashlib.sha256(f'{knobs.cache.dir}/{name}'.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f'mmlk-triton-{os.getuid()}-{key}.lock'
+    with open(path, 'a') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file releases the lock, also when the process dies
+
+
+class _Kernel(triton.JITFunction):
+    """A Triton function whose compilation is serialised between processes."""
+
+    def _do_compile(self, *args, **kwargs):
+        with _compile_lock(self.__name__):
+            return super()._do_compile(*args, **kwargs)
+
+
+def jit(function: Callable | None = None, **options):
+    """`triton.jit` with a compile lock; ``options`` as there."""
+    if function is None:
+        return lambda each: jit(each, **options)
+    return triton.jit(function, **options) if INTERPRETED else _Kernel(function, **options)
+
+
+# --------------------------------------------------------------------------------- launching
+
+class Launch(NamedTuple):
+    """A launch that was recorded instead of run."""
+
+    kernel: object
+    grid: tuple[int, ...]
+    args: tuple
+    options: dict
+
+
+_RECORD: list[Launch] | None = None
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Launch]]:
+    """Collects launches instead of running them; launchers then work on meta tensors."""
+    global _RECORD
+    before, _RECORD = _RECORD, []
+    try:
+        yield _RECORD
+    finally:
+        _RECORD = before
+
+
+def launch(kernel, grid: Sequence[int], *args, **options) -> None:
+    """Run ``kernel`` on the device of its first argument and that device's current stream.
+
+    Args:
+        kernel: Made by `jit`.
+        grid: Programs per axis; none at all if one of them is 0.
+        args: Its run-time arguments, the first one a tensor.
+        options: Its constants, and num_warps, num_stages.
+    """
+    grid = tuple(grid)
+    if _RECORD is not None:
+        _RECORD.append(Launch(kernel, grid, args, options))
+        return
+    if 0 in grid:
+        return
+    device = args[0].device
+    if device.type != 'cuda' or device.index == torch.cuda.current_device():
+        kernel[grid](*args, **options)
+        return
+    with torch.cuda.device(device):
+        kernel[grid](*args, **options)
+
+
+def cdiv(a: int, b: int) -> int:
+    """Least number of blocks of ``b`` that cover ``a``."""
+    return -(-a // b)
+
+
+def power_of_2(value: int) -> int:
+    """Least power of two that is not below ``value``."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+def splits(work: int, programs: int, least: int, most: int = 1024) -> int:
+    """Number of parts of a reduction: a function of shapes, equal on every device.
+
+    Args:
+        work: Units that are summed, e.g. rows of all images.
+        programs: Programs there are without splitting.
+        least: Units that one part should have at least.
+        most: Limit of the result, a bound on the memory of partial sums.
+    """
+    wanted = cdiv(1024, max(programs, 1))  # about eight programs per processor of a large GPU
+    return max(1, min(wanted, work // max(least, 1), most))
+
+
+# --------------------------------------------------------------------------------- configuration
+
+_TUNED: dict[tuple, dict] = {}
+
+
+def autotunes() -> bool:
+    """Whether MMLK_AUTOTUNE=1 asks for measured launch configurations."""
+    return os.environ.get('MMLK_AUTOTUNE') == '1' and not INTERPRETED and _RECORD is None
+
+
+def configured(key: tuple, default: dict, candidates: Sequence[dict],
+               run: Callable[[dict], object]) -> object:
+    """``run`` with a launch configuration: ``default``, or with MMLK_AUTOTUNE=1 the fastest.
+
+    Measurements are kept per ``key`` in the process. Keys should hold buckets of sizes, not sizes.
+    Candidates may differ in the last bits of their results where they sum in another order.
+    """
+    if not autotunes() or torch.cuda.is_current_stream_capturing():
+        return run(_TUNED.get(key, default))
+    if key not in _TUNED:
+        timings = [(_milliseconds(lambda each=each: run(each)), index)
+                   for index, each in enumerate((default, *candidates))]
+        _TUNED[key] = (default, *candidates)[min(timings)[1]]
+    return run(_TUNED[key])
+
+
+def _milliseconds(function: Callable[[], object], repeats: int = 10) -> float:
+    try:
+        function()
+    except triton.runtime.errors.OutOfResources:
+        return float('inf')
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
+        function()
+        event.record()
+    events[-1].synchronize()
+    return sorted(a.elapsed_time(b) for a, b in zip(events, events[1:]))[repeats // 2]
+
+
+# --------------------------------------------------------------------------------- examples
+
+class Example(NamedTuple):
+    """One launch that stands for a kernel's specialisation, and what its machine code must fulfil.
+
+    Args:
+        name: Unique within the module, e.g. ``forward-last-k7-bf16``.
+        call: Calls a launcher on `meta` tensors.
+        kernel: Name of the kernel meant, of those that ``call`` launches.
+        registers: Most registers per thread on sm_80 and sm_90.
+        ffma: Least share of FFMA among the instructions of the hottest loop on both, for kernels
+            bound by arithmetic on CUDA cores.
+        tensor_cores: Whether tensor-core instructions must be there (HMMA on sm_80, HGMMA or HMMA
+            on sm_90).
+        archs: Architectures to compile for.
+        slow: Compiles for more than a few seconds.
+    """
+
+    name: str
+    call: Callable[[], object]
+    kernel: str
+    registers: tuple[int, int] = (255, 255)
+    ffma: float | None = None
+    tensor_cores: bool = False
+    archs: tuple[int, ...] = (80, 90)
+    slow: bool = False
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16, last: bool = False) -> Tensor:
+    """A tensor without memory, for the launches of examples."""
+    form = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device='meta', memory_format=form)
