@@ -8,6 +8,7 @@ from mmlk.ops import cpu as _cpu  # noqa: F401  registers the CPU backend
 from mmlk.ops import cuda as _cuda  # noqa: F401  registers the CUDA backend
 from mmlk.ops import flops as _flops  # noqa: F401  registers FLOP counts
 from mmlk.ops import recconv_cpu as _recconv_cpu  # noqa: F401  registers the recursion
+from mmlk.ops.branches import large_kernel_branches, large_kernel_sum
 from mmlk.ops.dcls import (
     DCLSConv1d,
     DCLSConv2d,
@@ -30,6 +31,8 @@ from mmlk.ops.reference import (
     dcls_kernel3d_reference,
     depthwise_conv2d_reference,
     inception_dwconv2d_reference,
+    large_kernel_branches_reference,
+    large_kernel_sum_reference,
     pointwise_conv2d_reference,
     recconv2d_reference,
 )
@@ -55,6 +58,10 @@ __all__ = [
     'explain',
     'inception_dwconv2d',
     'inception_dwconv2d_reference',
+    'large_kernel_branches',
+    'large_kernel_branches_reference',
+    'large_kernel_sum',
+    'large_kernel_sum_reference',
     'pointwise_conv2d',
     'pointwise_conv2d_reference',
     'recconv2d',

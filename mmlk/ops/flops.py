@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from mmlk.ops import operators, recconv_cpu  # noqa: F401  define what is counted here
+from mmlk.ops import branches, operators, recconv_cpu  # noqa: F401  define what is counted here
 
 
 def depthwise_flops(weight_shape, out_shape) -> int:
@@ -43,6 +43,27 @@ def _inception(x_shape, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h, 
 def _inception_backward(grad_shape, x_shape, weight_hw, weight_w, weight_h, mask, **_) -> int:
     return sum((mask[0] + mask[1 + 2 * index]) * _branch_flops(x_shape, weight)
                for index, weight in enumerate((weight_hw, weight_w, weight_h)))
+
+
+def _kernels_flops(x_shape, *kernels) -> int:
+    return sum(_branch_flops(x_shape, kernel) for kernel in kernels if kernel is not None)
+
+
+@register_flop_formula(torch.ops.mmlk.large_kernel_branches)
+def _large_kernel_branches(x_shape, first, second, third, **_) -> int:
+    return _kernels_flops(x_shape, first, second, third)
+
+
+@register_flop_formula(torch.ops.mmlk.large_kernel_sum)
+def _large_kernel_sum(x_shape, first, second, third, bias, **_) -> int:
+    return _kernels_flops(x_shape, first, second, third)
+
+
+@register_flop_formula(torch.ops.mmlk.large_kernel_backward)
+def _large_kernel_backward(grad_first, grad_second, grad_third, x_shape, first, second, third, mask,
+                           **_) -> int:
+    return sum((mask[0] + wanted) * _kernels_flops(x_shape, kernel)
+               for kernel, wanted in zip((first, second, third), mask[1:4]))
 
 
 def _recconv_flops(x_shape, weights) -> tuple[int, int]:

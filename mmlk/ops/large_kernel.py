@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlk.ops.branches import large_kernel_branches, large_kernel_sum
 from mmlk.ops.depthwise import depthwise_conv2d
 
 MAX_KERNEL_SIZE = 127
@@ -65,12 +66,17 @@ class LargeKernelDWConv2d(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f'LargeKernelDWConv2d: x has shape {tuple(x.shape)}, expected '
                              f'(N, {self.channels}, H, W)')
+        branches = list(self.children())
+        convolutions = [each if isinstance(each, nn.Conv2d) else each.conv for each in branches]
+        weights, bias = [each.weight for each in convolutions], convolutions[0].bias
+        if not hasattr(branches[0], 'bn'):
+            return (large_kernel_sum(x, weights, bias) if len(weights) > 1
+                    else depthwise_conv2d(x, *weights, bias))
+        parts = (large_kernel_branches(x, weights) if len(weights) > 1
+                 else (depthwise_conv2d(x, *weights),))
         y = None
-        for branch in self.children():
-            conv = branch if isinstance(branch, nn.Conv2d) else branch.conv
-            part = depthwise_conv2d(x, conv.weight, conv.bias)
-            if conv is not branch and hasattr(branch, 'bn'):
-                part = branch.bn(part)
+        for branch, part in zip(branches, parts):
+            part = branch.bn(part)
             y = part if y is None else y.add_(part)
         return y
 

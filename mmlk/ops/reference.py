@@ -89,6 +89,22 @@ def inception_dwconv2d_reference(x: Tensor, weight_hw: Tensor, bias_hw: Tensor |
     ), dim=1)
 
 
+def large_kernel_branches_reference(x: Tensor, weights: Sequence[Tensor], *,
+                                    backend: str | None = None) -> tuple[Tensor, ...]:
+    """`depthwise_conv2d_reference` of one map with each of several kernels (C, 1, kh, kw)."""
+    return tuple(depthwise_conv2d_reference(x, weight) for weight in weights)
+
+
+def large_kernel_sum_reference(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, *,
+                               backend: str | None = None) -> Tensor:
+    """The sum of `depthwise_conv2d_reference` over several kernels; ``bias`` (C,) is added once."""
+    first, *others = weights
+    y = depthwise_conv2d_reference(x, first, bias)
+    for weight in others:
+        y = y + depthwise_conv2d_reference(x, weight)
+    return y
+
+
 def dcls_kernel1d_reference(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
                             kernel_size, version: str = 'v0', backend: str | None = None) -> Tensor:
     """`dcls_kernel2d_reference` for one axis: (O, I, k) from positions (1, O, I, m)."""
