@@ -16,6 +16,7 @@ from mmlk.backbones.recnext_parts import RecNeXtStage, RecNeXtStem
 from mmlk.backbones.recnext_stride8 import Stride8Stage
 from mmlk.layers import build_norm, drop_path_schedule, fold_conv_norms
 from mmlk.ops import dispatch
+from mmlk.ops.operators import layout
 from mmlk.registry import MODELS
 
 SERIES = ('m', 'a', 'stride8', 'stride8_shared')
@@ -76,7 +77,8 @@ class RecNeXt(Backbone):
 
     Note:
         Maps have sides ``ceil(n / stride)`` for any image size, strides 4 to 32, or 8 to 64 for T,
-        S and B. On a CPU the network runs, and returns maps, in channels-last layout.
+        S and B. On a CPU the network runs in channels-last layout; the maps it returns have the
+        layout of the image.
     """
 
     arch_settings = _archs()
@@ -131,11 +133,13 @@ class RecNeXt(Backbone):
         self._finish()
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Maps of ``out_indices``; on a CPU in channels-last layout, see the class."""
+        """Maps of ``out_indices`` in the layout of ``x``; computed channels-last on a CPU."""
         self._check_input(x)
-        if dispatch.refuses_device(x, 'cpu') is None:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return super().forward(x)
+        if dispatch.refuses_device(x, 'cpu') is not None:
+            return super().forward(x)
+        # MMCV's RoIAlign reads channels-last maps as if they were contiguous (mmcv#2203).
+        maps = super().forward(x.contiguous(memory_format=torch.channels_last))
+        return tuple(y.contiguous(memory_format=layout(x)) for y in maps)
 
     def forward_stage(self, stage: int, x: torch.Tensor) -> torch.Tensor:
         """Downsampling and blocks of one stage."""

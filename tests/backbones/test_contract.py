@@ -65,6 +65,15 @@ def test_odd_sizes_and_channels_last_agree_with_contiguous(name, size):
 
 
 @pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_outputs_have_the_layout_of_the_image(name, layout):
+    # RoIAlign of MMCV reads any map as if it were contiguous, so this decides what a detector sees.
+    with torch.no_grad():
+        for y in build(name).eval()(images(97, 131).contiguous(memory_format=layout)):
+            assert y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('frozen_stages', [0, 2, 4])
 def test_frozen_parts_neither_learn_nor_leave_eval(name, frozen_stages):
     model = build(name, frozen_stages=frozen_stages, output_norm=True).train()

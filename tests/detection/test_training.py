@@ -17,6 +17,19 @@ ALL = [
     'cascade_mask_rcnn_dcls_convnext_t_coco.py']
 
 
+@pytest.mark.parametrize('name', ALL)
+def test_heads_see_the_regions_that_they_are_given(name):
+    # RoIAlign of MMCV reads any map as if it were contiguous (mmcv#2203).
+    detector = build(small_config(name)).eval()
+    extractor = detector.roi_head.mask_roi_extractor
+    extractor = extractor[0] if isinstance(extractor, torch.nn.ModuleList) else extractor
+    rois = torch.tensor([[0, 3.0, 4.0, 60.0, 40.0], [1, 10.0, 10.0, 90.0, 90.0]])
+    with torch.no_grad():
+        maps = detector.extract_feat(torch.randn(2, 3, 96, 96))[:4]
+        copies = [y.clone(memory_format=torch.contiguous_format) for y in maps]
+        assert torch.equal(extractor(maps, rois), extractor(copies, rois))
+
+
 @pytest.mark.parametrize('objects', [2, 0])
 @pytest.mark.parametrize('name', HEADS)
 @pytest.mark.slow
