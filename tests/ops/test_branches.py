@@ -143,7 +143,8 @@ def test_flops_are_those_of_the_kernels():
     (lambda x, bias, *weights: (x[0], weights, bias), 'x has shape'),
     (lambda x, bias, *weights: (x, weights[:1], bias), 'got 1 kernels, expected 2 or 3'),
     (lambda x, bias, *weights: (x, (weights[0], weights[1][:2]), bias), r'weights\[1\] has shape'),
-    (lambda x, bias, *weights: (x, (weights[0], weights[1][..., 1:]), bias), r'weights\[1\] has the even kernel'),
+    (lambda x, bias, *weights: (x, (weights[0], weights[1][..., 1:]), bias),
+     r'weights\[1\] has the even kernel'),
     (lambda x, bias, *weights: (x.half(), weights, bias), 'x is torch.float16 but'),
     (lambda x, bias, *weights: (x, weights, bias[1:]), 'bias has shape'),
 ])

@@ -167,6 +167,23 @@ def test_two_runs_agree_to_the_bit(case, layout):
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+@pytest.mark.parametrize('case', REGISTERED)
+def test_eager_calls_and_the_registered_operator_agree_to_the_bit(case, layout):
+    arguments = depthwise_arguments(case, layout)
+    eager = run(depthwise_conv2d, arguments)
+    assert all(torch.equal(a, b) for a, b in zip(
+        eager, run(torch.ops.mmlk.depthwise_conv2d.default, arguments)))
+
+
+@pytest.mark.parametrize('wanted', [(True, False, False), (False, True, False), (False, False, True)])
+def test_eager_calls_compute_what_is_wanted(wanted):
+    x, weight, bias, stride = depthwise_arguments('k17')
+    tensors = [each.requires_grad_(needed) for each, needed in zip((x, weight, bias), wanted)]
+    depthwise_conv2d(*tensors, stride).sum().backward()
+    assert [each.grad is not None for each in tensors] == list(wanted)
+
+
 def test_second_derivatives_are_refused_and_the_reference_has_them():
     x, weight = leaf(torch.randn(1, 2, 9, 9)), leaf(torch.randn(2, 1, 7, 7))
     first, = torch.autograd.grad(depthwise_conv2d(x, weight).pow(2).sum(), x, create_graph=True)
