@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from rival_recnext import recnext  # noqa: E402, F401
+
 from mmlk.backbones import SLaK  # noqa: E402
 from mmlk.ops import LargeKernelDWConv2d  # noqa: E402
 

@@ -14,7 +14,12 @@ from torch import nn
 from mmlk.backbones.base import Backbone
 from mmlk.backbones.recnext_parts import RecNeXtStage, RecNeXtStem
 from mmlk.backbones.recnext_stride8 import Stride8Stage
-from mmlk.layers import build_norm, drop_path_schedule, fold_conv_norms
+from mmlk.layers import (
+    build_norm,
+    channels_last_gradient,
+    drop_path_schedule,
+    fold_conv_norms,
+)
 from mmlk.ops import dispatch
 from mmlk.ops.operators import layout
 from mmlk.registry import MODELS
@@ -139,7 +144,7 @@ class RecNeXt(Backbone):
             return super().forward(x)
         # MMCV's RoIAlign reads channels-last maps as if they were contiguous (mmcv#2203).
         maps = super().forward(x.contiguous(memory_format=torch.channels_last))
-        return tuple(y.contiguous(memory_format=layout(x)) for y in maps)
+        return tuple(channels_last_gradient(y).contiguous(memory_format=layout(x)) for y in maps)
 
     def forward_stage(self, stage: int, x: torch.Tensor) -> torch.Tensor:
         """Downsampling and blocks of one stage."""

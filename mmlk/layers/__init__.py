@@ -3,6 +3,7 @@
 from mmlk.layers.conv import GELU, ConvNorm, ExpandingDepthwiseConv2d, fold_conv_norms
 from mmlk.layers.drop import DropPath, drop_path_schedule
 from mmlk.layers.fold import fold_norm_after, fold_norm_before, fold_scale_after, norm_affine
+from mmlk.layers.layout import channels_last_gradient
 from mmlk.layers.linear import FoldedLinear
 from mmlk.layers.mlp import ConvMlp, ConvNormMlp
 from mmlk.layers.norm import LayerNorm2d, build_norm
@@ -12,6 +13,6 @@ from mmlk.layers.recompute import recompute
 __all__ = [
     'ConvMlp', 'ConvNorm', 'ConvNormMlp', 'DropPath', 'ExpandingDepthwiseConv2d',
     'FoldedLinear', 'GELU', 'LayerNorm2d', 'LinearAttention2d', 'RecAttn2d', 'build_norm',
-    'drop_path_schedule', 'fold_conv_norms', 'fold_norm_after', 'fold_norm_before',
+    'channels_last_gradient', 'drop_path_schedule', 'fold_conv_norms', 'fold_norm_after', 'fold_norm_before',
     'fold_scale_after', 'norm_affine', 'recompute'
 ]
