@@ -73,7 +73,7 @@ class RecNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.drop_path(self.channel_mixer(self.norm(self.token_mixer(x))))
+        return self.channel_mixer.residual(x, self.token_mixer(x), self.norm, self.drop_path)
 
     def fold(self) -> None:
         """Fold every norm; the one between the mixers goes into the 1x1 convolution behind it."""
@@ -103,7 +103,7 @@ class RecNeXtDownsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.token_mixer(x))
-        return x + self.channel_mixer(x)
+        return self.channel_mixer.residual(x, x)
 
     def fold(self) -> None:
         """Fold every norm; the first goes into the depthwise convolution."""

@@ -106,7 +106,7 @@ class Stride8Block(nn.Module):
         else:
             mixed, latest = self.token_mixer(x)
             attended.append(latest)
-        return x + self.drop_path(self.channel_mixer(mixed))
+        return self.channel_mixer.residual(x, mixed, drop_path=self.drop_path)
 
     def fold(self) -> None:
         """Fold every norm and the three local branches."""
@@ -142,7 +142,7 @@ class Stride8Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.token_mixer(x)
-        return x + self.drop_path(self.channel_mixer(x))
+        return self.channel_mixer.residual(x, x, drop_path=self.drop_path)
 
     def fold(self) -> None:
         """Fold every norm."""

@@ -13,6 +13,6 @@ from mmlk.layers.recompute import recompute
 __all__ = [
     'ConvMlp', 'ConvNorm', 'ConvNormMlp', 'DropPath', 'ExpandingDepthwiseConv2d',
     'FoldedLinear', 'GELU', 'LayerNorm2d', 'LinearAttention2d', 'RecAttn2d', 'build_norm',
-    'channels_last_gradient', 'drop_path_schedule', 'fold_conv_norms', 'fold_norm_after', 'fold_norm_before',
-    'fold_scale_after', 'norm_affine', 'recompute'
+    'channels_last_gradient', 'drop_path_schedule', 'fold_conv_norms', 'fold_norm_after',
+    'fold_norm_before', 'fold_scale_after', 'norm_affine', 'recompute'
 ]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mmlk.layers import mlp_cpu
 from mmlk.layers.conv import GELU, ConvNorm
+from mmlk.layers.drop import DropPath
+from mmlk.ops.blocked import BlockedWeights
+
+_IDENTITY, _KEEP = nn.Identity(), DropPath()
 
 
 class ConvMlp(nn.Module):
@@ -40,3 +45,17 @@ class ConvNormMlp(nn.Sequential):
         super().__init__(
             ConvNorm(channels, hidden_channels, bias=bias, norm_cfg=norm_cfg), GELU(),
             ConvNorm(hidden_channels, channels, bias=bias, norm_cfg=norm_cfg))
+        self._blocked = BlockedWeights()
+
+    def residual(self, x: Tensor, mixed: Tensor, norm: nn.Module = _IDENTITY,
+                 drop_path: DropPath = _KEEP) -> Tensor:
+        """``x + drop_path(mlp(norm(mixed)))``.
+
+        On a CPU it is one autograd node in training and two products in a folded network.
+        """
+        if drop_path.rate == 0.0 or not drop_path.training:
+            if mlp_cpu.trains_as_one(self, x, mixed, norm):
+                return mlp_cpu.train(self, x, mixed, norm)
+            if mlp_cpu.infers_as_two(self, x, mixed, norm):
+                return mlp_cpu.infer(self, self._blocked, x, mixed)
+        return x + drop_path(self(norm(mixed)))

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmlk.ops import dispatch
+from mmlk.ops import dispatch, recconv_cpu
+from mmlk.ops.blocked import BlockedWeights
 from mmlk.ops.reference import recconv2d_reference
 
 MODES = ('bilinear', 'nearest')
@@ -106,6 +107,7 @@ class RecConv2d(nn.Module):
         self.level = level
         self.mode = mode
         self.overflow_reported = False
+        self._blocked = BlockedWeights()
 
         def depthwise(stride: int) -> nn.Conv2d:
             return nn.Conv2d(in_channels, in_channels, kernel_size, stride, kernel_size // 2,
@@ -118,7 +120,10 @@ class RecConv2d(nn.Module):
         if len(self.convs) != self.level + 1:
             raise ValueError(f'RecConv2d: {len(self.convs)} kernels for {self.level} levels, '
                              f'expected {self.level + 1}')
-        y = recconv2d(x, self.down.weight, [conv.weight for conv in self.convs], mode=self.mode)
+        weights = [conv.weight for conv in self.convs]
+        if recconv_cpu.infers_blocked(x, self.down.weight, weights):
+            return recconv_cpu.infer(x, self.down.weight, weights, self.mode, self._blocked)
+        y = recconv2d(x, self.down.weight, weights, mode=self.mode)
         if y.dtype == torch.float16 and not self.overflow_reported:
             self._report_overflow(x, y)
         return y

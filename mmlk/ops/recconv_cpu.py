@@ -14,10 +14,14 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mmlk.ops import cpu_routes as routes
 from mmlk.ops import dispatch
+from mmlk.ops.blocked import BlockedWeights, eager, usable
 from mmlk.ops.operators import layout
 
 COLUMNS_FROM = 40_000
 """Elements of a map from which `weight_gradient_columns` saves more than its extra calls cost."""
+
+TAPS_TO = 14_000
+"""Elements of a gradient up to which `weight_gradient_taps` is faster than torch's own code."""
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -36,6 +40,9 @@ def gradients(grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int],
         return grad_x, weight_gradient_columns(grad, x, weight)
     if not (wants_x or wants_weight):
         return None, None
+    if wants_weight and grad.numel() <= TAPS_TO:
+        grad_x = routes.input_gradient_native(grad, x, weight, stride) if wants_x else None
+        return grad_x, weight_gradient_taps(grad, x, weight, stride)
     padding = weight.shape[2] // 2, weight.shape[3] // 2
     return routes.convolution_backward(
         grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), x.shape[1],
@@ -61,6 +68,22 @@ def weight_gradient_columns(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
             x.shape[1], (False, True, False))[1])
         first += wide
     return torch.cat(strips, dim=3)
+
+
+def weight_gradient_taps(grad: Tensor, x: Tensor, weight: Tensor,
+                         stride: tuple[int, int]) -> Tensor:
+    """Every tap's products of map and gradient written out, then summed over pixels.
+
+    It makes kh * kw copies of the gradient's size. On maps that hardly exceed the kernel, for which
+    oneDNN has no fast code at all, that is less work than its loop.
+    """
+    (c, _, kh, kw), (n, _, h, w) = weight.shape, grad.shape
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, kw // 2, kw // 2, kh // 2, kh // 2))
+    image, row, column, _ = padded.stride()
+    shifted = padded.as_strided(
+        (kh, kw, n, h, w, c), (row, column, image, row * stride[0], column * stride[1], 1))
+    products = (shifted * grad.permute(0, 2, 3, 1)).reshape(kh, kw, n * h * w, c)
+    return products.sum(2).permute(2, 0, 1).unsqueeze(1).contiguous()
 
 
 def up(x: Tensor, size: torch.Size, mode: str) -> Tensor:
@@ -224,6 +247,38 @@ def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Te
     if torch.is_grad_enabled():
         return _Recursion.apply(x, down_weight, mode, *weights)
     return _forward(x, down_weight, weights, mode)[0]
+
+
+def infers_blocked(x: Tensor, down_weight: Tensor, weights: list[Tensor]) -> bool:
+    """Whether `infer` can take these arguments of `recconv2d`."""
+    return (not torch.is_grad_enabled() and x.dim() == 4 and x.numel() > 0 and eager(x)
+            and usable(down_weight, *weights) and x.shape[1] == weights[0].shape[0])
+
+
+def infer(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str,
+          blocked: BlockedWeights) -> Tensor:
+    """The recursion without gradients on a channels-last map, with kernels reordered once."""
+    groups = x.shape[1]
+
+    def convolve(name: int, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        padding = [weight.shape[2] // 2, weight.shape[3] // 2]
+        kernel = blocked.get(name, weight, lambda plain: _reorder(
+            plain.contiguous(), padding, [stride] * 2, [1, 1], groups, list(x.shape)))
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, kernel, None, padding, [stride] * 2, [1, 1], groups, 'none', [], '')
+
+    maps = [x.contiguous(memory_format=torch.channels_last)]
+    for _ in weights[1:]:
+        maps.append(convolve(-1, maps[-1], down_weight, 2))
+    merged = maps[-1]
+    for index, finer in enumerate(maps[-2::-1]):
+        coarse = convolve(index, merged, weights[index], 1)
+        merged = up(coarse, finer.shape[2:], mode).add_(finer)
+    return convolve(len(weights) - 1, merged, weights[-1], 1)
+
+
+def _reorder(*args) -> Tensor:
+    return torch.ops.mkldnn._reorder_convolution_weight(*args)
 
 
 def _refuses(x: Tensor, *_args) -> str | None:

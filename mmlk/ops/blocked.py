@@ -1,0 +1,58 @@
+"""Copies of weights in oneDNN's own order, for inference on a CPU.
+
+torch's layers hand oneDNN plain weights, which it reorders on every call. With a reordered copy that
+cost is paid once, and activation or residual can ride on the product. The operators are those that
+torch's compiler uses; they have no gradients.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from mmlk.ops import dispatch
+from mmlk.ops.operators import channels_last
+
+
+class BlockedWeights:
+    """Reordered copies by name, made on first use and again after a weight has changed.
+
+    Never part of a state dict, a pickle or a deep copy.
+    """
+
+    def __init__(self):
+        self._copies: dict[str | int, tuple] = {}
+
+    def __getstate__(self) -> dict:
+        return {'_copies': {}}
+
+    def get(self, name: str | int, weight: Tensor, reorder: Callable[[Tensor], Tensor]) -> Tensor:
+        """``reorder(weight)``, computed anew only where ``weight`` is another or has changed."""
+        key = weight.data_ptr(), weight._version
+        kept = self._copies.get(name)
+        if kept is None or kept[0] != key:
+            kept = key, reorder(weight.detach())
+            self._copies[name] = kept
+        return kept[1]
+
+
+def eager(*maps: Tensor) -> bool:
+    """Whether maps are float32, channels-last and on a CPU, and nothing watches the call."""
+    return (all(type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32
+                and x.device.type == 'cpu' and channels_last(x) for x in maps)
+            and not torch.compiler.is_compiling() and not torch.is_autocast_enabled('cpu')
+            and _get_current_dispatch_mode() is None
+            and (os.environ.get(dispatch.ENVIRONMENT) or 'cpu') == 'cpu'
+            and dispatch.refuses_device(maps[0], 'cpu') is None)
+
+
+def usable(*weights: Tensor) -> bool:
+    """Whether this torch has the operators and can keep copies of the weights."""
+    return (torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+            and all(weight.dtype == torch.float32 and not weight.is_inference()
+                    for weight in weights))
