@@ -10,27 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmlk.layers.eager_cpu import (
+    as_map,
+    normalise,
+    normalise_gradients,
+    rows,
+    unobserved,
+    uses_own_batch,
+)
 from mmlk.ops import PointwiseConv2d
 from mmlk.ops.blocked import BlockedWeights, eager, usable
 
 _aten = torch.ops.aten
-
-
-def _unobserved(*modules: nn.Module) -> bool:
-    """Whether no hook expects a call of one of the modules."""
-    return not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                   or module._backward_pre_hooks for module in modules)
-
-
-def _counts_batches(norm: nn.Module) -> bool:
-    """Whether ``norm`` is a batch norm that uses this process's batch and a fixed momentum."""
-    if type(norm) is nn.SyncBatchNorm:
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized():
-            return False
-    elif type(norm) is not nn.BatchNorm2d:
-        return False
-    return norm.training and norm.affine and norm.momentum is not None and norm.running_mean is not None
 
 
 def trains_as_one(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Module) -> bool:
@@ -47,11 +38,11 @@ def trains_as_one(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Modul
         return False
     norms = [first.norm, last.norm] if type(norm) is nn.Identity else [norm, first.norm, last.norm]
     convolutions = first.conv, last.conv
-    return (all(_counts_batches(each) for each in norms)
+    return (all(uses_own_batch(each) for each in norms)
             and all(type(each) is PointwiseConv2d and each.bias is None and each.groups == 1
                     and each.weight.dtype == torch.float32 for each in convolutions)
             and x.shape[0] * x.shape[2] * x.shape[3] > 1
-            and _unobserved(mixer, *mixer, norm, *norms, *convolutions))
+            and unobserved(mixer, *mixer, norm, *norms, *convolutions))
 
 
 def train(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Module) -> Tensor:
@@ -63,24 +54,6 @@ def train(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Module) -> Te
                            *(value for pair in parameters for value in pair))
 
 
-def _normalise(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """Output of ``norm``, batch mean and inverse deviation; running statistics are updated."""
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-    return torch.native_batch_norm(x, norm.weight, norm.bias, norm.running_mean, norm.running_var,
-                                   True, norm.momentum, norm.eps)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """A channels-last map as (N * H * W, C)."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _map(rows: Tensor, like: Tensor) -> Tensor:
-    n, _, h, w = like.shape
-    return rows.view(n, h, w, -1).permute(0, 3, 1, 2)
-
-
 class _Residual(torch.autograd.Function):
     """Gradient formulas of `train`; ``norms`` holds the modules, parameters follow."""
 
@@ -90,14 +63,14 @@ class _Residual(torch.autograd.Function):
         saved = []
         start = mixed
         if norms[0] is not None:
-            start, *statistics = _normalise(mixed, norms[0])
+            start, *statistics = normalise(mixed, norms[0])
             saved += [mixed, *statistics]
-        hidden = _map(torch.mm(_rows(start), weight1.flatten(1).t()), x)
-        normed, *statistics = _normalise(hidden, norms[1])
-        activated = torch.nn.functional.gelu(_rows(normed))
-        saved += [_rows(start), hidden, *statistics, _rows(normed), activated]
-        out = _map(torch.mm(activated, weight2.flatten(1).t()), x)
-        y, *statistics = _normalise(out, norms[2])
+        hidden = as_map(torch.mm(rows(start), weight1.flatten(1).t()), x)
+        normed, *statistics = normalise(hidden, norms[1])
+        activated = torch.nn.functional.gelu(rows(normed))
+        saved += [rows(start), hidden, *statistics, rows(normed), activated]
+        out = as_map(torch.mm(activated, weight2.flatten(1).t()), x)
+        y, *statistics = normalise(out, norms[2])
         ctx.save_for_backward(weight1, weight2, *affine, *saved, out, *statistics)
         ctx.epsilons = [0.0 if norm is None else norm.eps for norm in norms]
         return y.add_(x)
@@ -112,21 +85,21 @@ class _Residual(torch.autograd.Function):
         affine = [None] * 6
 
         def through_norm(index: int, flow: Tensor, x: Tensor, mean: Tensor, deviation: Tensor):
-            grad_x, affine[2 * index], affine[2 * index + 1] = _aten.native_batch_norm_backward(
-                flow, x, scales[index], None, None, mean, deviation, True, ctx.epsilons[index],
+            grad_x, affine[2 * index], affine[2 * index + 1] = normalise_gradients(
+                flow, x, scales[index], mean, deviation, ctx.epsilons[index],
                 [True, wants[5 + 2 * index], wants[6 + 2 * index]])
             return grad_x
 
         grad = grad.contiguous(memory_format=torch.channels_last)
-        flow = _rows(through_norm(2, grad, out, mean2, deviation2))
+        flow = rows(through_norm(2, grad, out, mean2, deviation2))
         grad2 = torch.mm(flow.t(), activated).view(weight2.shape) if wants[4] else None
         flow = torch.mm(flow, weight2.flatten(1))
         flow = _aten.gelu_backward.grad_input(flow, normed, grad_input=flow)
-        flow = _rows(through_norm(1, _map(flow, grad), hidden, mean1, deviation1))
+        flow = rows(through_norm(1, as_map(flow, grad), hidden, mean1, deviation1))
         grad1 = torch.mm(flow.t(), start).view(weight1.shape) if wants[3] else None
         grad_mixed = None
         if any(wants[index] for index in (1, 5, 6)):
-            grad_mixed = _map(torch.mm(flow, weight1.flatten(1)), grad)
+            grad_mixed = as_map(torch.mm(flow, weight1.flatten(1)), grad)
             if scales[0] is not None:
                 grad_mixed = through_norm(0, grad_mixed, *kept)
         return (grad if wants[0] else None, grad_mixed, None, grad1, grad2, *affine)
@@ -139,19 +112,19 @@ def infers_as_two(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Modul
             and type(first) is type(last) is PointwiseConv2d and eager(x, mixed)
             and all(each.groups == 1 and each.bias is not None for each in (first, last))
             and x.numel() > 0 and usable(first.weight, last.weight)
-            and _unobserved(mixer, *mixer))
+            and unobserved(mixer, *mixer))
 
 
 def infer(mixer: nn.Sequential, blocked: BlockedWeights, x: Tensor, mixed: Tensor) -> Tensor:
     """``x + mixer(mixed)`` of a folded mixer: GELU and residual ride on the products."""
     first, last = mixer[0], mixer[2]
-    rows, residual = _rows(mixed), _rows(x)
+    pixels = rows(mixed)
 
     def matrix(name: str, weight: Tensor) -> Tensor:
         return blocked.get(name, weight, lambda plain: torch.ops.mkldnn._reorder_linear_weight(
-            plain.flatten(1).contiguous(), rows.shape[0]))
+            plain.flatten(1).contiguous(), pixels.shape[0]))
 
     linear = torch.ops.mkldnn._linear_pointwise
-    hidden = linear(rows, matrix('first', first.weight), first.bias, 'gelu', [], 'none')
-    y = linear.binary(hidden, residual, matrix('last', last.weight), last.bias, 'add')
-    return _map(y, x)
+    hidden = linear(pixels, matrix('first', first.weight), first.bias, 'gelu', [], 'none')
+    y = linear.binary(hidden, rows(x), matrix('last', last.weight), last.bias, 'add')
+    return as_map(y, x)

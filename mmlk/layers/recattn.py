@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlk.layers import recattn_cpu
 from mmlk.layers.conv import ConvNorm
+from mmlk.layers.recattn_cpu import normed_depthwise
+from mmlk.ops.blocked import BlockedWeights
 from mmlk.ops.operators import channels_last
 
 _EPSILON = 1e-6
@@ -65,8 +68,12 @@ class LinearAttention2d(nn.Module):
         options = dict(bias=bias, norm_cfg=norm_cfg)
         self.qk = ConvNorm(channels, 2 * qk_channels, groups=qk_groups, **options)
         self.pe = ConvNorm(channels, channels, 3, groups=channels, **options)
+        self._blocked = BlockedWeights()
 
     def forward(self, x: Tensor) -> Tensor:
+        if recattn_cpu.attends_as_one(x, self.qk):
+            out = recattn_cpu.attention(x, self.qk, self.num_heads, _EPSILON)
+            return normed_depthwise(x, self.pe, self._blocked) + out
         query, key = (F.elu(self.qk(x)) + 1).chunk(2, 1)
         out = linear_attention(*(self._tokens(each) for each in (query, key, x)))
         if channels_last(x):
@@ -107,7 +114,9 @@ class RecAttn2d(nn.Module):
             LinearAttention2d(in_channels, num_heads, qk_channels=in_channels, qk_groups=2,
                               **options))
         self.conv = ConvNorm(in_channels, in_channels, kernel_size, 1, in_channels, **options)
+        self._blocked = BlockedWeights(), BlockedWeights()
 
     def forward(self, x: Tensor) -> Tensor:
-        coarse = self.down(x)
-        return self.conv(x + F.interpolate(coarse, size=x.shape[2:], mode='nearest'))
+        coarse = self.down[1](normed_depthwise(x, self.down[0], self._blocked[0]))
+        merged = x + F.interpolate(coarse, size=x.shape[2:], mode='nearest')
+        return normed_depthwise(merged, self.conv, self._blocked[1])

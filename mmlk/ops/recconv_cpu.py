@@ -258,27 +258,24 @@ def infers_blocked(x: Tensor, down_weight: Tensor, weights: list[Tensor]) -> boo
 def infer(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str,
           blocked: BlockedWeights) -> Tensor:
     """The recursion without gradients on a channels-last map, with kernels reordered once."""
-    groups = x.shape[1]
-
-    def convolve(name: int, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        padding = [weight.shape[2] // 2, weight.shape[3] // 2]
-        kernel = blocked.get(name, weight, lambda plain: _reorder(
-            plain.contiguous(), padding, [stride] * 2, [1, 1], groups, list(x.shape)))
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, kernel, None, padding, [stride] * 2, [1, 1], groups, 'none', [], '')
-
-    maps = [x.contiguous(memory_format=torch.channels_last)]
+    maps = [x]
     for _ in weights[1:]:
-        maps.append(convolve(-1, maps[-1], down_weight, 2))
+        maps.append(convolve_blocked(maps[-1], down_weight, None, 2, blocked, 'down'))
     merged = maps[-1]
     for index, finer in enumerate(maps[-2::-1]):
-        coarse = convolve(index, merged, weights[index], 1)
+        coarse = convolve_blocked(merged, weights[index], None, 1, blocked, index)
         merged = up(coarse, finer.shape[2:], mode).add_(finer)
-    return convolve(len(weights) - 1, merged, weights[-1], 1)
+    return convolve_blocked(merged, weights[-1], None, 1, blocked, len(weights) - 1)
 
 
-def _reorder(*args) -> Tensor:
-    return torch.ops.mkldnn._reorder_convolution_weight(*args)
+def convolve_blocked(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
+                     blocked: BlockedWeights, name: str | int) -> Tensor:
+    """Depthwise convolution of a channels-last map, without gradient, by a kernel kept reordered."""
+    steps, padding = [stride, stride], [weight.shape[2] // 2, weight.shape[3] // 2]
+    kernel = blocked.get(name, weight, lambda plain: torch.ops.mkldnn._reorder_convolution_weight(
+        plain.contiguous(), padding, steps, [1, 1], x.shape[1], list(x.shape)))
+    return torch.ops.mkldnn._convolution_pointwise(
+        x, kernel, bias, padding, steps, [1, 1], x.shape[1], 'none', [], '')
 
 
 def _refuses(x: Tensor, *_args) -> str | None:

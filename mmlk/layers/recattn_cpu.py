@@ -1,0 +1,179 @@
+"""CPU code of recursive attention: attention, and normed depthwise convolutions, as one node each."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlk.layers.eager_cpu import (
+    as_map,
+    normalise,
+    normalise_gradients,
+    rows,
+    unobserved,
+    uses_own_batch,
+)
+from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, recconv_cpu
+from mmlk.ops.blocked import BlockedWeights, eager, usable
+
+
+def attends_as_one(x: Tensor, qk: nn.Module) -> bool:
+    """Whether `attention` computes what the layers would: without gradients, or in training.
+
+    Args:
+        x: (N, C, H, W).
+        qk: The normed or folded 1x1 convolution of query and key.
+    """
+    if not eager(x) or x.numel() == 0:
+        return False
+    if type(qk) is PointwiseConv2d:
+        return not torch.is_grad_enabled() and unobserved(qk) and qk.weight.dtype == torch.float32
+    return (torch.is_grad_enabled() and type(qk.conv) is PointwiseConv2d and qk.conv.bias is None
+            and qk.conv.weight.dtype == torch.float32 and uses_own_batch(qk.norm)
+            and x.shape[0] * x.shape[2] * x.shape[3] > 1 and unobserved(qk, qk.conv, qk.norm))
+
+
+def attention(x: Tensor, qk: nn.Module, heads: int, epsilon: float) -> Tensor:
+    """Normalised linear attention of the map's pixels, (N, C, H, W) to the same shape."""
+    if type(qk) is PointwiseConv2d:
+        scores = as_map(_project(rows(x), qk.weight, qk.bias), x)
+        return _attend(x, scores, heads, epsilon)[0]
+    return _Attention.apply(x, qk.conv.weight, qk.norm.weight, qk.norm.bias, qk.norm, heads, epsilon)
+
+
+def _groups(pixels: Tensor, weight: Tensor):
+    """Matching column blocks of pixels, rows of the weight, and columns of the product."""
+    count = pixels.shape[1] // weight.shape[1]
+    size = weight.shape[0] // count
+    columns = [slice(i * size, (i + 1) * size) for i in range(count)]
+    return list(zip(pixels.chunk(count, 1), weight.flatten(1).chunk(count), columns))
+
+
+def _project(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Block-diagonal product, each block written to its place."""
+    result = pixels.new_empty(pixels.shape[0], weight.shape[0])
+    for part, matrix, columns in _groups(pixels, weight):
+        if bias is None:
+            torch.mm(part, matrix.t(), out=result[:, columns])
+        else:
+            torch.addmm(bias[columns], part, matrix.t(), out=result[:, columns])
+    return result
+
+
+def _attend(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> tuple[Tensor, ...]:
+    """Attention from raw queries and keys; the output first, then what its gradient needs.
+
+    A column of ones beside the values makes the sum of the weights come out of the same two products.
+    """
+    n, c, h, w = x.shape
+    length, depth = h * w, c // heads
+    width = scores.shape[1] // (2 * heads)
+    positive = F.elu(rows(scores)).add_(1)
+    query, key = positive.view(n, length, 2, heads, width).permute(2, 0, 3, 1, 4).contiguous().view(
+        2, n * heads, length, width)
+    value = x.new_empty(n, heads, length, depth + 1)
+    value[..., :depth] = x.permute(0, 2, 3, 1).reshape(n, length, heads, depth).transpose(1, 2)
+    value[..., depth] = 1
+    value = value.view(n * heads, length, depth + 1)
+    summary = torch.bmm(key.transpose(1, 2), value).mul_(1 / length)
+    mixed = torch.bmm(query, summary).view(n, heads, length, depth + 1).transpose(1, 2)
+    total = mixed[..., depth:] + epsilon
+    out = torch.div(mixed[..., :depth], total, out=x.new_empty(n, length, heads, depth))
+    return as_map(out, x), positive, query, key, value, summary, total
+
+
+class _Attention(torch.autograd.Function):
+    """`attention` in training mode, the norm of query and key included."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.Module,
+                heads: int, epsilon: float) -> Tensor:
+        projected = as_map(_project(rows(x), weight, None), x)
+        scores, mean, deviation = normalise(projected, norm)
+        out, *saved = _attend(x, scores, heads, epsilon)
+        ctx.save_for_backward(x, weight, scale, projected, mean, deviation, out, *saved)
+        ctx.heads, ctx.eps = heads, norm.eps
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        (x, weight, scale, projected, mean, deviation, out, positive, query, key, value, summary,
+         total) = ctx.saved_tensors
+        n, c, h, w = x.shape
+        heads, length, depth = ctx.heads, h * w, c // ctx.heads
+        shape = n, length, heads, depth
+        grad = rows(grad.contiguous(memory_format=torch.channels_last))
+        # Gradient of the products before the division, the column of their totals included.
+        flow = grad.new_empty(n, heads, length, depth + 1)
+        inverse = total.reciprocal()
+        torch.mul(grad.view(shape), inverse, out=flow[..., :depth].transpose(1, 2))
+        lost = (grad * rows(out)).view(shape).sum(-1, keepdim=True)
+        torch.mul(lost, inverse, out=flow[..., depth:].transpose(1, 2)).neg_()
+        flow = flow.view(n * heads, length, depth + 1)
+        grad_summary = torch.bmm(query.transpose(1, 2), flow).mul_(1 / length)
+        grad_positive = grad.new_empty(n, length, 2, heads, query.shape[2])
+        parts = (torch.bmm(flow, summary.transpose(1, 2)),
+                 torch.bmm(value, grad_summary.transpose(1, 2)))
+        for index, part in enumerate(parts):
+            grad_positive[:, :, index] = part.view(n, heads, length, -1).transpose(1, 2)
+        # The derivative of elu(a) + 1 is 1 above zero and the function itself below.
+        grad_scores = grad_positive.view(positive.shape).mul_(positive.clamp_max(1))
+        wants = ctx.needs_input_grad
+        grad_projected, grad_scale, grad_shift = normalise_gradients(
+            as_map(grad_scores, x), projected, scale, mean, deviation, ctx.eps,
+            [True, wants[2], wants[3]])
+        flow, pixels = rows(grad_projected), rows(x)
+        grad_weight, grad_x = weight.new_empty(weight.shape), torch.empty_like(pixels)
+        for (part, matrix, columns), target in zip(
+                _groups(pixels, weight), grad_x.chunk(c // weight.shape[1], 1)):
+            torch.mm(flow[:, columns].t(), part, out=grad_weight.flatten(1)[columns])
+            torch.mm(flow[:, columns], matrix, out=target)
+        grad_value = torch.bmm(key, grad_summary).view(n, heads, length, -1)[..., :depth]
+        grad_x.view(shape).add_(grad_value.transpose(1, 2))
+        return as_map(grad_x, x), grad_weight, grad_scale, grad_shift, None, None, None
+
+
+def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights) -> Tensor:
+    """``layer(x)`` of a normed or folded depthwise convolution, by its CPU code where that applies."""
+    if eager(x) and x.numel() > 0 and x.shape[1] > 1:
+        if type(layer) is DepthwiseConv2d:
+            if not torch.is_grad_enabled() and usable(layer.weight) and unobserved(layer):
+                return recconv_cpu.convolve_blocked(
+                    x, layer.weight, layer.bias, layer.stride[0], blocked, 'kernel')
+        elif (torch.is_grad_enabled() and type(layer.conv) is DepthwiseConv2d
+              and layer.conv.bias is None and uses_own_batch(layer.norm)
+              and layer.conv.weight.dtype == torch.float32
+              and x.shape[0] * -(-x.shape[2] // layer.conv.stride[0])
+              * -(-x.shape[3] // layer.conv.stride[1]) > 1
+              and unobserved(layer, layer.conv, layer.norm)):
+            return _DepthwiseNorm.apply(x, layer.conv.weight, layer.norm.weight, layer.norm.bias,
+                                        layer.norm, layer.conv.stride)
+    return layer(x)
+
+
+class _DepthwiseNorm(torch.autograd.Function):
+    """Depthwise convolution and batch norm in training mode."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.Module,
+                stride: tuple[int, int]) -> Tensor:
+        padding = weight.shape[2] // 2, weight.shape[3] // 2
+        convolved = torch.conv2d(x, weight.contiguous(), None, stride, padding, 1, x.shape[1])
+        y, mean, deviation = normalise(convolved, norm)
+        ctx.save_for_backward(x, weight, scale, convolved, mean, deviation)
+        ctx.stride, ctx.eps = stride, norm.eps
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight, scale, convolved, mean, deviation = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        flow, grad_scale, grad_shift = normalise_gradients(
+            grad.contiguous(memory_format=torch.channels_last), convolved, scale, mean, deviation,
+            ctx.eps, [True, wants[2], wants[3]])
+        grad_x, grad_weight = recconv_cpu.gradients(
+            flow, x, weight.contiguous(), tuple(ctx.stride), wants[0], wants[1])
+        return grad_x, grad_weight, grad_scale, grad_shift, None, None
