@@ -20,8 +20,8 @@ from mmlk.ops.operators import layout
 COLUMNS_FROM = 40_000
 """Elements of a map from which `weight_gradient_columns` saves more than its extra calls cost."""
 
-TAPS_TO = 14_000
-"""Elements of a gradient up to which `weight_gradient_taps` is faster than torch's own code."""
+TAPS_TO = 40_000
+"""Elements of a gradient smaller than its kernel up to which `weight_gradient_taps` is taken."""
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
@@ -40,7 +40,8 @@ def gradients(grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int],
         return grad_x, weight_gradient_columns(grad, x, weight)
     if not (wants_x or wants_weight):
         return None, None
-    if wants_weight and grad.numel() <= TAPS_TO:
+    small = grad.shape[2] < weight.shape[2] or grad.shape[3] < weight.shape[3]
+    if wants_weight and small and grad.numel() <= TAPS_TO:
         grad_x = routes.input_gradient_native(grad, x, weight, stride) if wants_x else None
         return grad_x, weight_gradient_taps(grad, x, weight, stride)
     padding = weight.shape[2] // 2, weight.shape[3] // 2
@@ -72,18 +73,17 @@ def weight_gradient_columns(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def weight_gradient_taps(grad: Tensor, x: Tensor, weight: Tensor,
                          stride: tuple[int, int]) -> Tensor:
-    """Every tap's products of map and gradient written out, then summed over pixels.
+    """Products of map and gradient written out for every tap, then summed over pixels.
 
-    It makes kh * kw copies of the gradient's size. On maps that hardly exceed the kernel, for which
-    oneDNN has no fast code at all, that is less work than its loop.
+    oneDNN has no fast code at all for maps that the kernel exceeds. On those the copies are small.
     """
     (c, _, kh, kw), (n, _, h, w) = weight.shape, grad.shape
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, kw // 2, kw // 2, kh // 2, kh // 2))
     image, row, column, _ = padded.stride()
     shifted = padded.as_strided(
         (kh, kw, n, h, w, c), (row, column, image, row * stride[0], column * stride[1], 1))
-    products = (shifted * grad.permute(0, 2, 3, 1)).reshape(kh, kw, n * h * w, c)
-    return products.sum(2).permute(2, 0, 1).unsqueeze(1).contiguous()
+    products = torch.mul(shifted, grad.permute(0, 2, 3, 1), out=x.new_empty(shifted.shape))
+    return products.view(kh, kw, n * h * w, c).sum(2).permute(2, 0, 1).unsqueeze(1).contiguous()
 
 
 def up(x: Tensor, size: torch.Size, mode: str) -> Tensor:
