@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmlk.ops.operators import channels_last, layout
+from mmlk.ops.operators import channels_last
 from mmlk.ops.triton import direct
 from mmlk.ops.triton.runtime import Example, meta
 
@@ -34,14 +35,16 @@ class Problem(NamedTuple):
 class Route(NamedTuple):
     """One way to compute the passes of a depthwise convolution.
 
-    Maps come in any strides that `channels_last` calls so, or contiguous; results have the layout
-    of the map. Kernels are clipped and may be views in any strides and any floating type.
+    Maps come as `arranged` leaves them: channels-last (channels contiguous), or with contiguous
+    columns; a gradient has the layout of the map. Results have the layout of the map. Kernels are
+    clipped and may be views in any strides and any floating type.
 
     Args:
         name: For explanations.
         forward, input_gradient, weight_gradient: Whether it takes this pass of a problem.
         run_forward: (x, weight, bias or None, stride) -> y.
-        run_input_gradient: (grad, weight, shape of x, stride) -> gradient of x.
+        run_input_gradient: (grad, weight, x, stride) -> gradient of x, of which only shape, type
+            and layout count.
         run_weight_gradient: (grad, x, kernel size, stride, wants_bias) -> gradients of weight
             (C, 1, kh, kw) and bias (C,) or None, in float32.
     """
@@ -51,8 +54,8 @@ class Route(NamedTuple):
     input_gradient: Callable[[Problem], bool]
     weight_gradient: Callable[[Problem], bool]
     run_forward: Callable
-    run_input_gradient: Callable | None = None
-    run_weight_gradient: Callable | None = None
+    run_input_gradient: Callable
+    run_weight_gradient: Callable
 
 
 def _always(_problem: Problem) -> bool:
@@ -61,7 +64,8 @@ def _always(_problem: Problem) -> bool:
 
 # In order of preference; the last one takes everything.
 ROUTES = (
-    Route('direct', _always, _always, _always, direct.forward),
+    Route('direct', _always, _always, _always, direct.forward, direct.input_gradient,
+          direct.weight_gradient),
 )
 
 
@@ -72,26 +76,81 @@ def clip(weight: Tensor, size: tuple[int, int]) -> Tensor:
     return weight[:, :, cut_h:kh - cut_h, cut_w:kw - cut_w]
 
 
-def dense(x: Tensor) -> Tensor:
-    """``x`` as it is where it is contiguous or channels-last (slices of channels included)."""
-    n, c, h, w = x.shape
-    rows_of_planes = x.stride(3) == 1 and x.stride(2) == w and (c == 1 or x.stride(1) == h * w)
-    return x if channels_last(x) or rows_of_planes else x.contiguous()
+def arranged(x: Tensor, last: bool) -> Tensor:
+    """``x`` itself where channels (``last``) or columns are contiguous, slices included, or a copy."""
+    reach = sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:]))
+    if reach < 2 ** 31:
+        if last and (x.stride(1) == 1 or x.shape[1] == 1):
+            return x
+        if not last and (x.stride(3) == 1 or x.shape[3] == 1):
+            return x
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]) -> Tensor:
+def problem(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Problem:
+    return Problem(tuple(x.shape), tuple(weight.shape[2:]), tuple(stride), x.dtype,
+                   channels_last(x))
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
     """`mmlk::depthwise_conv2d` for CUDA tensors (or CPU tensors in the interpreter)."""
-    x = dense(x)
     weight = clip(weight, x.shape[2:])
-    problem = Problem(tuple(x.shape), tuple(weight.shape[2:]), tuple(stride), x.dtype,
-                      layout(x) == torch.channels_last)
-    route = next(each for each in ROUTES if each.forward(problem))
-    return route.run_forward(x, weight, bias, tuple(stride))
+    task = problem(x, weight, stride)
+    route = next(each for each in ROUTES if each.forward(task))
+    return route.run_forward(arranged(x, task.last), weight, bias, task.stride)
 
 
+def backward(grad: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int],
+             mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    """`mmlk::depthwise_conv2d_backward`: gradients of x, weight and bias where ``mask`` asks."""
+    kernel = clip(weight, x.shape[2:])
+    task = problem(x, kernel, stride)
+    x, grad = arranged(x, task.last), arranged(grad, task.last)
+    grad_x = x.new_empty(0)
+    grad_weight = grad_bias = weight.new_empty(0)
+    if mask[0]:
+        route = next(each for each in ROUTES if each.input_gradient(task))
+        grad_x = route.run_input_gradient(grad, kernel, x, task.stride)
+    if mask[1] or mask[2]:
+        route = next(each for each in ROUTES if each.weight_gradient(task))
+        whole, bias = route.run_weight_gradient(grad, x, task.kernel, task.stride, mask[2])
+        grad_weight = unclip(whole, weight).to(weight.dtype) if mask[1] else grad_weight
+        grad_bias = bias.to(weight.dtype) if mask[2] else grad_bias
+    return grad_x, grad_weight, grad_bias
+
+
+def unclip(grad_weight: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of ``weight`` from that of its clipped taps."""
+    cut_h, cut_w = ((a - b) // 2 for a, b in zip(weight.shape[2:], grad_weight.shape[2:]))
+    return F.pad(grad_weight, (cut_w, cut_w, cut_h, cut_h)) if cut_h or cut_w else grad_weight
+
+
+def _example(name: str, kernel: str, shape: tuple[int, ...], size: tuple[int, int],
+             dtype: torch.dtype, last: bool, stride: int = 1, **expectations) -> Example:
+    """One of the three passes of a convolution, told by ``kernel`` and the launcher it is from."""
+    c = shape[1]
+
+    def call():
+        x, weight = meta(*shape, dtype=dtype, last=last), meta(c, 1, *size, dtype=torch.float32)
+        y = forward(x, weight, meta(c, dtype=torch.float32), (stride, stride))
+        if 'forward' not in name:
+            backward(y, x, weight, (stride, stride), [True, True, True])
+
+    return Example(name, call, kernel, position=-1, **expectations)
+
+
+_STAGE1, _STAGE3 = (64, 96, 56, 56), (64, 384, 14, 14)
 EXAMPLES = (
-    Example('forward-last-k7-bf16',
-            lambda: forward(meta(64, 96, 56, 56, last=True), meta(96, 1, 7, 7, dtype=torch.float32),
-                            meta(96, dtype=torch.float32), [1, 1]),
-            kernel='forward_last', ffma=0.3),
+    _example('forward-last-k7-bf16', 'convolve_last', _STAGE1, (7, 7), torch.bfloat16, True),
+    _example('forward-last-k7-fp32', 'convolve_last', _STAGE1, (7, 7), torch.float32, True),
+    _example('forward-last-k11x1-fp16', 'convolve_last', _STAGE1, (11, 1), torch.float16, True),
+    _example('gradient-last-k5-stride2-bf16', 'convolve_last', _STAGE1, (5, 5), torch.bfloat16,
+             True, 2),
+    _example('forward-last-k51x5-fp32', 'convolve_last', _STAGE1, (51, 5), torch.float32, True),
+    _example('forward-plain-k7-bf16', 'convolve_plain', _STAGE1, (7, 7), torch.bfloat16, False),
+    _example('forward-plain-k17-fp32', 'convolve_plain', _STAGE3, (17, 17), torch.float32, False),
+    _example('taps-last-k7-bf16', 'tap_sums_last', _STAGE1, (7, 7), torch.bfloat16, True),
+    _example('taps-last-k1x11-fp32', 'tap_sums_last', _STAGE1, (1, 11), torch.float32, True),
+    _example('taps-plain-k7-bf16', 'tap_sums_plain', _STAGE1, (7, 7), torch.bfloat16, False),
+    _example('reduce-k7', 'reduce_taps', _STAGE1, (7, 7), torch.bfloat16, True),
 )

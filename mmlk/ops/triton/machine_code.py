@@ -68,9 +68,9 @@ def launch_of(example: runtime.Example) -> runtime.Launch:
     """
     with runtime.recording() as launches:
         example.call()
-    for each in launches:
-        if each.kernel.__name__ == example.kernel:
-            return each
+    found = [each for each in launches if each.kernel.__name__ == example.kernel]
+    if found:
+        return found[example.position]
     raise ValueError(f'launch_of: {example.name} launches '
                      f'{[each.kernel.__name__ for each in launches]}, not {example.kernel!r}')
 

@@ -189,6 +189,7 @@ class Example(NamedTuple):
         name: Unique within the module, e.g. ``forward-last-k7-bf16``.
         call: Calls a launcher on `meta` tensors.
         kernel: Name of the kernel meant, of those that ``call`` launches.
+        position: Which of its launches, counted as list indices are.
         registers: Most registers per thread on sm_80 and sm_90.
         ffma: Least share of FFMA among the instructions of the hottest loop on both, for kernels
             bound by arithmetic on CUDA cores.
@@ -201,6 +202,7 @@ class Example(NamedTuple):
     name: str
     call: Callable[[], object]
     kernel: str
+    position: int = 0
     registers: tuple[int, int] = (255, 255)
     ffma: float | None = None
     tensor_cores: bool = False
