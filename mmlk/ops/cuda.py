@@ -24,6 +24,9 @@ LARGEST_IMAGE = 2 ** 31 - 1  # elements of one image; kernels count inside it wi
 # registered operator -> (module of mmlk.ops.triton, its function, torch composition)
 KERNELS = {
     'depthwise_conv2d': ('depthwise', 'forward', cpu._depthwise),
+    'depthwise_conv2d_backward': ('depthwise', 'backward', cpu._depthwise_backward),
+    'inception_dwconv2d': ('inception', 'forward', cpu._inception),
+    'inception_dwconv2d_backward': ('inception', 'backward', cpu._inception_backward),
 }
 
 
@@ -67,9 +70,10 @@ def _kernel(module: str, function: str, composition: Callable, position: int) ->
     return compute
 
 
-dispatch.implement('depthwise_conv2d_backward', 'CUDA', cpu._depthwise_backward)
 for _name, (_module, _function, _composition) in KERNELS.items():
     dispatch.implement(_name, 'CUDA', _kernel(
         _module, _function, _composition, 1 if _name.endswith('_backward') else 0))
 dispatch.register('depthwise_conv2d', dispatch.Backend(
     'triton', operators.depthwise_conv2d, refuses))
+dispatch.register('inception_dwconv2d', dispatch.Backend(
+    'triton', operators.inception_dwconv2d, refuses))

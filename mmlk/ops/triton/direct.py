@@ -36,8 +36,9 @@ from mmlk.ops.triton.tiles import (
 
 LONGEST = 13  # taps that stand in registers at once; longer sides come in blocks of BLOCK
 BLOCK = 9
-TAP_SUMS = 28  # tap gradients of four channels per thread; more leave no registers for the map
-TAP_SUMS_PLAIN = 49  # the same of two columns per thread
+TAP_SUMS = 25  # tap gradients of four channels per thread; more leave no registers for the map
+TAP_SUMS_PLAIN = 28  # the same of one column per thread, whose addresses take the rest
+REGISTERS = 168  # cap of the convolutions; left to itself the assembler stops at 128 and spills
 REARRANGED = 2048  # programs from which on channels-last kernels get channels-last weights
 SIZES = ('in_rows', 'in_columns', 'out_rows', 'out_columns', 'kernel_rows', 'kernel_columns')
 
@@ -245,10 +246,10 @@ def strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(2), x.stride(3)
 
 
-def lanes_plain(columns: int, channels: int) -> tuple[int, int]:
-    """Columns and channels of the 64 elements that a warp holds of every row of a plain map."""
-    width = min(least_padded(columns, (64, 32, 16)), max(8, power_of_2(columns)))
-    return width, min(64 // width, power_of_2(channels))
+def lanes_plain(columns: int, channels: int, elements: int) -> tuple[int, int]:
+    """Columns and channels of the ``elements`` that a warp holds of every row of a plain map."""
+    width = min(least_padded(columns, (elements, elements // 2, 16)), max(8, power_of_2(columns)))
+    return width, min(elements // width, power_of_2(channels))
 
 
 def tap_block(kernel: tuple[int, int], most: int) -> tuple[int, int]:
@@ -286,7 +287,8 @@ def _convolve_last(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
         size, kernel, stride = size[::-1], kernel[::-1], stride[::-1]
     channels = least_padded(c, (64, 32, 16))
     lanes = 128 // channels
-    strip = least_padded(size[1], (14, 7)) if transposed or stride[1] == 1 else 7
+    wide = not swap and (transposed or stride[1] == 1)
+    strip = least_padded(size[1], (14, 7)) if wide else 7
     programs = n * cdiv(c, channels) * cdiv(size[0], lanes) * cdiv(size[1], strip)
     weight = arranged(weight, programs)
     taps = (weight.stride(3), weight.stride(2)) if swap else (weight.stride(2), weight.stride(3))
@@ -296,14 +298,14 @@ def _convolve_last(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
            STRIDE_COLUMN=stride[1], TRANSPOSED=transposed, X_COLUMN=_constant(source.column, swap),
            Y_COLUMN=_constant(target.column, swap),
            TAPS=taps_at_once(kernel[1], stride[1] if transposed else 1), COLUMNS=strip, ROWS=lanes,
-           CHANNELS=channels, VECTOR=vector(c, *strides(x), *strides(y)), num_warps=1)
+           CHANNELS=channels, VECTOR=vector(c, *strides(x), *strides(y)), num_warps=1, maxnreg=REGISTERS)
 
 
 def _convolve_plain(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
                     size: tuple[int, int], stride: tuple[int, int], phases: int,
                     transposed: bool) -> None:
     n, c = y.shape[:2]
-    width, planes = lanes_plain(size[1], c)
+    width, planes = lanes_plain(size[1], c, 64)
     stack = least_padded(size[0], (14, 7)) if transposed or stride[0] == 1 else 7
     programs = n * cdiv(c, planes) * cdiv(size[0], stack) * cdiv(size[1], width)
     launch(convolve_plain, (programs, phases), x, weight, bias, y, c, *x.shape[2:], *y.shape[2:],
@@ -385,12 +387,13 @@ def _tap_sums_plain(grad: Tensor, x: Tensor, kernel: tuple[int, int], stride: tu
     n, c = x.shape[:2]
     tap_columns, tap_rows = tap_block(kernel[::-1], TAP_SUMS_PLAIN)
     tap_blocks = cdiv(kernel[0], tap_rows) * cdiv(kernel[1], tap_columns)
-    width, planes = lanes_plain(grad.shape[3], c)
+    width, planes = lanes_plain(grad.shape[3], c, 32)
+    stack = 7
     programs = cdiv(c, planes) * tap_blocks
-    parts = splits(n * cdiv(grad.shape[2], 7), programs, 1)
+    parts = splits(n * cdiv(grad.shape[2], stack), programs, 1)
     partial = x.new_empty((parts, kernel[0] * kernel[1] + 1, c), dtype=torch.float32)
     launch(tap_sums_plain, (programs, parts), x, grad, partial, n, c, *x.shape[2:],
            *grad.shape[2:], *x.stride()[:3], *grad.stride()[:3], *kernel, STRIDE_ROW=stride[0],
-           STRIDE_COLUMN=stride[1], TAP_ROWS=tap_rows, TAP_COLUMNS=tap_columns, ROWS=7, WIDTH=width,
+           STRIDE_COLUMN=stride[1], TAP_ROWS=tap_rows, TAP_COLUMNS=tap_columns, ROWS=stack, WIDTH=width,
            PLANES=planes, BIAS=wants_bias, num_warps=1)
     return partial

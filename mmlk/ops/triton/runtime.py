@@ -47,11 +47,14 @@ def _compile_lock(name: str) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    key = hashlib.sha256(f'{knobs.cache.dir}/{name}'.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f'mmlk-triton-{os.getuid()}-{key}.lock'
-    with open(path, 'a') as file:
+    with open(_lock_path(name), 'a') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file releases the lock, also when the process dies
+
+
+def _lock_path(name: str) -> Path:
+    key = hashlib.sha256(f'{knobs.cache.dir}/{name}'.encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f'mmlk-triton-{os.getuid()}-{key}.lock'
 
 
 class _Kernel(triton.JITFunction):

@@ -172,9 +172,10 @@ def tap_gradients_last(x, g, partial, c, c_ok, begin, end, tap_row0, tap_column0
                     for b in tl.static_range(TAP_COLUMNS):
                         if (j >= b and (j - b) % STEP_COLUMN == 0
                                 and (j - b) // STEP_COLUMN < COLUMNS):
-                            t = a * TAP_COLUMNS + b
-                            acc = (acc[:t] + (acc[t] + values[(j - b) // STEP_COLUMN] * value,)
-                                   + acc[t + 1:])
+                            acc = (acc[:a * TAP_COLUMNS + b]
+                                   + (acc[a * TAP_COLUMNS + b]
+                                      + values[(j - b) // STEP_COLUMN] * value,)
+                                   + acc[a * TAP_COLUMNS + b + 1:])
     for a in tl.static_range(TAP_ROWS):
         for b in tl.static_range(TAP_COLUMNS):
             t = (tap_row0 + a) * kernel_columns + tap_column0 + b
@@ -227,9 +228,10 @@ def tap_gradients_plain(x, g, partial, c, c_ok, begin, end, tap_row0, tap_column
                     value = value.to(tl.float32)
                     for a in tl.static_range(TAP_ROWS):
                         if i >= a and (i - a) % STEP_ROW == 0 and (i - a) // STEP_ROW < ROWS:
-                            t = a * TAP_COLUMNS + b
-                            acc = (acc[:t] + (acc[t] + values[(i - a) // STEP_ROW] * value,)
-                                   + acc[t + 1:])
+                            acc = (acc[:a * TAP_COLUMNS + b]
+                                   + (acc[a * TAP_COLUMNS + b]
+                                      + values[(i - a) // STEP_ROW] * value,)
+                                   + acc[a * TAP_COLUMNS + b + 1:])
     for a in tl.static_range(TAP_ROWS):
         for b in tl.static_range(TAP_COLUMNS):
             t = (tap_row0 + a) * kernel_columns + tap_column0 + b

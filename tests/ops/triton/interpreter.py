@@ -4,11 +4,11 @@ import torch
 
 from mmlk.ops import reference
 from tests.cases import TOLERANCE, assert_close
-from tests.ops.helpers import LAYOUTS
+from tests.ops.helpers import LAYOUTS, double
 
 
 def prepare() -> None:
-    """Fills what `torch.empty*` returns with NaN, in one thread with fixed seeds."""
+    """Fills what `torch.empty*` returns with NaN, in one thread."""
     torch.set_num_threads(1)
     for owner, name in ((torch, 'empty'), (torch, 'empty_like'), (torch, 'empty_strided'),
                         (torch.Tensor, 'new_empty')):
@@ -23,16 +23,87 @@ def _poisoned(allocate):
     return call
 
 
-def check_forward(shape, kernel, stride, layout, dtype):
-    """The Triton launcher of the forward pass against the reference in float64."""
+def compare(function, tensors, got, cotangent, dtype, names):
+    """``got``, output and gradients, against ``function`` and autograd in float64.
+
+    The first of ``tensors`` is the map, the others are parameters.
+    """
+    leaves = [double(each) for each in tensors]
+    y = function(*leaves)
+    want = [y, *torch.autograd.grad(y, leaves, cotangent.double())]
+    assert len(got) == len(want)
+    for index, (name, mine, theirs) in enumerate(zip(names, got, want)):
+        assert_close(name, mine, theirs, TOLERANCE[dtype][index > 1])
+
+
+def check_depthwise(shape, kernel, stride, layout, dtype, weight_dtype=torch.float32):
+    """The launchers of forward and backward pass; ``layout`` is that of map and gradient."""
     from mmlk.ops.triton import depthwise
 
     torch.manual_seed(0)
-    x = LAYOUTS[layout](shape, dtype)
-    weight, bias = torch.randn(shape[1], 1, *kernel), torch.randn(shape[1])
     stride = reference.pair(stride)
-    got = depthwise.forward(x, weight, bias, stride)
-    want = reference.depthwise_conv2d_reference(
-        x.double(), weight.double(), bias.double(), stride)
-    assert got.dtype == dtype
-    assert_close('y', got, want, TOLERANCE[dtype][0])
+    x = LAYOUTS[layout](shape, dtype)
+    weight, bias = torch.randn(shape[1], 1, *kernel).to(weight_dtype), torch.randn(shape[1])
+    y = depthwise.forward(x, weight, bias, stride)
+    cotangent = LAYOUTS[layout](tuple(y.shape), dtype)
+    got = [y, *depthwise.backward(cotangent, x, weight, stride, [True, True, True])]
+    assert [each.dtype for each in got] == [dtype, dtype, weight_dtype, weight_dtype]
+    compare(lambda *args: reference.depthwise_conv2d_reference(*args, stride), (x, weight, bias),
+            got, cotangent, dtype, ('y', 'grad_x', 'grad_weight', 'grad_bias'))
+
+
+def check_depthwise_on_demand(mask):
+    """Gradients asked for one at a time equal those asked for together."""
+    from mmlk.ops.triton import depthwise
+
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, 6, 5), torch.randn(3, 1, 3, 3)
+    grad = torch.randn_like(x)
+    every = depthwise.backward(grad, x, weight, (1, 1), [True, True, True])
+    some = depthwise.backward(grad, x, weight, (1, 1), mask)
+    for wanted, mine, theirs in zip(mask, some, every):
+        assert torch.equal(mine, theirs) if wanted else mine.numel() == 0
+
+
+def check_depthwise_without_images():
+    """An empty batch has an empty result and gradients of zero."""
+    from mmlk.ops.triton import depthwise
+
+    x, weight = torch.randn(0, 3, 6, 5), torch.randn(3, 1, 3, 3)
+    y = depthwise.forward(x, weight, None, (2, 2))
+    grad_x, grad_weight, grad_bias = depthwise.backward(y, x, weight, (2, 2), [True] * 3)
+    assert y.shape == (0, 3, 3, 3) and grad_x.shape == x.shape
+    assert not grad_weight.any() and not grad_bias.any()
+
+
+def check_inception(shape, branch, side, band, layout, dtype):
+    """The launchers of forward and backward pass."""
+    from mmlk.ops.triton import inception
+
+    torch.manual_seed(0)
+    x, cotangent = LAYOUTS[layout](shape, dtype), LAYOUTS[layout](shape, dtype)
+    parameters = [torch.randn(size) for size in (
+        (branch, 1, side, side), (branch,), (branch, 1, 1, band), (branch,), (branch, 1, band, 1),
+        (branch,))]
+    got = [inception.forward(x, *parameters),
+           *inception.backward(cotangent, x, *parameters[::2], [True] * 7)]
+    assert [each.dtype for each in got[:2]] == [dtype] * 2
+    compare(reference.inception_dwconv2d_reference, (x, *parameters), got, cotangent, dtype,
+            ('y', 'grad_x', 'square', 'square bias', 'wide', 'wide bias', 'tall', 'tall bias'))
+
+
+def check_inception_on_demand(mask):
+    """Gradients asked for alone equal those asked for together; without biases it runs as well."""
+    from mmlk.ops.triton import inception
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 7, 5, 4)
+    weights = [torch.randn(2, 1, *size) for size in ((3, 3), (1, 5), (5, 1))]
+    y = inception.forward(x, weights[0], None, weights[1], None, weights[2], None)
+    assert_close('y', y, reference.inception_dwconv2d_reference(
+        x, weights[0], None, weights[1], None, weights[2], None), TOLERANCE[torch.float32][0])
+    grad = torch.randn_like(x)
+    every = inception.backward(grad, x, *weights, [True] * 7)
+    some = inception.backward(grad, x, *weights, mask)
+    for wanted, mine, theirs in zip(mask, some, every):
+        assert torch.equal(mine, theirs) if wanted else mine.numel() == 0

@@ -1,0 +1,78 @@
+"""Launching without a GPU: predicates, recording, the number of partial sums, the compile lock."""
+
+import fcntl
+import multiprocessing
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+
+from mmlk.ops import cuda, depthwise_conv2d, explain
+from mmlk.ops.triton import depthwise, runtime
+
+
+def fake_arguments(dtype):
+    return (torch.empty(2, 4, 9, 9, dtype=dtype, device='cuda'),
+            torch.empty(4, 1, 7, 7, dtype=dtype, device='cuda'))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_reason_without_a_device():
+    with FakeTensorMode():
+        text = explain(depthwise_conv2d, *fake_arguments(torch.float32))
+    assert 'triton: not used, torch sees no CUDA device' in text
+    assert 'reference: used' in text
+
+
+def test_reasons_of_type_and_size(monkeypatch):
+    monkeypatch.setattr(cuda, '_unavailable', lambda index: None)
+    with FakeTensorMode():
+        assert 'triton: used' in explain(depthwise_conv2d, *fake_arguments(torch.bfloat16))
+        assert 'triton: not used, the input is torch.float64' in explain(
+            depthwise_conv2d, *fake_arguments(torch.float64))
+        large = torch.empty(1, 2 ** 12, 2 ** 10, 2 ** 10, dtype=torch.bfloat16, device='cuda')
+        assert 'one image has more than 2147483647 elements' in cuda.refuses(large)
+        assert depthwise_conv2d(*fake_arguments(torch.float16)).shape == (2, 4, 9, 9)
+
+
+def test_maps_of_every_size_share_their_kernels():
+    constants = set()
+    for size in ((200, 336), (186, 333), (57, 75), (128, 171)):
+        x = runtime.meta(2, 96, *size, last=True)
+        with runtime.recording() as launches:
+            y = depthwise.forward(x, runtime.meta(96, 1, 7, 7), None, (1, 1))
+            depthwise.backward(y, x, runtime.meta(96, 1, 7, 7), (1, 1), [True] * 3)
+        constants |= {(each.kernel.__name__, *sorted(each.options.items())) for each in launches}
+        assert len(launches) == 4  # forward, input gradient, partial sums, their sum
+    assert len(constants) <= 6
+
+
+def test_number_of_partial_sums_is_bounded():
+    assert runtime.splits(work=10 ** 6, programs=1, least=8) == 1024
+    assert runtime.splits(work=10 ** 6, programs=3, least=8) == 342
+    assert runtime.splits(work=16, programs=1, least=8) == 2
+    assert runtime.splits(work=0, programs=1, least=8) == 1
+
+
+def test_nothing_is_launched_on_an_empty_grid():
+    runtime.launch(None, (0, 3), torch.empty(0))
+
+
+def hold_lock(name, taken, release):
+    with runtime._compile_lock(name):
+        taken.set()
+        release.wait(30)
+
+
+def test_one_process_compiles_at_a_time():
+    context = multiprocessing.get_context('spawn')
+    taken, release = context.Event(), context.Event()
+    other = context.Process(target=hold_lock, args=('kernel', taken, release))
+    other.start()
+    assert taken.wait(60)
+    with open(runtime._lock_path('kernel'), 'a') as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    release.set()
+    other.join()
+    with runtime._compile_lock('kernel'):
+        pass
