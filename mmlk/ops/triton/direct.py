@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mmlk.ops.operators import channels_last
-from mmlk.ops.triton.runtime import cdiv, jit, launch, power_of_2, splits
+from mmlk.ops.triton.runtime import buckets, cdiv, configured, jit, launch, power_of_2, splits
 from mmlk.ops.triton.tiles import (
     add_partials,
     correlate_last,
@@ -285,34 +285,48 @@ def _convolve_last(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
     source, target = view(x, swap), view(y, swap)
     if swap:
         size, kernel, stride = size[::-1], kernel[::-1], stride[::-1]
-    channels = least_padded(c, (64, 32, 16))
-    lanes = 128 // channels
     wide = not swap and (transposed or stride[1] == 1)
-    strip = least_padded(size[1], (14, 7)) if wide else 7
-    programs = n * cdiv(c, channels) * cdiv(size[0], lanes) * cdiv(size[1], strip)
-    weight = arranged(weight, programs)
-    taps = (weight.stride(3), weight.stride(2)) if swap else (weight.stride(2), weight.stride(3))
-    launch(convolve_last, (programs, phases), x, weight, bias, y, c, source.rows, source.columns,
-           target.rows, target.columns, x.stride(0), source.row, source.column, y.stride(0),
-           target.row, target.column, *taps, weight.stride(0), *kernel, STRIDE_ROW=stride[0],
-           STRIDE_COLUMN=stride[1], TRANSPOSED=transposed, X_COLUMN=_constant(source.column, swap),
-           Y_COLUMN=_constant(target.column, swap),
-           TAPS=taps_at_once(kernel[1], stride[1] if transposed else 1), COLUMNS=strip, ROWS=lanes,
-           CHANNELS=channels, VECTOR=vector(c, *strides(x), *strides(y)), num_warps=1, maxnreg=REGISTERS)
+    strips = (14, 7) if wide else (7,)
+
+    def run(channels: int, strip: int) -> None:
+        programs = n * cdiv(c, channels) * cdiv(size[0], 128 // channels) * cdiv(size[1], strip)
+        taps = arranged(weight, programs)
+        steps = (taps.stride(2), taps.stride(3))
+        launch(convolve_last, (programs, phases), x, taps, bias, y, c, source.rows, source.columns,
+               target.rows, target.columns, x.stride(0), source.row, source.column, y.stride(0),
+               target.row, target.column, *(steps[::-1] if swap else steps), taps.stride(0), *kernel,
+               STRIDE_ROW=stride[0], STRIDE_COLUMN=stride[1], TRANSPOSED=transposed,
+               X_COLUMN=_constant(source.column, swap), Y_COLUMN=_constant(target.column, swap),
+               TAPS=taps_at_once(kernel[1], stride[1] if transposed else 1), COLUMNS=strip,
+               ROWS=128 // channels, CHANNELS=channels,
+               VECTOR=vector(c, *strides(x), *strides(y)), num_warps=1, maxnreg=REGISTERS)
+
+    configured(('convolve_last', x.dtype, kernel, stride, transposed, *buckets(n * c, *size)),
+               dict(channels=least_padded(c, (64, 32, 16)), strip=least_padded(size[1], strips)),
+               [dict(channels=a, strip=b) for a in (64, 32, 16) for b in strips], run)
 
 
 def _convolve_plain(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
                     size: tuple[int, int], stride: tuple[int, int], phases: int,
                     transposed: bool) -> None:
     n, c = y.shape[:2]
+    stacks = (14, 7) if transposed or stride[0] == 1 else (7,)
+
+    def run(width: int, planes: int, stack: int) -> None:
+        programs = n * cdiv(c, planes) * cdiv(size[0], stack) * cdiv(size[1], width)
+        launch(convolve_plain, (programs, phases), x, weight, bias, y, c, *x.shape[2:],
+               *y.shape[2:], *x.stride()[:3], *y.stride()[:3], weight.stride(2), weight.stride(3),
+               weight.stride(0), *weight.shape[2:], STRIDE_ROW=stride[0], STRIDE_COLUMN=stride[1],
+               TRANSPOSED=transposed,
+               TAPS=taps_at_once(weight.shape[2], stride[0] if transposed else 1), ROWS=stack,
+               WIDTH=width, PLANES=planes, num_warps=1)
+
     width, planes = lanes_plain(size[1], c, 64)
-    stack = least_padded(size[0], (14, 7)) if transposed or stride[0] == 1 else 7
-    programs = n * cdiv(c, planes) * cdiv(size[0], stack) * cdiv(size[1], width)
-    launch(convolve_plain, (programs, phases), x, weight, bias, y, c, *x.shape[2:], *y.shape[2:],
-           *x.stride()[:3], *y.stride()[:3], weight.stride(2), weight.stride(3), weight.stride(0),
-           *weight.shape[2:], STRIDE_ROW=stride[0], STRIDE_COLUMN=stride[1], TRANSPOSED=transposed,
-           TAPS=taps_at_once(weight.shape[2], stride[0] if transposed else 1), ROWS=stack,
-           WIDTH=width, PLANES=planes, num_warps=1)
+    configured(('convolve_plain', x.dtype, tuple(weight.shape[2:]), stride, transposed,
+                *buckets(n * c, *size)),
+               dict(width=width, planes=planes, stack=least_padded(size[0], stacks)),
+               [dict(width=a, planes=b, stack=each) for a, b in ((64, 1), (32, 2), (32, 1), (16, 4))
+                for each in stacks], run)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
@@ -352,11 +366,9 @@ def add_up(partial: Tensor, grad_weight: Tensor, grad_bias: Tensor | None,
            kernel: tuple[int, int], swap: bool) -> None:
     """Sum of partial gradients (splits, taps + 1, C) to (C, 1, kh, kw) and (C,)."""
     parts, taps, c = partial.shape
-    together = min(32, power_of_2(parts))
     rows, columns = (1, kernel[1]) if swap else (kernel[1], 1)
     launch(reduce_taps, (cdiv(taps * c, 32),), partial, grad_weight, grad_bias, parts, c,
-           *(kernel[::-1] if swap else kernel), rows, columns, SPLITS=together, BLOCK=32,
-           num_warps=max(1, together // 8))
+           *(kernel[::-1] if swap else kernel), rows, columns, SPLITS=32, BLOCK=32, num_warps=4)
 
 
 def _tap_sums_last(grad: Tensor, x: Tensor, kernel: tuple[int, int], stride: tuple[int, int],

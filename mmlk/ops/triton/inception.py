@@ -31,10 +31,11 @@ from mmlk.ops.triton.inception_kernels import (
     inception_taps_last,
     inception_taps_plain,
 )
-from mmlk.ops.triton.runtime import Example, cdiv, launch, meta, power_of_2, splits
+from mmlk.ops.triton.runtime import Example, cdiv, launch, meta, splits
 
 STRIP = 7  # outputs per thread and channel; more would cost the occupancy that memory needs
 COPIED = 2048  # elements of a contiguous map that one program copies
+REGISTERS = 128  # cap that lets 16 warps share a processor
 TOGETHER = 8  # partial sums read at once
 
 
@@ -97,7 +98,6 @@ def _convolve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | No
     for pair in zip(weights, biases):
         arguments += pair
     arguments += [y, partial, *gradients, h, w, parts, additions, c, branch, side, band]
-    together = min(TOGETHER, power_of_2(parts))
     if last:
         channels, copied, rows = _lanes_last(branch)
         tiles = max(cdiv(a, STRIP) * cdiv(b, rows) for a, b in ((w, h), (h, w)))
@@ -106,14 +106,15 @@ def _convolve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | No
                x.stride(2), y.stride(0), y.stride(2), X_COLUMN=x.stride(3), Y_COLUMN=y.stride(3),
                FLIP=int(flip), SIDE_TAPS=taps_at_once(side), BAND_TAPS=taps_at_once(band),
                COLUMNS=STRIP, ROWS=rows, CHANNELS=channels, COPIED=copied,
-               VECTOR=vector(c, branch, *strides(x), *strides(y)), SPLITS=together, num_warps=1)
+               VECTOR=vector(c, branch, *strides(x), *strides(y)), SPLITS=TOGETHER, num_warps=1,
+               maxnreg=REGISTERS)
         return
     width, planes = lanes_plain(w, branch, 64)
     roles = cdiv((c - 3 * branch) * h * w, COPIED) + 3 * cdiv(branch, planes) * cdiv(
         w, width) * cdiv(h, STRIP)
     launch(inception_plain, (additions + images * roles,), *arguments, x.stride(0), y.stride(0),
            FLIP=int(flip), SIDE_TAPS=taps_at_once(side), BAND_TAPS=taps_at_once(band), ROWS=STRIP,
-           WIDTH=width, PLANES=planes, COPIED=COPIED, SPLITS=together, num_warps=1)
+           WIDTH=width, PLANES=planes, COPIED=COPIED, SPLITS=TOGETHER, num_warps=1)
 
 
 def _lanes_last(branch: int) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,8 @@ import torch
 import triton
 from torch import Tensor
 from triton import knobs
+
+import mmlk
 
 try:
     import fcntl
@@ -145,7 +148,7 @@ def splits(work: int, programs: int, least: int, most: int = 1024) -> int:
 
 # --------------------------------------------------------------------------------- configuration
 
-_TUNED: dict[tuple, dict] = {}
+_TUNED: dict[str, dict] = {}
 
 
 def autotunes() -> bool:
@@ -153,20 +156,49 @@ def autotunes() -> bool:
     return os.environ.get('MMLK_AUTOTUNE') == '1' and not INTERPRETED and _RECORD is None
 
 
+def buckets(*sizes: int) -> tuple[int, ...]:
+    """Sizes rounded up to powers of two, for the keys of `configured`."""
+    return tuple(power_of_2(each) for each in sizes)
+
+
 def configured(key: tuple, default: dict, candidates: Sequence[dict],
-               run: Callable[[dict], object]) -> object:
+               run: Callable[..., None]) -> None:
     """``run`` with a launch configuration: ``default``, or with MMLK_AUTOTUNE=1 the fastest.
 
-    Measurements are kept per ``key`` in the process. Keys should hold buckets of sizes, not sizes.
-    Candidates may differ in the last bits of their results where they sum in another order.
+    Measurements are made once per ``key`` and device type and kept in Triton's cache folder. Keys
+    hold buckets of sizes, not sizes. Candidates must give the same result to the bit.
     """
     if not autotunes() or torch.cuda.is_current_stream_capturing():
-        return run(_TUNED.get(key, default))
-    if key not in _TUNED:
-        timings = [(_milliseconds(lambda each=each: run(each)), index)
-                   for index, each in enumerate((default, *candidates))]
-        _TUNED[key] = (default, *candidates)[min(timings)[1]]
-    return run(_TUNED[key])
+        run(**default)
+        return
+    name = repr((torch.cuda.get_device_name(), *key))
+    if not _TUNED:
+        _TUNED.update(_stored())
+    if name not in _TUNED:
+        choices = (default, *candidates)
+        times = [_milliseconds(lambda each=each: run(**each)) for each in choices]
+        _TUNED[name] = choices[times.index(min(times))]
+        _store({**_stored(), **_TUNED})
+    run(**_TUNED[name])
+
+
+def _tuning_file() -> Path:
+    return Path(knobs.cache.dir) / f'mmlk-{mmlk.__version__}-triton-{triton.__version__}.json'
+
+
+def _stored() -> dict[str, dict]:
+    try:
+        return json.loads(_tuning_file().read_text())
+    except (OSError, ValueError):  # nothing measured yet
+        return {}
+
+
+def _store(tuned: dict[str, dict]) -> None:
+    path = _tuning_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f'.{os.getpid()}')
+    temporary.write_text(json.dumps(tuned, indent=1))
+    temporary.replace(path)  # readers see the old file or the new one
 
 
 def _milliseconds(function: Callable[[], object], repeats: int = 10) -> float:

@@ -1,0 +1,267 @@
+"""The timing sections of `run_gpu_checks.py`: operators and whole networks.
+
+Contestants of a case must agree before they are timed, run in turn, and read maps that a fill of a
+buffer larger than the cache has evicted. Reported are the median and the quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from benchmark_cases import Case
+from gpu_cases import TIMED, Timed, inputs, traffic
+from gpu_correctness import LAYOUTS, results, strict_float32, worst_error
+from torch import Tensor, nn
+
+from mmlk.ops import DepthwiseConv2d, InceptionDWConv2d, LargeKernelDWConv2d
+
+ROUNDS = 15
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS,
+                evict: bool = True) -> dict[str, list[float]]:
+    """Milliseconds of every function by CUDA events, run in turn after two warm-ups each."""
+    cache = torch.empty(2 ** 28 if evict else 1, dtype=torch.int8, device='cuda')
+    for function in functions.values():
+        function()
+        function()
+    pairs = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            cache.zero_()
+            start.record()
+            function()
+            end.record()
+            pairs[name].append((start, end))
+    torch.cuda.synchronize()
+    return {name: [a.elapsed_time(b) for a, b in each] for name, each in pairs.items()}
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(times, n=4)
+    return {'median_ms': round(middle, 4), 'quartiles_ms': [round(low, 4), round(high, 4)]}
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second of a large copy, reads and writes counted."""
+    source = torch.empty(2 ** 29, dtype=torch.int8, device='cuda')
+    target = torch.empty_like(source)
+    times = interleaved({'copy': lambda: target.copy_(source)}, 20, evict=False)['copy']
+    return 2 * source.numel() / statistics.median(times) * 1e3
+
+
+def _native(function: Callable, cudnn: bool) -> Callable:
+    """``function`` with cuDNN on or off, which decides what torch's convolution runs."""
+    def run(*args):
+        with torch.backends.cudnn.flags(enabled=cudnn, benchmark=cudnn, allow_tf32=False):
+            return function(*args)
+    return run
+
+
+def contestants(case: Case, dtype: torch.dtype, train: bool,
+                compiles: bool) -> dict[str, Callable[[], list[Tensor]]]:
+    runs = {}
+    for layout, form in LAYOUTS.items():
+        torch.manual_seed(0)
+        leaves = inputs(case, dtype, form)
+        with torch.autocast('cuda', dtype, enabled=dtype != torch.float32), torch.no_grad():
+            cotangent = torch.randn_like(case.ours(*leaves))
+        sides = {'ours': case.ours, 'native': _native(case.native, False),
+                 'cudnn': _native(case.native, True)}
+        if compiles:
+            sides['compiled ours'] = torch.compile(case.ours)
+            sides['compiled torch'] = torch.compile(case.native)
+        for side, function in sides.items():
+            def run(function=function, leaves=leaves, cotangent=cotangent):
+                if train:
+                    return results(function, leaves, cotangent, dtype)
+                with torch.no_grad(), torch.autocast(
+                        'cuda', dtype, enabled=dtype != torch.float32):
+                    return [function(*leaves)]
+            runs[f'{side} {layout}'] = run
+    return runs
+
+
+def time_case(entry: Timed, dtype: torch.dtype, train: bool, bandwidth: float) -> dict:
+    """Timings of one case and mode, or the reason why they are worth nothing."""
+    case = entry.case
+    torch._dynamo.reset()
+    runs = contestants(case, dtype, train, compiles=entry.forward is not None)
+    row = {'case': case.name, 'shape': case.shape, 'dtype': str(dtype),
+           'mode': 'train' if train else 'forward'}
+    wants = {}
+    for name, run in runs.items():
+        layout = name.split()[-1]
+        got = run()
+        wants.setdefault(layout, [each.double() for each in got])
+        error = worst_error(got, wants[layout], dtype)
+        if error > 3:  # both sides round, and some of torch's routes sum in 16 bits
+            row['disagrees'] = {**row.get('disagrees', {}), name: round(error, 2)}
+        if error > 3 and 'ours' in name:
+            return {**row, 'result': f'failed: {name} is off by {error:.1f} tolerances'}
+    wants.clear()
+    timings = {name: summary(each) for name, each in interleaved(runs).items()}
+
+    def best(*sides: str) -> float:
+        return min(each['median_ms'] for name, each in timings.items()
+                   if any(name.startswith(side) for side in sides))
+
+    ours = best('ours')
+    floor = 1e3 * traffic(case, dtype.itemsize, entry.passes, train) / bandwidth
+    aim = entry.train if train else entry.forward
+    row.update(timings=timings, ours_ms=ours, baseline_ms=best('native', 'cudnn'),
+               gain=round(best('native', 'cudnn') / ours, 2), aim=aim,
+               memory_floor_ms=round(floor, 4), share_of_memory_floor=round(floor / ours, 3))
+    if any(name.startswith('compiled torch') for name in timings):
+        row['gain_over_compiled'] = round(
+            best('compiled torch') / min(ours, best('compiled ours')), 2)
+    return row
+
+
+def operators(args: argparse.Namespace) -> list[dict]:
+    bandwidth = copy_bandwidth()
+    rows, end = [{'copy_bytes_per_second': bandwidth}], time.perf_counter() + args.seconds
+    print(f'copy {bandwidth / 1e12:.2f} TB/s; median ms; baseline: better of native and cuDNN in '
+          'both layouts')
+    print(f'{"case":<46}{"shape":<16}{"mode":<9}{"ours":>8}{"base":>9}{"gain":>7}{"aim":>6}'
+          f'{"floor":>8}{"share":>7}{"compiled":>9}')
+    with strict_float32():
+        for entry in (each for each in TIMED if args.filter in each.case.name):
+            for train in (False, True):
+                if time.perf_counter() > end:
+                    rows.append({'case': entry.case.name, 'result': 'skipped: out of time'})
+                    continue
+                row = time_case(entry, torch.bfloat16, train, bandwidth)
+                rows.append(row)
+                print(_line(row), flush=True)
+    return rows
+
+
+def _line(row: dict) -> str:
+    shape = 'x'.join(str(each) for each in row['shape'])
+    head = f'{row["case"][:45]:<46}{shape:<16}{row["mode"]:<9}'
+    if 'result' in row:
+        return head + row['result']
+    return (f'{head}{row["ours_ms"]:8.3f}{row["baseline_ms"]:9.3f}{row["gain"]:6.2f}x'
+            f'{row["aim"] or "":>6}{row["memory_floor_ms"]:8.3f}{row["share_of_memory_floor"]:7.0%}'
+            f'{row.get("gain_over_compiled", ""):>9}')
+
+
+# ---------------------------------------------------------------------------------- networks
+
+class _PlainLargeKernel(LargeKernelDWConv2d):
+    """Branches by torch's convolution, as the authors write them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(branch(x) for branch in self.children())
+
+
+def _inception(timm, ours: bool) -> nn.Module:
+    """timm's InceptionNeXt-T; ours has its token mixers replaced, with the same weights."""
+    model = timm.create_model('inception_next_tiny')
+    for module in [each for each in model.modules() if ours]:
+        for name, child in module.named_children():
+            if type(child).__name__ == 'InceptionDWConv2d':
+                mixer = InceptionDWConv2d(sum(child.split_indexes))
+                mixer.load_state_dict(child.state_dict())
+                setattr(module, name, mixer)
+    return model
+
+
+def _convnext(timm, replace: Callable[[int, int], nn.Module]) -> nn.Module:
+    """timm's ConvNeXt-T with its 7x7 convolutions replaced; ``replace`` gets channels and stage."""
+    model = timm.create_model('convnext_tiny')
+    for index, stage in enumerate(model.stages):
+        for block in stage.blocks:
+            block.conv_dw = replace(block.conv_dw.in_channels, index)
+    return model
+
+
+def _pairs(timm) -> dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], float]]:
+    """Name -> ours, plain torch, aimed gain in training."""
+    def plain_dw(size: int) -> Callable[[int, int], nn.Module]:
+        return lambda c, stage: nn.Conv2d(c, c, size, padding=size // 2, groups=c)
+
+    long = (51, 49, 47, 13)
+    return {
+        'InceptionNeXt-T (timm)': (
+            lambda: _inception(timm, True), lambda: _inception(timm, False), 1.25),
+        'ConvNeXt-T with 17x17 (as DCLS)': (
+            lambda: _convnext(timm, lambda c, stage: DepthwiseConv2d(c, 17)),
+            lambda: _convnext(timm, plain_dw(17)), 2.0),
+        'ConvNeXt-T with 51x5 + 5x51 + 5x5 (as SLaK)': (
+            lambda: _convnext(timm, lambda c, stage: LargeKernelDWConv2d(c, long[stage])),
+            lambda: _convnext(timm, lambda c, stage: _PlainLargeKernel(c, long[stage])), 3.0),
+        'ConvNeXt-T (7x7)': (
+            lambda: _convnext(timm, lambda c, stage: DepthwiseConv2d(c, 7)),
+            lambda: timm.create_model('convnext_tiny'), None),
+    }
+
+
+def _step(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    def run():
+        model.zero_grad(set_to_none=True)
+        with torch.autocast('cuda', torch.bfloat16):
+            loss = model(images).float().square().mean()
+        loss.backward()
+        return loss.detach()
+    return run
+
+
+def _network(name: str, ours: Callable, plain: Callable, aim: float | None, batch: int) -> dict:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    images = torch.randn(batch, 3, 224, 224, device='cuda')
+    first, second = ours().cuda(), plain().cuda()
+    second.load_state_dict(first.state_dict())
+    runs = {}
+    for layout, form in LAYOUTS.items():
+        x = images.contiguous(memory_format=form)
+        for side, model in (('ours', first), ('plain', second)):
+            runs[f'{side} {layout}'] = _step(model, x)
+    x = images.contiguous(memory_format=torch.channels_last)
+    for side, model in (('compiled ours', first), ('compiled plain', second)):
+        runs[f'{side} channels_last'] = _step(torch.compile(model), x)
+    losses = {side: run().item() for side, run in runs.items()}
+    reference = losses['plain contiguous']
+    if any(abs(each - reference) > 0.05 * abs(reference) for each in losses.values()):
+        return {'network': name, 'losses': losses, 'result': 'failed: losses differ'}
+    times = {side: summary(each) for side, each in interleaved(runs, 8, evict=False).items()}
+    rates = {side: round(1e3 * batch / each['median_ms'], 1) for side, each in times.items()}
+
+    def best(side: str) -> float:
+        return max(rate for key, rate in rates.items() if key.startswith(side))
+
+    row = {'network': name, 'batch': batch, 'images_per_second': rates, 'timings': times,
+           'gain': round(best('ours') / best('plain'), 2), 'aim': aim,
+           'gain_over_compiled': round(
+               max(best('ours'), best('compiled ours')) / best('compiled plain'), 2)}
+    print(f'{name}: ours {best("ours"):.0f} img/s, plain {best("plain"):.0f}, gain {row["gain"]}x '
+          f'(aim {aim}), over compiled {row["gain_over_compiled"]}x', flush=True)
+    return row
+
+
+def networks(args: argparse.Namespace) -> list[dict]:
+    if importlib.util.find_spec('timm') is None:
+        return [{'network': 'all', 'result': 'skipped: timm is not installed'}]
+    import timm
+
+    rows, end = [], time.perf_counter() + args.seconds
+    for name, (ours, plain, aim) in _pairs(timm).items():
+        if args.filter not in name:
+            continue
+        if time.perf_counter() > end:
+            rows.append({'network': name, 'result': 'skipped: out of time'})
+            continue
+        try:
+            rows.append(_network(name, ours, plain, aim, args.batch))
+        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            rows.append({'network': name, 'result': f'failed: {str(error)[:300]}'})
+        torch.cuda.empty_cache()
+    return rows
