@@ -20,7 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlk.ops import dispatch
-from mmlk.ops.dcls_construct import VERSIONS, compute_dtype, construct, construct_backward, driven_axes
+from mmlk.ops.dcls_construct import (
+    VERSIONS,
+    compute_dtype,
+    construct,
+    construct_backward,
+    driven_axes,
+)
 from mmlk.ops.depthwise import DepthwiseConv2d, depthwise_conv2d
 from mmlk.ops.reference import (
     dcls_kernel1d_reference,
@@ -479,6 +485,33 @@ def _refuses(weight: Tensor, *_args) -> str | None:
     return dispatch.refuses_device(weight, weight.device.type)
 
 
+class _Construct(torch.autograd.Function):
+    """The registered operator for plain eager calls, which its dispatch would cost half of the time."""
+
+    @staticmethod
+    def forward(ctx, weight, positions, sigma, kernel_size, version):
+        ctx.save_for_backward(weight, positions, sigma)
+        ctx.settings = kernel_size, version
+        return construct(weight, positions, sigma, kernel_size, version)
+
+    @staticmethod
+    def backward(ctx, grad):
+        # Under create_graph the registered one, which refuses the second derivative by name.
+        compute = (torch.ops.mmlk.dcls_kernel_backward if torch.is_grad_enabled()
+                   else construct_backward)
+        *gradients, by_width = compute(grad, *ctx.saved_tensors, *ctx.settings)
+        return *gradients, by_width if ctx.needs_input_grad[2] else None, None, None
+
+
+def _run_separable(weight: Tensor, positions: Tensor, sigma: Tensor | None, *,
+                   kernel_size: Sequence[int], version: str) -> Tensor:
+    plain = all(each is None or type(each) in (Tensor, nn.Parameter)
+                for each in (weight, positions, sigma))
+    if plain and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:
+        return _Construct.apply(weight, positions, sigma, kernel_size, version)
+    return _separable(weight, positions, sigma, kernel_size, version)
+
+
 _ARGUMENTS = 'Tensor weight, Tensor positions, Tensor? sigma, int[] kernel_size, str version'
 dispatch.define('dcls_kernel_backward',
                 f'(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)', fake=_backward_fake)
@@ -489,5 +522,5 @@ dispatch.implement('dcls_kernel', 'CompositeExplicitAutograd', construct)
 for _name, _reference in (('dcls_kernel1d', dcls_kernel1d_reference),
                           ('dcls_kernel2d', dcls_kernel2d_reference),
                           ('dcls_kernel3d', dcls_kernel3d_reference)):
-    dispatch.register(_name, dispatch.Backend('separable', _separable, _refuses))
+    dispatch.register(_name, dispatch.Backend('separable', _run_separable, _refuses))
     dispatch.register(_name, dispatch.Backend('reference', _reference, dispatch.never_refuses))

@@ -1,36 +1,41 @@
 """Construction of DCLS kernels, forward and backward, without the grid of the definition.
 
-`dcls_kernel2d_reference` defines the kernel through a tensor of (elements x window) cells. Every
-version is a product of one profile per axis, so two much smaller computations give the same kernel:
+`dcls_kernel2d_reference` defines the kernel through a tensor of (elements x window) cells. Two much
+smaller computations give the same kernel:
 
-* corners: ``v0`` and ``v1`` touch two neighbouring cells per axis, so an element adds 2**N values.
-  They are scattered into a window with a margin of two cells, which catches what falls outside.
-  In the backward pass the same cells are gathered. Used on CPU.
-* profiles: the kernel is the product ``F_0 diag(weight / mass) F_1^T`` of the profiles of all
-  elements, one batched matrix product per channel pair; for N = 3 the last two axes are merged
-  first. Used for the wide profiles of ``max`` and ``gauss``, and for all versions on accelerators,
-  where it is deterministic and a scatter with atomics is not.
+* sampling: the bilinear kernel of ``v0`` is the transpose of reading a picture at the elements'
+  positions, and its gradients are that reading and its slopes, for which torch has vectorised code.
+  Used on CPU for ``v0``, and for ``v1`` with all elements inside the window, where the two differ
+  by a constant and by the slope at integers.
+* profiles: every version is a product of one profile per axis, so the kernel is the product
+  ``F_0 diag(weight / mass) F_1^T`` of the profiles of all elements, one batched matrix product per
+  channel pair; for N = 3 the last two axes are merged first. Used for everything else, and always on
+  accelerators, where it is deterministic and a scatter with atomics is not.
 
 Both follow the subgradients of the definition: at an integer position the slope of ``v0`` is the
 right-hand one, that of ``v1`` and ``max`` is zero.
 
-Positions are ordered by axis here, (N, B, m) with B channel pairs, and count from the first cell.
+Weights are (B, m) here, with B channel pairs; positions and widths (N, B, m), in the order of their
+components. `driven_axes` says which axis a component moves.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 MASS_EPSILON = 1e-7
 SIGMA_OFFSET = {'max': 1.0, 'gauss': 0.27}
 VERSIONS = ('v0', 'v1', 'max', 'gauss')
-_MARGIN = 2
-_ROWS = 128
+_ROWS = 96
+# Elements further out do not occur; beyond some distance cells are no 32-bit integers any more.
+_FARTHEST = 1e4
+_SAMPLING = (0, 0, True)  # bilinear, zeros outside, coordinates -1 and 1 are centres of cells
+_sample = torch.ops.aten.grid_sampler_2d.default
+_sample_backward = torch.ops.aten.grid_sampler_2d_backward.default
 
 
 def driven_axes(version: str, dims: int) -> tuple[int, ...]:
@@ -46,53 +51,69 @@ def driven_axes(version: str, dims: int) -> tuple[int, ...]:
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Float32, or float64 where an argument is: 16-bit positions would be off by 1/16 cell."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
+        return torch.float64
+    return torch.float32
 
 
 def construct(weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_size: Sequence[int],
               version: str) -> Tensor:
     """Kernel (O, I, *kernel_size) from weight (O, I, m) and positions, sigma (N, O, I, m)."""
-    with torch.autocast(weight.device.type, enabled=False):
-        w, p, s = _arrange(weight, positions, sigma, kernel_size, version)
-        if _takes_corners(weight, version):
-            kernel = _corners_forward(w, p, kernel_size, version)
+    with _plain_precision(weight):
+        w, p, s = _arrange(weight, positions, sigma, version)
+        grid = _sampling_grid(p, kernel_size, version)
+        if grid is not None:
+            kernel = _sampled_kernel(w, grid, kernel_size, version)
         else:
-            kernel = torch.cat([
-                _profiles_forward(w[rows], p[:, rows], None if s is None else s[:, rows],
-                                  kernel_size, version) for rows in _chunks(w)
-            ])
-    return kernel.reshape(*weight.shape[:2], *kernel_size)
+            rows = _chunks(w)
+            parts = [_profiles_forward(w[each], p[:, each], None if s is None else s[:, each],
+                                       kernel_size, version) for each in rows]
+            kernel = torch.cat(parts) if len(rows) > 1 else parts[0]
+    return kernel.view(*weight.shape[:2], *kernel_size)
 
 
 def construct_backward(grad: Tensor, weight: Tensor, positions: Tensor, sigma: Tensor | None,
                        kernel_size: Sequence[int], version: str) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of weight, positions and sigma (empty without sigma), in their dtypes."""
-    with torch.autocast(weight.device.type, enabled=False):
-        w, p, s = _arrange(weight, positions, sigma, kernel_size, version)
+    grad_sigma = weight.new_empty(0)
+    with _plain_precision(weight):
+        w, p, s = _arrange(weight, positions, sigma, version)
         g = grad.to(w.dtype).reshape(w.shape[0], *kernel_size)
-        if _takes_corners(weight, version):
-            grads = _corners_backward(g, w, p, version)
+        grid = _sampling_grid(p, kernel_size, version)
+        if grid is not None:
+            grad_weight, grad_positions = _sampled_gradients(g, w, p, grid, version)
         else:
-            parts = [
-                _profiles_backward(g[rows], w[rows], p[:, rows],
-                                   None if s is None else s[:, rows], version)
-                for rows in _chunks(w)
-            ]
-            grads = (torch.cat([part[0] for part in parts]),
-                     *(torch.cat([part[i] for part in parts], dim=1) for i in (1, 2)))
-    grad_weight = grads[0].reshape(weight.shape).to(weight.dtype)
-    grad_positions = _by_component(grads[1], version).reshape(positions.shape).to(positions.dtype)
-    if sigma is None:
-        return grad_weight, grad_positions, weight.new_empty(0)
-    grad_sigma = _by_component(grads[2], version).reshape(sigma.shape).to(sigma.dtype)
-    return grad_weight, grad_positions, grad_sigma.mul_(sigma.sign())
+            results = w.new_empty(1 + len(p) * (1 if s is None else 2), *w.shape)
+            for rows in _chunks(w):
+                _profiles_backward(g[rows], w[rows], p[:, rows], None if s is None else s[:, rows],
+                                   version, results[:, rows])
+            grad_weight, grad_positions = (each.clone() for each in (results[0], results[1:1 + len(p)]))
+            if sigma is not None:
+                grad_sigma = (results[1 + len(p):].view_as(sigma) * sigma.sign()).to(sigma.dtype)
+    return (grad_weight.view_as(weight).to(weight.dtype),
+            grad_positions.view_as(positions).to(positions.dtype), grad_sigma)
 
 
-def _takes_corners(weight: Tensor, version: str) -> bool:
-    return weight.device.type == 'cpu' and version in ('v0', 'v1')
+def _plain_precision(weight: Tensor):
+    """Context in which autocast, which would round positions to 16 bits, is off."""
+    device = weight.device.type
+    if device != 'meta' and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _arrange(weight: Tensor, positions: Tensor, sigma: Tensor | None,
+             version: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Weight (B, m), positions from the centre and widths (N, B, m), in the computing dtype."""
+    dtype, shape = compute_dtype(weight, positions), (len(positions), -1, weight.shape[-1])
+    p, s = positions.to(dtype).reshape(shape), None
+    if sigma is not None:
+        s = sigma.to(dtype).reshape(shape).abs().add_(SIGMA_OFFSET[version])
+    return weight.to(dtype).reshape(shape[1:]), p, s
+
+
+def _by_component(per_axis: Sequence, version: str) -> list:
+    return [per_axis[axis] for axis in driven_axes(version, len(per_axis))]
 
 
 def _chunks(w: Tensor) -> list[slice]:
@@ -101,117 +122,115 @@ def _chunks(w: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(len(w), 1), step)]
 
 
-def _by_component(values: Tensor, version: str) -> Tensor:
-    """Swap (N, ...) between the order of position components and that of the axes they drive."""
-    if version == 'v0':
-        return values[[0, 2, 1]] if len(values) == 3 else values
-    return values.flip(0)
+# Sampling -----------------------------------------------------------------------------------------
 
 
-def _arrange(weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_size: Sequence[int],
-             version: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Weight (B, m), positions from the first cell and widths (N, B, m), both ordered by axis."""
-    dtype = compute_dtype(weight, positions)
-    shape = (len(kernel_size), -1, weight.shape[-1])
-    p = _by_component(positions.to(dtype).reshape(shape), version)
-    p = p + _per_axis([size // 2 for size in kernel_size], p)
-    s = None
-    if sigma is not None:
-        s = _by_component(sigma.to(dtype).reshape(shape), version).abs()
-        s = s.add_(SIGMA_OFFSET[version])
-    return weight.to(dtype).reshape(shape[1:]), p, s
+def _sampling_grid(p: Tensor, kernel_size: Sequence[int], version: str) -> Tensor | None:
+    """Positions as coordinates (B, 1, m, 2) of (column, row), or None if sampling does not apply.
 
-
-def _per_axis(values: Sequence[int], like: Tensor) -> Tensor | int:
-    """Numbers to combine with (N, B, m); a plain one where all are equal."""
-    if len(set(values)) == 1:
-        return values[0]
-    return like.new_tensor(values)[:, None, None]
-
-
-def _cells(p: Tensor, kernel_size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower cell and fraction (N, B, m) of each position, and indices (B, 2**N * m) of corners.
-
-    Cells more than one step outside the window count as two steps outside; the indices refer to a
-    flat window with the margin around it. Corners are ordered with the first axis slowest.
+    A coordinate is the position over half the window. Only where that is a power of two, as for 17,
+    does it come back bit by bit, and integer positions have to.
     """
-    lower = p.floor()
-    fraction = p - lower
-    limits = _per_axis(kernel_size, p)
-    lower = lower.clamp_(min=-_MARGIN)
-    lower = lower.clamp_(max=limits) if isinstance(limits, int) else lower.minimum(limits)
-    # A position that is not finite shall show in the kernel, so its cell must lie inside.
-    lower = lower.masked_fill_(fraction.isnan(), 0)
-    strides, offsets = _strides(kernel_size), [0]
-    for stride in strides:
-        offsets = [offset + step for offset in offsets for step in (0, stride)]
-    offsets = torch.tensor(offsets, device=p.device) + _MARGIN * sum(strides)
-    index = lower[-1].long()
-    for axis in range(len(kernel_size) - 1):
-        index = index.add(lower[axis].long(), alpha=strides[axis])
-    return lower, fraction, (index[:, None] + offsets[:, None]).flatten(1)
-
-
-def _strides(kernel_size: Sequence[int]) -> list[int]:
-    padded = [size + 2 * _MARGIN for size in kernel_size]
-    return [math.prod(padded[axis + 1:]) for axis in range(len(padded))]
-
-
-def _corners_forward(w: Tensor, p: Tensor, kernel_size: Sequence[int], version: str) -> Tensor:
-    lower, fraction, index = _cells(p, kernel_size)
-    if version == 'v1':
-        masses, _ = _window_masses(lower, fraction, kernel_size)
-        w = w / (masses.prod(0) + MASS_EPSILON)
-    values = w[:, None]
-    for shares in torch.stack((1 - fraction, fraction), dim=2):
-        values = (values[:, :, None] * shares[:, None]).flatten(1, 2)
-    padded = [size + 2 * _MARGIN for size in kernel_size]
-    kernel = w.new_zeros(w.shape[0], math.prod(padded))
-    kernel.scatter_add_(1, index, values.flatten(1))
-    inner = tuple(slice(_MARGIN, -_MARGIN) for _ in kernel_size)
-    return kernel.view(-1, *padded)[(slice(None), *inner)].contiguous()
-
-
-def _corners_backward(g: Tensor, w: Tensor, p: Tensor, version: str) -> tuple[Tensor, Tensor]:
-    kernel_size = g.shape[1:]
-    dims, count = len(kernel_size), w.shape[1]
-    lower, fraction, index = _cells(p, kernel_size)
-    padded = F.pad(g, (_MARGIN, _MARGIN) * dims).flatten(1)
-    corners = padded.gather(1, index).view(-1, *(2,) * dims, count)
-    inside, slopes = _interpolate(corners, fraction)
+    if version not in ('v0', 'v1') or len(p) != 2 or p.device.type != 'cpu' or p.numel() == 0:
+        return None
+    if any(size < 3 or size - 1 & size - 2 for size in kernel_size):
+        return None
+    scales = [2 / (size - 1) for size in _by_component(kernel_size, version)]
+    scale = scales[0] if scales[0] == scales[1] else p.new_tensor(scales)[:, None, None]
+    coordinates = p * scale
+    low, high = (each.item() for each in torch.aminmax(coordinates))
+    farthest = _FARTHEST if version == 'v0' else 1.0
+    if not (low >= -farthest and high <= farthest):  # also where one is not a number
+        return None
     if version == 'v0':
-        return inside, slopes.mul_(w)
-    masses, edges = _window_masses(lower, fraction, kernel_size)
-    mass = masses.prod(0) + MASS_EPSILON
-    per_mass = w / mass
-    grad_mass = -inside * per_mass / mass
-    grad_positions = slopes * per_mass + edges * grad_mass * _products_of_others(masses)
-    return inside / mass, grad_positions.masked_fill_(fraction == 0, 0.0)
+        coordinates = coordinates.flip(0)
+    return coordinates[:, :, None].permute(1, 2, 3, 0)
 
 
-def _interpolate(corners: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
-    """Multilinear interpolation of corners (B, 2, .., 2, m), and its slope along every axis."""
-    values, slopes = corners, []
-    for axis in reversed(range(len(fraction))):
-        part = fraction[axis].view(-1, *(1,) * axis, fraction.shape[2])
-        low, high = values.unbind(-2)
-        slopes = [torch.lerp(*each.unbind(-2), part) for each in slopes]
-        slopes.insert(0, high - low)
-        values = torch.lerp(low, high, part)
-    return values, torch.stack(slopes)
+def _sampled_kernel(w: Tensor, grid: Tensor, kernel_size: Sequence[int], version: str) -> Tensor:
+    if version == 'v1':
+        w = w / (1.0 + MASS_EPSILON)
+    picture = w.new_empty(1).expand(len(w), 1, *kernel_size)  # only its shape matters
+    return _sample_backward(w[:, None, None], picture, grid, *_SAMPLING, (True, False))[0]
 
 
-def _window_masses(lower: Tensor, fraction: Tensor,
-                   kernel_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mass of each axis' triangle inside the window, and its slope with the position."""
-    limits = _per_axis(kernel_size, fraction)
-    has_lower = ((lower >= 0) & (lower < limits)).to(fraction.dtype)
-    has_upper = ((lower >= -1) & (lower < limits - 1)).to(fraction.dtype)
-    return torch.lerp(has_lower, has_upper, fraction), has_upper - has_lower
+def _sampled_gradients(g: Tensor, w: Tensor, p: Tensor, grid: Tensor,
+                       version: str) -> tuple[Tensor, Tensor]:
+    if version == 'v1':
+        w = w / (1.0 + MASS_EPSILON)
+    picture = g[:, None]
+    grad_weight = _sample(picture, grid, *_SAMPLING)
+    slopes = _sample_backward(w[:, None, None], picture, grid, *_SAMPLING, (False, True))[1]
+    grad_positions = torch.empty_like(p, memory_format=torch.contiguous_format)
+    for each, axis in zip(grad_positions, driven_axes(version, 2)):
+        torch.mul(slopes[:, 0, :, 1 - axis], 2 / (g.shape[1 + axis] - 1), out=each)
+    if version == 'v1':
+        grad_weight.div_(1.0 + MASS_EPSILON)
+        for each, axis in zip(zip(grad_positions, p), driven_axes(version, 2)):
+            cells = each[1] + g.shape[1 + axis] // 2
+            each[0].masked_fill_(cells == cells.floor(), 0.0)
+    return grad_weight, grad_positions
+
+
+# Profiles -----------------------------------------------------------------------------------------
+
+
+def _profiles(p: Tensor, s: Tensor | None, kernel_size: Sequence[int],
+              version: str) -> list[tuple[slice, Tensor, Tensor]]:
+    """Profiles of all components, those of equal windows as one tensor.
+
+    Returns:
+        Of each group: its components, the profiles' values (n, size, B * m), and the cells' distances
+        from the position, in units of the width for ``gauss`` and in cells otherwise.
+    """
+    sizes = _by_component(kernel_size, version)
+    groups = [slice(0, len(p))]
+    if len(set(sizes)) > 1:
+        groups = [slice(component, component + 1) for component in range(len(p))]
+    results = []
+    for group in groups:
+        size = sizes[group.start]
+        cells = torch.arange(size, dtype=p.dtype, device=p.device)[:, None]
+        distance = cells - (p[group] + size // 2).flatten(1)[:, None]
+        width = None if s is None else s[group].flatten(1)[:, None]
+        if version == 'gauss':
+            distance.div_(width)
+            values = distance.square().mul_(-0.5).exp_()
+        else:
+            values = distance.abs()
+            values = values.neg_().add_(1.0 if width is None else width).clamp_(min=0)
+        results.append((group, values, distance))
+    return results
+
+
+def _matrices(groups: Sequence[tuple[slice, Tensor, Tensor]], w: Tensor, version: str) -> list[Tensor]:
+    """Profiles (B, size, m) of each axis."""
+    return _by_component([
+        each.view(-1, *w.shape).transpose(0, 1) for _, values, _ in groups for each in values], version)
+
+
+def _merge(profiles: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Products (B, product of sizes, m) of the profiles of several axes, first axis slowest."""
+    if not profiles:
+        return like.new_ones(like.shape[0], 1, like.shape[-1])
+    merged = profiles[0]
+    for profile in profiles[1:]:
+        merged = (merged[:, :, None] * profile[:, None]).flatten(1, 2)
+    return merged
+
+
+def _masses(groups: Sequence[tuple[slice, Tensor, Tensor]], w: Tensor) -> Tensor:
+    """Mass (N, B, m) of each profile inside the window."""
+    masses = [values.sum(1) for _, values, _ in groups]
+    return (torch.cat(masses) if len(masses) > 1 else masses[0]).view(-1, *w.shape)
+
+
+def _product(masses: Tensor) -> Tensor:
+    return masses.prod(0).add_(MASS_EPSILON)
 
 
 def _products_of_others(masses: Tensor) -> Tensor:
-    """Product over the other axes, for each axis."""
+    """Product over the other components, for each component."""
     if len(masses) == 1:
         return torch.ones_like(masses)
     if len(masses) == 2:
@@ -219,94 +238,64 @@ def _products_of_others(masses: Tensor) -> Tensor:
     return torch.stack((masses[1] * masses[2], masses[0] * masses[2], masses[0] * masses[1]))
 
 
-def _profiles(p: Tensor, s: Tensor | None, size: int, version: str) -> tuple[Tensor, Tensor]:
-    """Values (n, B, size, m) of the profiles of n axes, and the cells' distances from the position.
-
-    Distances are in units of the width for ``gauss`` and in cells otherwise.
-    """
-    distance = torch.arange(size, dtype=p.dtype, device=p.device)[:, None] - p[:, :, None]
-    if version == 'gauss':
-        distance = distance.div_(s[:, :, None])
-        return distance.square().mul_(-0.5).exp_(), distance
-    width = 1.0 if s is None else s[:, :, None]
-    return (width - distance.abs()).clamp_(min=0), distance
+def _profiles_forward(w: Tensor, p: Tensor, s: Tensor | None, kernel_size: Sequence[int],
+                      version: str) -> Tensor:
+    groups = _profiles(p, s, kernel_size, version)
+    if version != 'v0':
+        w = w / _product(_masses(groups, w))
+    first, *others = _matrices(groups, w, version)
+    return torch.bmm(first * w[:, None], _merge(others, w).transpose(1, 2)).flatten(1)
 
 
-def _slopes(grad: Tensor, profiles: Tensor, distance: Tensor, s: Tensor | None,
-            version: str) -> tuple[Tensor, Tensor | None]:
-    """Gradients (n, B, m) of positions and widths from those of the profiles; ``grad`` is spent."""
+def _profiles_backward(g: Tensor, w: Tensor, p: Tensor, s: Tensor | None, version: str,
+                       out: Tensor) -> None:
+    """Write the gradients of weight, positions and widths to ``out`` (1 + N or 1 + 2N, B, m)."""
+    dims, axes = len(p), driven_axes(version, len(p))
+    groups = _profiles(p, s, g.shape[1:], version)
+    matrices = _matrices(groups, w, version)
+    scale = w
+    if version != 'v0':
+        masses = _masses(groups, w)
+        mass = _product(masses)
+        scale = w / mass
+    for group, values, distance in groups:
+        grad = torch.empty_like(values)
+        for component, each in zip(range(group.start, group.stop), grad):
+            axis = axes[component]
+            rest = _merge([matrices[other] for other in range(dims) if other != axis], w)
+            along = g.movedim(1 + axis, 1).reshape(len(g), g.shape[1 + axis], -1)
+            # Not as the product's ``out``: with such strides it takes three times as long.
+            each.view(-1, *w.shape).transpose(0, 1).copy_(torch.bmm(along, rest))
+        if group.start == 0:
+            torch.sum((grad[0] * values[0]).view(-1, *w.shape), 0, out=out[0])
+            if version != 'v0':
+                out[0].div_(mass)
+                shift = (_products_of_others(masses) * (out[0] * scale)).neg_().flatten(1)
+        if version == 'v0':
+            grad.mul_(scale.view(-1))
+        else:
+            torch.addcmul(shift[group, None], grad, scale.view(-1), out=grad)
+        moved, widened = out[1:1 + dims][group], out[1 + dims:][group]
+        _slopes(grad, values, distance, None if s is None else s[group].flatten(1), version,
+                moved.flatten(1), widened.flatten(1))
+
+
+def _slopes(grad: Tensor, profiles: Tensor, distance: Tensor, s: Tensor | None, version: str,
+            by_position: Tensor, by_width: Tensor) -> None:
+    """Write the gradients (n, B * m) of positions and widths; the other arguments are spent."""
     if version == 'gauss':
         grad = grad.mul_(profiles).mul_(distance)
-        by_position = grad.sum(2)
-        return by_position.div_(s), grad.mul_(distance).sum(2).div_(s)
+        torch.sum(grad, 1, out=by_position).div_(s)
+        torch.sum(grad.mul_(distance), 1, out=by_width).div_(s)
+        return
     if version == 'v0':
         # The slope is the right-hand one: cell floor(p) falls and the next one rises.
         upper, lower = (distance > 0) & (distance <= 1), (distance > -1) & (distance <= 0)
-        return grad.mul_(upper.to(grad.dtype).sub_(lower.to(grad.dtype))).sum(2), None
-    grad = grad.mul_(profiles.sign())
-    by_width = grad.sum(2) if version == 'max' else None
-    return grad.mul_(distance.sign_()).sum(2), by_width
-
-
-def _groups(kernel_size: Sequence[int]) -> list[slice]:
-    """Axes that can be computed as one tensor: all of a cubic window, else each by itself."""
-    dims = len(kernel_size)
-    if len(set(kernel_size)) == 1:
-        return [slice(0, dims)]
-    return [slice(axis, axis + 1) for axis in range(dims)]
-
-
-def _merge(profiles: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Products (B, product of sizes, m) of the profiles of several axes, first axis slowest."""
-    if len(profiles) == 1:
-        return profiles[0]
-    merged = like.new_ones(like.shape[0], 1, like.shape[-1])
-    for profile in profiles:
-        merged = (merged[:, :, None] * profile[:, None]).flatten(1, 2)
-    return merged
-
-
-def _profiles_forward(w: Tensor, p: Tensor, s: Tensor | None, kernel_size: Sequence[int],
-                      version: str) -> Tensor:
-    profiles, masses = [], []
-    for group in _groups(kernel_size):
-        values, _ = _profiles(
-            p[group], None if s is None else s[group], kernel_size[group.start], version)
-        profiles += values
-        masses.append(values.sum(2))
-    if version != 'v0':
-        w = w / (torch.cat(masses).prod(0) + MASS_EPSILON)
-    kernel = torch.bmm(profiles[0] * w[:, None], _merge(profiles[1:], w).transpose(1, 2))
-    return kernel.flatten(1)
-
-
-def _profiles_backward(g: Tensor, w: Tensor, p: Tensor, s: Tensor | None,
-                       version: str) -> tuple[Tensor, Tensor, Tensor]:
-    axes, groups = range(len(p)), _groups(g.shape[1:])
-    profiles, distances = [], []
-    for group in groups:
-        values, distance = _profiles(
-            p[group], None if s is None else s[group], g.shape[1 + group.start], version)
-        profiles += values
-        distances.append((values, distance))
-    grads = []
-    for axis in axes:
-        rest = _merge([profiles[other] for other in axes if other != axis], w)
-        along = g.movedim(1 + axis, 1).reshape(len(g), g.shape[1 + axis], -1)
-        grads.append(torch.bmm(along, rest))
-    inside = grad_weight = (grads[0] * profiles[0]).sum(1)
-    scale, shift = w.expand_as(p), torch.zeros_like(p)
-    if version != 'v0':
-        masses = torch.cat([values.sum(2) for values, _ in distances])
-        mass = masses.prod(0) + MASS_EPSILON
-        grad_weight, scale = inside / mass, (w / mass).expand_as(p)
-        shift = _products_of_others(masses) * (-inside * scale[0] / mass)
-    by_position, by_width = [], []
-    for group, (values, distance) in zip(groups, distances):
-        grad = torch.stack(grads[group]) if group.stop - group.start > 1 else grads[group.start][None]
-        grad = torch.addcmul(shift[group, :, None], grad, scale[group, :, None])
-        moved, widened = _slopes(
-            grad, values, distance, None if s is None else s[group], version)
-        by_position.append(moved)
-        by_width += [] if widened is None else [widened]
-    return grad_weight, torch.cat(by_position), torch.cat(by_width) if by_width else p[:0]
+        slope = upper.to(grad.dtype).sub_(lower.to(grad.dtype))
+        torch.sum(grad.mul_(slope), 1, out=by_position)
+        return
+    # torch's own gradient of relu: what the profile's zeros receive is dropped.
+    grad = torch.ops.aten.threshold_backward(grad, profiles, 0)
+    if version == 'max':
+        torch.sum(grad, 1, out=by_width)
+    torch.sum(grad.mul_(distance.sign_()), 1, out=by_position)

@@ -55,7 +55,7 @@ def arguments(version, shape=(3, 2, 4), dims=2, spread=2.0, dtype=torch.float32,
 
 def profiles_everywhere(monkeypatch):
     """Take the route of accelerators."""
-    monkeypatch.setattr(dcls_construct, '_takes_corners', lambda weight, version: False)
+    monkeypatch.setattr(dcls_construct, '_sampling_grid', lambda p, kernel_size, version: None)
 
 
 def recentred(record, dtype):
@@ -87,7 +87,7 @@ def test_kernel_and_gradients_match_the_authors(record, route, monkeypatch):
         assert_close(key, got, want, GOLDEN_OPERATOR + slack)
 
 
-@pytest.mark.parametrize('route', ['corners', 'profiles'])
+@pytest.mark.parametrize('route', ['sampling', 'profiles'])
 @pytest.mark.parametrize('version', VERSIONS)
 @pytest.mark.parametrize(('dims', 'size'), [(1, (7,)), (2, (5, 9)), (2, (17, 17)), (2, (6, 3)),
                                             (3, (3, 5, 4)), (3, (5, 5, 5))])
@@ -105,6 +105,34 @@ def test_separable_equals_the_definition_in_float64(version, dims, size, route, 
             torch.autograd.grad(kernel, inputs, upstream),
             torch.autograd.grad(want, inputs, upstream), strict=True)):
         assert_close(f'gradient {i}', got, expected, parameter)
+
+
+@pytest.mark.parametrize('size', [(3, 5), (9, 9), (17, 17), (33, 3)])
+@pytest.mark.parametrize('version', ['v0', 'v1'])
+def test_sampling_follows_the_definition_at_integers_and_borders(version, size, monkeypatch):
+    weight, positions = arguments(version, shape=(3, 2, 40), spread=4.0, dtype=torch.float64)
+    with torch.no_grad():
+        positions[..., ::2] = positions[..., ::2].round()
+        for component, axis in enumerate(driven_axes(version, 2)):
+            positions[component].clamp_(-(size[axis] // 2), size[axis] // 2)
+    assert dcls_construct._sampling_grid(positions.detach().flatten(1, 2), size, version) is not None
+    kernel = dcls_kernel2d(weight, positions, kernel_size=size, version=version)
+    want = dcls_kernel2d_reference(weight, positions, kernel_size=size, version=version)
+    output, parameter = TOLERANCE[torch.float64]
+    assert_close('kernel', kernel, want, output)
+    upstream = golden_input(want.shape).double()
+    for got, expected in zip(torch.autograd.grad(kernel, (weight, positions), upstream),
+                             torch.autograd.grad(want, (weight, positions), upstream), strict=True):
+        assert_close('gradient', got, expected, parameter)
+
+
+@pytest.mark.parametrize(('version', 'size', 'position'), [
+    ('max', (5, 5), 0.0), ('v0', (7, 7), 0.0), ('v0', (4, 5), 0.0), ('v0', (1, 5), 0.0),
+    ('v0', (5, 5), math.nan), ('v0', (5, 5), -math.inf), ('v1', (5, 9), 2.5)])
+def test_sampling_leaves_to_the_profiles_what_it_cannot_do(version, size, position):
+    p = torch.zeros(2, 3, 4)
+    p[1, 2, 1] = position
+    assert dcls_construct._sampling_grid(p, size, version) is None
 
 
 @pytest.mark.parametrize('version', VERSIONS)
@@ -125,7 +153,7 @@ def test_component_0_drives_rows_for_v0_and_columns_otherwise(version, row_moves
     assert tuple(divmod(kernel.flatten().argmax().item(), 7)) == ((5, 3) if row_moves else (3, 5))
 
 
-@pytest.mark.parametrize('route', ['corners', 'profiles'])
+@pytest.mark.parametrize('route', ['sampling', 'profiles'])
 def test_slopes_at_integers_and_at_the_border(route, monkeypatch):
     if route == 'profiles':
         profiles_everywhere(monkeypatch)
