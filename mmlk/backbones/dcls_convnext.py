@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from mmlk.backbones.base import Backbone
-from mmlk.layers import DropPath, LayerNorm2d, drop_path_schedule
-from mmlk.ops import DCLSDepthwiseConv2d
+from mmlk.layers import DropPath, FoldedLinear, LayerNorm2d, drop_path_schedule
+from mmlk.ops import DCLSDepthwiseConv2d, dispatch
+from mmlk.ops.operators import layout
 from mmlk.registry import MODELS
 
 
@@ -58,6 +59,8 @@ class DCLSConvNeXtBlock(nn.Module):
             second.weight = _like(gamma[:, None] * second.weight.double(), second.weight)
             second.bias = _like(gamma * second.bias.double(), second.bias)
             self.gamma = None
+        self.pwconv1, self.act = FoldedLinear(first, gelu=True), nn.Identity()
+        self.pwconv2 = FoldedLinear(second)
 
 
 @MODELS.register_module()
@@ -171,6 +174,18 @@ class DCLSConvNeXt(Backbone):
 
     def stage_downsample(self, stage: int) -> nn.Module:
         return self.downsample_layers[stage] if stage else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Maps of ``out_indices`` in the layout of ``x``; computed channels-last on a CPU.
+
+        Norms and linear layers work on the last axis, so that layout spares two transpositions per
+        block.
+        """
+        self._check_input(x)
+        if dispatch.refuses_device(x, 'cpu') is not None:
+            return super().forward(x)
+        maps = super().forward(x.contiguous(memory_format=torch.channels_last))
+        return tuple(y.contiguous(memory_format=layout(x)) for y in maps)
 
     def clamp_parameters(self) -> None:
         """Move positions that left the window back to its border."""

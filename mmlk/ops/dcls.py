@@ -486,7 +486,7 @@ def _refuses(weight: Tensor, *_args) -> str | None:
 
 
 class _Construct(torch.autograd.Function):
-    """The registered operator for plain eager calls, which its dispatch would cost half of the time."""
+    """The registered operator in plain eager mode; its way through the dispatcher costs as much time."""
 
     @staticmethod
     def forward(ctx, weight, positions, sigma, kernel_size, version):

@@ -30,7 +30,7 @@ from torch import Tensor
 MASS_EPSILON = 1e-7
 SIGMA_OFFSET = {'max': 1.0, 'gauss': 0.27}
 VERSIONS = ('v0', 'v1', 'max', 'gauss')
-_ROWS = 96
+_ROWS = 192
 # Elements further out do not occur; beyond some distance cells are no 32-bit integers any more.
 _FARTHEST = 1e4
 _SAMPLING = (0, 0, True)  # bilinear, zeros outside, coordinates -1 and 1 are centres of cells
@@ -198,7 +198,8 @@ def _profiles(p: Tensor, s: Tensor | None, kernel_size: Sequence[int],
             values = distance.square().mul_(-0.5).exp_()
         else:
             values = distance.abs()
-            values = values.neg_().add_(1.0 if width is None else width).clamp_(min=0)
+            values = values.neg_().add_(1.0) if width is None else torch.sub(width, values, out=values)
+            values.clamp_(min=0)
         results.append((group, values, distance))
     return results
 
@@ -295,7 +296,7 @@ def _slopes(grad: Tensor, profiles: Tensor, distance: Tensor, s: Tensor | None, 
         torch.sum(grad.mul_(slope), 1, out=by_position)
         return
     # torch's own gradient of relu: what the profile's zeros receive is dropped.
-    grad = torch.ops.aten.threshold_backward(grad, profiles, 0)
+    torch.ops.aten.threshold_backward.grad_input(grad, profiles, 0, grad_input=grad)
     if version == 'max':
         torch.sum(grad, 1, out=by_width)
     torch.sum(grad.mul_(distance.sign_()), 1, out=by_position)

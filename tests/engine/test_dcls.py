@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
@@ -173,22 +174,27 @@ def test_a_resumed_run_continues_where_it_stopped(tmp_path, average):
     resumed = make_runner(tmp_path / 'stopped', hooks=hooks, iterations=4, resume=True)
     resumed.train()
     assert resumed.iter == 4
+    averages = [hook.ema_model.module for hook in resumed.hooks if isinstance(hook, EMAHook)]
+    assert len(averages) == average
+    for model in (resumed.model, *averages):
+        backbone = model.backbone
+        assert backbone.stages[0][1].dwconv.P is backbone.stages[0][0].dwconv.P
     backbone = resumed.model.backbone
-    assert backbone.stages[0][1].dwconv.P is backbone.stages[0][0].dwconv.P
     listed = [id(p) for group in resumed.optim_wrapper.param_groups for p in group['params']]
     assert id(backbone.stages[0][0].dwconv.P) in listed and len(listed) == len(set(listed))
     for name, value in positions(resumed.model).items():
         assert_close(name, value, straight.model.get_parameter(name), TOLERANCE[torch.float32][1])
 
 
-def distributed(folder, dies_after):
+def distributed(folder, dies_after, average):
     """Exit codes and errors of two processes that train together."""
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
     command = [sys.executable, '-m', 'tests.engine.dcls_distributed', str(folder / 'work'),
                str(folder / f'rendezvous_{dies_after}')]
     processes = [
-        subprocess.Popen([*command, str(rank), '2', str(dies_after)], cwd=ROOT, env=environment,
-                         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        subprocess.Popen([*command, str(rank), '2', str(dies_after), str(int(average))], cwd=ROOT,
+                         env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                         text=True)
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=300)[1] for process in processes]
@@ -196,11 +202,12 @@ def distributed(folder, dies_after):
 
 
 @pytest.mark.slow
-def test_two_killed_processes_resume_and_agree(tmp_path):
-    codes, errors = distributed(tmp_path, dies_after=3)
+@pytest.mark.parametrize('average', [False, True], ids=['plain', 'ema'])
+def test_two_killed_processes_resume_and_agree(tmp_path, average):
+    codes, errors = distributed(tmp_path, 3, average)
     assert codes == [DEATH, DEATH], errors
     assert not (tmp_path / 'work' / 'iter_4.pth').exists()
-    codes, errors = distributed(tmp_path, dies_after=0)
+    codes, errors = distributed(tmp_path, 0, average)
     assert codes == [0, 0], errors
     saved = torch.load(tmp_path / 'work' / 'iter_4.pth', weights_only=False)
     assert saved['meta']['iter'] == 4
