@@ -87,8 +87,11 @@ def maps(output) -> list[Tensor]:
     return [each for part in output for each in maps(part)]
 
 
-def agree(ours: nn.Module, theirs: nn.Module, x: Tensor) -> str:
-    """Give ``theirs`` our weights and compare outputs; a sentence on what was found.
+def agree(ours: nn.Module, theirs: nn.Module, x: Tensor, deploy: bool = False) -> str:
+    """Give ``theirs`` our weights and compare outputs, also of our folded form if it will be timed.
+
+    Returns:
+        A sentence on what was found.
 
     Raises:
         RuntimeError: if the outputs of equal weights differ.
@@ -98,10 +101,16 @@ def agree(ours: nn.Module, theirs: nn.Module, x: Tensor) -> str:
         return 'rival has other parameters: outputs not compared'
     theirs.load_state_dict(dict(zip(other, mine.values())))
     with torch.no_grad():
-        for index, (a, b) in enumerate(zip(maps(ours.eval()(x)), maps(theirs.eval()(x)))):
+        results = {'output': maps(ours.eval()(x))}
+        if deploy:
+            getattr(ours, 'backbone', ours).switch_to_deploy()
+            results['folded output'] = maps(ours(x))
+        want = maps(theirs.eval()(x))
+    for name, got in results.items():
+        for index, (a, b) in enumerate(zip(got, want)):
             error = ((a - b).abs().max() / b.abs().max()).item()
             if not error <= TOLERANCE:
-                raise RuntimeError(f'benchmark_models: output {index} differs from the rival by '
+                raise RuntimeError(f'benchmark_models: {name} {index} differs from the rival by '
                                    f'{error:.1e} with equal weights; nothing is timed')
     return f'outputs agree with the rival (last one to {error:.0e})'
 
@@ -223,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print('  '.join(f'{key} {value}' for key, value in about.items()))
     if args.rival:
         x = torch.randn([int(each) for each in args.input.split('x')])
-        print(agree(build(args), rival(args), x))
+        print(agree(build(args), rival(args), x, args.deploy))
     rows = [report(mode, measure(args, mode == 'train'))
             for mode in ('train', 'infer') if args.mode in (mode, 'both')]
     if args.out:

@@ -38,6 +38,8 @@ class FoldedLinear(nn.Linear):
     def _takes_blocked_weight(self, x: torch.Tensor) -> bool:
         return (type(x) is torch.Tensor and x.device.type == 'cpu' and x.numel() > 0
                 and x.dtype == self.weight.dtype == torch.float32
+                # Without a version counter a changed weight could not be told.
+                and not self.weight.is_inference()
                 and not torch.is_grad_enabled() and not torch.is_autocast_enabled('cpu')
                 and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
                 # FLOP counters and other observers know the plain operator only.

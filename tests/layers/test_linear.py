@@ -38,3 +38,11 @@ def test_a_changed_weight_is_seen_and_copies_are_independent():
         assert_close('double', folded.double()(x.double()),
                      nn.functional.linear(x.double(), folded.weight, folded.bias),
                      TOLERANCE[torch.float64][0])
+
+
+def test_weights_made_in_inference_mode_work():
+    with torch.inference_mode():
+        folded = FoldedLinear(nn.Linear(8, 4), gelu=True)
+        x = torch.randn(3, 8)
+        assert_close('output', folded(x), nn.functional.gelu(
+            nn.functional.linear(x, folded.weight, folded.bias)), TOLERANCE[torch.float32][0])
