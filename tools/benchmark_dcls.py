@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import statistics
 import sys
 import time
@@ -29,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmark_ops import CLOCKS, device  # noqa: E402
-from rivals import dcls_grid_kernel  # noqa: E402
+from rivals import dcls_grid_kernel, dcls_package_kernel  # noqa: E402
 
 from mmlk.ops import dcls_kernel2d, dcls_kernel2d_reference  # noqa: E402
 
@@ -39,30 +38,12 @@ TOLERANCE = 1e-4  # of the largest magnitude, float32 on both sides
 CALLS = 3
 
 
-def restated_grid(weight: Tensor, positions: Tensor, sigma: Tensor | None = None,
-                  version: str = 'v0') -> Tensor:
+def restated_grid(weight: Tensor, positions: Tensor, sigma: Tensor | None, size: int,
+                  version: str) -> Tensor:
     """The published grid in our words."""
     if version == 'v0':
-        return dcls_grid_kernel(weight, positions, WINDOW)
-    return dcls_kernel2d_reference(weight, positions, sigma, kernel_size=WINDOW, version=version)
-
-
-def package_grid(folder: str) -> Callable[..., Tensor]:
-    """Construction of the installed package."""
-    sys.path.append(folder)
-    logging.disable(logging.WARNING)
-    from DCLS.construct.modules import ConstructKernel2d
-    built = {}
-
-    def construct(weight, positions, sigma=None, version='v0'):
-        channels, _, count = weight.shape
-        key = (channels, count, version)
-        if key not in built:
-            built[key] = ConstructKernel2d(
-                channels, channels, channels, count, (WINDOW, WINDOW), version)
-        return built[key](weight, positions, sigma)
-
-    return construct
+        return dcls_grid_kernel(weight, positions, size)
+    return dcls_kernel2d_reference(weight, positions, sigma, kernel_size=size, version=version)
 
 
 def check(name: str, got: Tensor, want: Tensor) -> None:
@@ -90,7 +71,7 @@ def take_turns(runs: dict[str, Callable[[], object]], seconds: float,
     now = CLOCKS[clock]
     first, later = ({name: [] for name in runs} for _ in range(2))
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(first['ours']) < 3:
+    while time.perf_counter() < end or len(first['ours']) < 2:
         for name, run in runs.items():
             for call in range(CALLS):
                 start = now()
@@ -107,10 +88,11 @@ def construction(construct: Callable[..., Tensor], version: str, channels: int, 
     inputs = [weight, positions.clamp(-8, 8)]
     inputs += [torch.rand_like(positions)] if version in ('max', 'gauss') else []
     inputs = [each.requires_grad_() for each in inputs]
+    sigma = inputs[2] if len(inputs) == 3 else None
     cotangent = torch.randn(channels, 1, WINDOW, WINDOW)
     runs = dict(
         published=lambda: torch.autograd.grad(
-            construct(*inputs, version=version), inputs, cotangent),
+            construct(*inputs[:2], sigma, WINDOW, version), inputs, cotangent),
         ours=lambda: torch.autograd.grad(
             dcls_kernel2d(*inputs, kernel_size=WINDOW, version=version), inputs, cotangent))
     for i, (got, want) in enumerate(zip(runs['ours'](), runs['published']())):
@@ -142,7 +124,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='write all numbers to this JSON file')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    construct = package_grid(args.package) if args.package else restated_grid
+    construct = dcls_package_kernel(args.package) if args.package else restated_grid
     about = device()
     print(', '.join(f'{key} {value}' for key, value in about.items()))
     print(f'{args.clock} time; rival: {"DCLS package" if args.package else "restated dense grid"}\n')

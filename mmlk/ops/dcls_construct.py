@@ -22,6 +22,7 @@ components. `driven_axes` says which axis a component moves.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -227,7 +228,7 @@ def _masses(groups: Sequence[tuple[slice, Tensor, Tensor]], w: Tensor) -> Tensor
 
 
 def _product(masses: Tensor) -> Tensor:
-    return masses.prod(0).add_(MASS_EPSILON)
+    return functools.reduce(torch.mul, masses.unbind()) + MASS_EPSILON
 
 
 def _products_of_others(masses: Tensor) -> Tensor:
