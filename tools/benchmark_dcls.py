@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmark_ops import CLOCKS, device  # noqa: E402
-from rivals import dcls_grid_kernel, dcls_package_kernel  # noqa: E402
+from rival_dcls import dcls_grid_kernel, dcls_package_kernel  # noqa: E402
 
 from mmlk.ops import dcls_kernel2d, dcls_kernel2d_reference  # noqa: E402
 
