@@ -19,6 +19,7 @@ from torch import Tensor
 from mmlk.ops import cpu, dispatch, operators
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LEAST_TRITON = (3, 4)  # tuples and slices of them inside kernels
 LARGEST_IMAGE = 2 ** 31 - 1  # elements of one image; kernels count inside it with 32 bits
 
 # registered operator -> (module of mmlk.ops.triton, its function, torch composition)
@@ -34,6 +35,9 @@ KERNELS = {
 def _unavailable(index: int | None) -> str | None:
     if importlib.util.find_spec('triton') is None:
         return 'triton is not installed'
+    version = importlib.import_module('triton').__version__
+    if tuple(int(each) for each in version.split('.')[:2]) < LEAST_TRITON:
+        return f'triton {version} is older than {".".join(map(str, LEAST_TRITON))}'
     return importlib.import_module('mmlk.ops.triton.runtime').unavailable(index)
 
 

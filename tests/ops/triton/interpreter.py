@@ -52,6 +52,17 @@ def check_depthwise(shape, kernel, stride, layout, dtype, weight_dtype=torch.flo
             got, cotangent, dtype, ('y', 'grad_x', 'grad_weight', 'grad_bias'))
 
 
+def check_depthwise_rearranged(*arguments):
+    """As `check_depthwise`, with weights rearranged as they are for large maps."""
+    from mmlk.ops.triton import direct
+
+    before, direct.REARRANGED = direct.REARRANGED, 0
+    try:
+        check_depthwise(*arguments)
+    finally:
+        direct.REARRANGED = before
+
+
 def check_depthwise_on_demand(mask):
     """Gradients asked for one at a time equal those asked for together."""
     from mmlk.ops.triton import depthwise

@@ -6,6 +6,7 @@ import torch
 from tests.ops.triton.interpreter import (
     check_depthwise,
     check_depthwise_on_demand,
+    check_depthwise_rearranged,
     check_depthwise_without_images,
 )
 
@@ -18,7 +19,7 @@ CASES = {
     'k3x5-stride2x1': ((1, 2, 8, 5), (3, 5), (2, 1)),
     'k5x1': ((1, 3, 6, 7), (5, 1), 1),
     'k1x11-row': ((2, 3, 1, 12), (1, 11), 1),
-    'k5x15': ((2, 2, 4, 9), (5, 15), 1),
+    'k5x15': ((1, 2, 3, 9), (5, 15), 1),
     'k15x3-stride2': ((1, 2, 9, 4), (15, 3), 2),
     'k11-clipped': ((1, 3, 2, 3), (11, 11), 1),
     'pixel': ((3, 2, 1, 1), (3, 3), 1),
@@ -41,6 +42,11 @@ def test_depthwise_takes_half_maps_with_float_weights(interpreted, case, layout,
 
 def test_depthwise_takes_half_weights(interpreted):
     interpreted(check_depthwise, *CASES['k3'], 'channels_last', torch.float16, torch.float16)
+
+
+@pytest.mark.parametrize('case', ['k3x5-stride2x1', 'k5x1'])
+def test_depthwise_with_rearranged_weights(interpreted, case):
+    interpreted(check_depthwise_rearranged, *CASES[case], 'channels_last', torch.float32)
 
 
 @pytest.mark.parametrize('layout', ['channel_slice', 'channels_last_slice', 'expanded', 'transposed'])

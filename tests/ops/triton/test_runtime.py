@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from mmlk.ops import cuda, depthwise_conv2d, explain
+from mmlk.ops import DepthwiseConv2d, InceptionDWConv2d, cuda, depthwise_conv2d, explain
 from mmlk.ops.triton import depthwise, runtime
 
 
@@ -33,6 +33,23 @@ def test_reasons_of_type_and_size(monkeypatch):
         large = torch.empty(1, 2 ** 12, 2 ** 10, 2 ** 10, dtype=torch.bfloat16, device='cuda')
         assert 'one image has more than 2147483647 elements' in cuda.refuses(large)
         assert depthwise_conv2d(*fake_arguments(torch.float16)).shape == (2, 4, 9, 9)
+
+
+def test_compiled_graph_holds_the_registered_operators(monkeypatch):
+    monkeypatch.setattr(cuda, '_unavailable', lambda index: None)
+    torch._dynamo.reset()
+    graphs = []
+
+    def capture(module, inputs):
+        graphs.append(module)
+        return module
+
+    with FakeTensorMode(), torch.device('cuda'):
+        model = torch.nn.Sequential(DepthwiseConv2d(16, 7), InceptionDWConv2d(16))
+        torch.compile(model, backend=capture, fullgraph=True)(torch.empty(2, 16, 9, 9))
+    graph, = graphs
+    assert [str(node.target) for node in graph.graph.nodes if node.op == 'call_function'] == [
+        'mmlk.depthwise_conv2d.default', 'mmlk.inception_dwconv2d.default']
 
 
 def test_maps_of_every_size_share_their_kernels():
