@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmlk.layers import recattn_cpu
 from mmlk.layers.conv import ConvNorm
-from mmlk.layers.recattn_cpu import normed_depthwise
+from mmlk.layers.recattn_cpu import add_nearest, normed_depthwise
 from mmlk.ops.blocked import BlockedWeights
 from mmlk.ops.operators import channels_last
 
@@ -118,5 +118,4 @@ class RecAttn2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         coarse = self.down[1](normed_depthwise(x, self.down[0], self._blocked[0]))
-        merged = x + F.interpolate(coarse, size=x.shape[2:], mode='nearest')
-        return normed_depthwise(merged, self.conv, self._blocked[1])
+        return normed_depthwise(add_nearest(x, coarse), self.conv, self._blocked[1])

@@ -65,6 +65,7 @@ def _attend(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> tuple[Tens
     """Attention from raw queries and keys; the output first, then what its gradient needs.
 
     A column of ones beside the values makes the sum of the weights come out of the same two products.
+    Both are sums over the pixels, not means, so the epsilon counts once per pixel.
     """
     n, c, h, w = x.shape
     length, depth = h * w, c // heads
@@ -76,9 +77,9 @@ def _attend(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> tuple[Tens
     value[..., :depth] = x.permute(0, 2, 3, 1).reshape(n, length, heads, depth).transpose(1, 2)
     value[..., depth] = 1
     value = value.view(n * heads, length, depth + 1)
-    summary = torch.bmm(key.transpose(1, 2), value).mul_(1 / length)
+    summary = torch.bmm(key.transpose(1, 2), value)
     mixed = torch.bmm(query, summary).view(n, heads, length, depth + 1).transpose(1, 2)
-    total = mixed[..., depth:] + epsilon
+    total = mixed[..., depth:] + length * epsilon
     out = torch.div(mixed[..., :depth], total, out=x.new_empty(n, length, heads, depth))
     return as_map(out, x), positive, query, key, value, summary, total
 
@@ -112,7 +113,7 @@ class _Attention(torch.autograd.Function):
         lost = (grad * rows(out)).view(shape).sum(-1, keepdim=True)
         torch.mul(lost, inverse, out=flow[..., depth:].transpose(1, 2)).neg_()
         flow = flow.view(n * heads, length, depth + 1)
-        grad_summary = torch.bmm(query.transpose(1, 2), flow).mul_(1 / length)
+        grad_summary = torch.bmm(query.transpose(1, 2), flow)
         grad_positive = grad.new_empty(n, length, 2, heads, query.shape[2])
         parts = (torch.bmm(flow, summary.transpose(1, 2)),
                  torch.bmm(value, grad_summary.transpose(1, 2)))
@@ -151,6 +152,15 @@ def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights) -> Te
             return _DepthwiseNorm.apply(x, layer.conv.weight, layer.norm.weight, layer.norm.bias,
                                         layer.norm, layer.conv.stride)
     return layer(x)
+
+
+def add_nearest(x: Tensor, coarse: Tensor) -> Tensor:
+    """``x + up(coarse)``, nearest; without gradients the sum reads ``coarse`` as it is."""
+    (n, c, h, w), size = x.shape, coarse.shape[2:]
+    if torch.is_grad_enabled() or (h, w) != (2 * size[0], 2 * size[1]) or not eager(x, coarse):
+        return x + F.interpolate(coarse, size=(h, w), mode='nearest')
+    pixels = x.permute(0, 2, 3, 1).reshape(n, size[0], 2, size[1], 2, c)
+    return as_map((pixels + coarse.permute(0, 2, 3, 1)[:, :, None, :, None]).view(-1, c), x)
 
 
 class _DepthwiseNorm(torch.autograd.Function):
