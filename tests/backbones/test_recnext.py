@@ -8,7 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmlk.backbones import RecNeXt
 from mmlk.backbones.recnext_parts import RecNeXtBlock, RecNeXtDownsample
+from mmlk.data.scene import make_scene
 from mmlk.layers import RecAttn2d
+from mmlk.ops import RecConv2d
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, GOLDEN_TRAIN_MODE, TOLERANCE, assert_close
 from tests.golden_weights import (
     golden_input,
@@ -271,6 +273,39 @@ def test_bfloat16_autocast_stays_close_to_float32_on_a_whole_network():
         want = model(x)
         with torch.autocast('cpu', torch.bfloat16):
             got = model(x)
+    for a, b in zip(got, want, strict=True):
+        assert (a.float() - b).norm() <= 0.02 * b.norm()
+
+
+def scene():
+    """A generated scene, normalised as the configs do."""
+    image = torch.from_numpy(make_scene(0, 'validation', 1, 160, 224).image)
+    mean, deviation = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+    return ((image - mean) / deviation).permute(2, 0, 1)[None]
+
+
+@torch.no_grad()
+def test_bfloat16_autocast_stays_within_two_percent_on_a_scene_through_five_levels():
+    stem = golden_model('m0').stem.eval()
+    recursion = load_golden_weights(RecConv2d(40, level=5))
+    x = stem(scene())
+    want = recursion(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = recursion(x)
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - want).norm() <= 0.02 * want.norm()
+    assert (got.float() - want).abs().max() <= 0.02 * want.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', ['m0', 'a0'])
+@torch.no_grad()
+def test_bfloat16_autocast_stays_close_to_float32_on_a_scene(variant):
+    model = golden_model(variant).eval()
+    x = scene()
+    want = model(x)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = model(x)
     for a, b in zip(got, want, strict=True):
         assert (a.float() - b).norm() <= 0.02 * b.norm()
 
