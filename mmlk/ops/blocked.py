@@ -42,9 +42,9 @@ class BlockedWeights:
 
 def eager(*maps: Tensor) -> bool:
     """Whether maps are float32, channels-last and on a CPU, and nothing watches the call."""
-    return (all(type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32
-                and x.device.type == 'cpu' and channels_last(x) for x in maps)
-            and not torch.compiler.is_compiling() and not torch.is_autocast_enabled('cpu')
+    return (not torch.compiler.is_compiling() and not torch.is_autocast_enabled('cpu')
+            and all(type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32
+                    and x.device.type == 'cpu' and channels_last(x) for x in maps)
             and _get_current_dispatch_mode() is None
             and (os.environ.get(dispatch.ENVIRONMENT) or 'cpu') == 'cpu'
             and dispatch.refuses_device(maps[0], 'cpu') is None)
