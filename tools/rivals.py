@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -13,6 +14,8 @@ from rival_dcls import dcls_convnext  # noqa: E402, F401
 from rival_recnext import recnext  # noqa: E402, F401
 
 from mmlk.backbones import SLaK  # noqa: E402
+from mmlk.backbones.slak import SLaKBlock  # noqa: E402
+from mmlk.layers import LayerNorm2d  # noqa: E402
 from mmlk.ops import LargeKernelDWConv2d  # noqa: E402
 
 
@@ -27,10 +30,32 @@ class _TorchLargeKernel(LargeKernelDWConv2d):
         return y
 
 
+class _PlainBlock(SLaKBlock):
+    """ConvNeXt's block layer by layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.large_kernel(x).permute(0, 2, 3, 1)
+        y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
+        if self.gamma is not None:
+            y = self.gamma * y
+        return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+
+class _ChannelsFirstNorm(LayerNorm2d):
+    """ConvNeXt's channels-first norm, spelled out in moments."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        var = (x - mean).pow(2).mean(1, keepdim=True)
+        y = (x - mean) / torch.sqrt(var + self.eps)
+        return self.weight[:, None, None] * y + self.bias[:, None, None]
+
+
 def slak(**options) -> nn.Module:
     """SLaK with torch's own convolutions in the authors' formulation, never folded."""
     model = SLaK(**options)
+    plain = {LargeKernelDWConv2d: _TorchLargeKernel, SLaKBlock: _PlainBlock,
+             LayerNorm2d: _ChannelsFirstNorm}
     for module in model.modules():
-        if isinstance(module, LargeKernelDWConv2d):
-            module.__class__ = _TorchLargeKernel
+        module.__class__ = plain.get(type(module), type(module))
     return model

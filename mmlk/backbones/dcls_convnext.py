@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmlk.backbones.base import Backbone
-from mmlk.layers import DropPath, FoldedLinear, LayerNorm2d, drop_path_schedule
+from mmlk.layers import DropPath, FoldedLinear, LayerNorm2d, drop_path_schedule, mix_channels
 from mmlk.ops import DCLSDepthwiseConv2d, dispatch
 from mmlk.ops.operators import layout
 from mmlk.registry import MODELS
@@ -41,9 +41,7 @@ class DCLSConvNeXtBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)
-        y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
-        if self.gamma is not None:
-            y = y * self.gamma
+        y = mix_channels(self.norm(y), self.pwconv1, self.act, self.pwconv2, self.gamma)
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
     def fold(self) -> None:

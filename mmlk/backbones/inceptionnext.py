@@ -48,10 +48,7 @@ class InceptionNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.mlp(self.norm(self.token_mixer(x)))
-        if self.gamma is not None:
-            y = y * self.gamma.reshape(1, -1, 1, 1)
-        return x + self.drop_path(y)
+        return x + self.drop_path(self.mlp(self.norm(self.token_mixer(x)), self.gamma))
 
     def fold(self) -> None:
         """Absorb the norm into ``fc1`` and ``gamma`` into ``fc2``; exact, since both are 1x1."""

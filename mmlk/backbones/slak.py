@@ -15,6 +15,7 @@ from mmlk.layers import (
     build_norm,
     drop_path_schedule,
     fold_scale_after,
+    mix_channels,
 )
 from mmlk.ops import LargeKernelDWConv2d
 from mmlk.registry import MODELS
@@ -53,9 +54,7 @@ class SLaKBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.large_kernel(x).permute(0, 2, 3, 1)
-        y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
-        if self.gamma is not None:
-            y = y * self.gamma
+        y = mix_channels(self.norm(y), self.pwconv1, self.act, self.pwconv2, self.gamma)
         return x + self.drop_path(y.permute(0, 3, 1, 2))
 
     def fold(self) -> None:

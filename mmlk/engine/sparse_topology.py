@@ -100,7 +100,8 @@ def magnitude_prune(weight: torch.Tensor, mask: torch.Tensor, rate: float) -> to
 
 def gradient_growth(mask: torch.Tensor, gradient: torch.Tensor, count: int) -> torch.Tensor:
     """``mask`` with the ``count`` positions outside it that have the largest gradients."""
-    score = gradient.detach().abs() * ~mask
+    # Below zero, so that taps which no map reaches, whose gradient is zero, still come before them.
+    score = gradient.detach().abs().masked_fill(mask, -1.0)
     order = torch.sort(score.flatten(), descending=True, stable=True).indices
     grown = mask.clone()
     grown.view(-1)[order[:count]] = True

@@ -8,9 +8,42 @@ from torch import Tensor, nn
 from mmlk.layers import mlp_cpu
 from mmlk.layers.conv import GELU, ConvNorm
 from mmlk.layers.drop import DropPath
+from mmlk.layers.eager_cpu import unobserved
+from mmlk.ops import channel_mlp, channel_mlp_reference, dispatch
 from mmlk.ops.blocked import BlockedWeights
 
 _IDENTITY, _KEEP = nn.Identity(), DropPath()
+
+
+def mix_channels(x: torch.Tensor, first: nn.Module, act: nn.Module, second: nn.Module,
+                 scale: torch.Tensor | None = None) -> torch.Tensor:
+    """``scale * second(act(first(x)))`` on the last axis, in one operator if the modules are plain.
+
+    Args:
+        x: (..., C).
+        first: Linear layer.
+        act: Activation; one operator computes the exact GELU only.
+        second: Linear layer.
+        scale: Factor per output channel.
+    """
+    if _one_operator(first, act, second, nn.Linear):
+        return channel_mlp(x, first.weight, first.bias, second.weight, second.bias, scale)
+    y = second(act(first(x)))
+    return y if scale is None else y * scale
+
+
+def _one_operator(first: nn.Module, act: nn.Module, second: nn.Module, kind: type) -> bool:
+    """Whether nothing but the parameters of two layers matters.
+
+    A subclass, as sharding and quantisation make them, and a hook want the layer to be called.
+    """
+    return (type(first) is type(second) is kind and type(act) is nn.GELU
+            and act.approximate == 'none' and first.bias is not None and second.bias is not None
+            and unobserved(first, act, second))
+
+
+def _scaled(y: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return y if scale is None else y * scale.reshape(1, -1, 1, 1)
 
 
 class ConvMlp(nn.Module):
@@ -27,8 +60,18 @@ class ConvMlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(hidden_channels, channels, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        """``scale * mlp(x)``, with ``scale`` (C,) left out if None."""
+        first, second = self.fc1, self.fc2
+        if not _one_operator(first, self.act, second, nn.Conv2d):
+            return _scaled(second(self.act(first(x))), scale)
+        args = (x.permute(0, 2, 3, 1), first.weight.flatten(1), first.bias,
+                second.weight.flatten(1), second.bias, scale)
+        run = dispatch.choose('channel_mlp', *args)
+        if run is not channel_mlp_reference:
+            return run(*args).permute(0, 3, 1, 2)
+        # Elsewhere convolutions spare a contiguous map two transpositions.
+        return _scaled(second(self.act(first(x))), scale)
 
 
 class ConvNormMlp(nn.Sequential):

@@ -9,6 +9,7 @@ from mmlk.ops import cuda as _cuda  # noqa: F401  registers the CUDA backend
 from mmlk.ops import flops as _flops  # noqa: F401  registers FLOP counts
 from mmlk.ops import recconv_cpu as _recconv_cpu  # noqa: F401  registers the recursion
 from mmlk.ops.branches import large_kernel_branches, large_kernel_sum
+from mmlk.ops.channel_mlp import channel_mlp
 from mmlk.ops.dcls import (
     DCLSConv1d,
     DCLSConv2d,
@@ -26,6 +27,7 @@ from mmlk.ops.large_kernel import LargeKernelDWConv2d
 from mmlk.ops.pointwise import PointwiseConv2d, pointwise_conv2d
 from mmlk.ops.recconv import RecConv2d, recconv2d
 from mmlk.ops.reference import (
+    channel_mlp_reference,
     dcls_kernel1d_reference,
     dcls_kernel2d_reference,
     dcls_kernel3d_reference,
@@ -47,6 +49,8 @@ __all__ = [
     'LargeKernelDWConv2d',
     'PointwiseConv2d',
     'RecConv2d',
+    'channel_mlp',
+    'channel_mlp_reference',
     'dcls_kernel1d',
     'dcls_kernel1d_reference',
     'dcls_kernel2d',

@@ -12,6 +12,7 @@ backend of another device is one `implement` and one `register` away.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -205,6 +206,29 @@ def _no_second_derivative(name: str) -> Callable:
                            "use backend='reference'")
 
     return refuse
+
+
+def first_derivative_only(name: str) -> Callable:
+    """Decorator of the ``backward`` of an `autograd.Function` that is written out by hand.
+
+    A gradient of its gradients raises. torch's ``once_differentiable`` does so only where the incoming
+    gradient has a history of its own, and loses the second derivative silently elsewhere.
+    """
+    def decorate(backward: Callable) -> Callable:
+        @functools.wraps(backward)
+        def wrapper(ctx, *grads):
+            with torch.no_grad():
+                results = backward(ctx, *grads)
+            if not torch.is_grad_enabled():
+                return results
+            message = f"{name}: second derivatives are not available here, use backend='reference'"
+            refusal = torch._C._functions.DelayedError(message.encode(), len(results))
+            return refusal(*(
+                None if each is None else each.detach().requires_grad_() for each in results))
+
+        return wrapper
+
+    return decorate
 
 
 def _autocast(operator: Callable, device: str, key: str) -> Callable:

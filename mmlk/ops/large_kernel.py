@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmlk.ops import normed_branches
 from mmlk.ops.branches import large_kernel_branches, large_kernel_sum
 from mmlk.ops.depthwise import depthwise_conv2d
 
@@ -72,11 +73,14 @@ class LargeKernelDWConv2d(nn.Module):
         if not hasattr(branches[0], 'bn'):
             return (large_kernel_sum(x, weights, bias) if len(weights) > 1
                     else depthwise_conv2d(x, *weights, bias))
+        norms = [each.bn for each in branches]
+        if normed_branches.refuses(x, weights, norms) is None:
+            return normed_branches.normed_branches(x, weights, norms)
         parts = (large_kernel_branches(x, weights) if len(weights) > 1
                  else (depthwise_conv2d(x, *weights),))
         y = None
-        for branch, part in zip(branches, parts):
-            part = branch.bn(part)
+        for norm, part in zip(norms, parts):
+            part = norm(part)
             y = part if y is None else y.add_(part)
         return y
 

@@ -57,6 +57,25 @@ def pointwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = 
     return F.conv2d(x, weight, bias, groups=x.shape[1] // weight.shape[1])
 
 
+def channel_mlp_reference(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
+                          scale: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """``scale * (gelu(x W1^T + b1) W2^T + b2)`` on the last axis, with the exact (erf) GELU.
+
+    Args:
+        x: (..., C).
+        weight1: (H, C).
+        bias1: (H,).
+        weight2: (O, H).
+        bias2: (O,).
+        scale: (O,); None leaves it out.
+
+    Returns:
+        (..., O).
+    """
+    y = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+    return y if scale is None else y * scale
+
+
 def inception_dwconv2d_reference(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None,
                                  weight_w: Tensor, bias_w: Tensor | None, weight_h: Tensor,
                                  bias_h: Tensor | None, *, backend: str | None = None) -> Tensor:

@@ -11,10 +11,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_two_processes_hold_the_same_masks(tmp_path):
+@pytest.mark.parametrize('kind', ['replicated', 'sharded'])
+def test_two_processes_hold_the_same_masks(tmp_path, kind):
     processes = [
         subprocess.Popen(
-            [sys.executable, '-m', 'tests.engine.sparse_worker', str(rank), '2', tmp_path],
+            [sys.executable, '-m', 'tests.engine.sparse_worker', str(rank), '2', tmp_path, kind],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for rank in range(2)
     ]

@@ -112,3 +112,10 @@ def test_growth_cannot_exceed_what_is_free():
     assert torch.equal(topology.random_growth(full, 3, torch.Generator()), full)
     assert torch.equal(topology.bernoulli_growth(full, 3, torch.Generator()), full)
     assert torch.equal(topology.gradient_growth(full, torch.randn(4, 4), 3), full)
+
+
+def test_growth_counts_positions_whose_gradient_is_zero():
+    mask = torch.tensor([True, False, True, False, False])
+    gradient = torch.tensor([3.0, 0.0, 2.0, 0.0, 1.0])
+    grown = topology.gradient_growth(mask, gradient, 2)
+    assert grown.tolist() == [True, True, True, False, True]

@@ -1,0 +1,55 @@
+"""Matrix products of a linear layer on a CPU, each in the order that is fastest for its shape.
+
+torch sends ``F.linear`` and its gradients to MKL, which loses up to half of its rate where a side of
+a matrix is no multiple of the vector width (the widths of SLaK are 124, 249, 499 and 998) and where
+the rows are few. oneDNN, which torch carries as well, multiplies such shapes faster and takes its
+operands transposed or not; `docs/benchmarks.md` has the rates. Where oneDNN cannot be used the
+functions here are torch's products.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Rows up to which MKL sums a weight gradient slowly.
+FEW_ROWS = 512
+
+
+def has_onednn(x: Tensor) -> bool:
+    """Whether oneDNN's product, which Inductor uses too, exists here and takes ``x``.
+
+    Never while FLOP counters or other dispatch modes look on: they know the plain product only.
+    """
+    return (x.dtype == torch.float32 and x.device.type == 'cpu' and x.numel() > 0
+            and torch._C._len_torch_dispatch_stack() == 0
+            and torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+    """``x W^T + b``, or the exact GELU of it, without gradients: (..., K) and (N, K) to (..., N)."""
+    if has_onednn(x):
+        activation = ('gelu', [], 'none') if gelu else ('none', [], '')
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
+
+
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """``g W``: (M, N) and (N, K) to (M, K)."""
+    if has_onednn(grad):
+        return torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, 'none', [], '')
+    return torch.mm(grad, weight)
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """``g^T x``: (M, N) and (M, K) to (N, K)."""
+    if grad.shape[0] <= FEW_ROWS and has_onednn(grad):
+        return torch.ops.mkldnn._linear_pointwise(
+            grad.t().contiguous(), x.t(), None, 'none', [], '')
+    # MKL is faster with the wider matrix on the right.
+    if grad.shape[1] > x.shape[1]:
+        return torch.mm(x.t(), grad).t().contiguous()
+    return torch.mm(grad.t(), x)
