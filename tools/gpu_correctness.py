@@ -6,8 +6,10 @@ import argparse
 import contextlib
 import importlib.util
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from benchmark_cases import Case, depthwise, inception
@@ -92,20 +94,49 @@ def check_case(case: Case, dtype: torch.dtype, layout: str) -> dict:
             'error_over_tolerance': round(error, 4), 'result': text}
 
 
-def parity(args: argparse.Namespace) -> list[dict]:
-    rows, end = [], time.perf_counter() + args.seconds
+def _parity_job(index: int, dtype: torch.dtype, layout: str) -> dict:
+    case = PARITY[index]
     with strict_float32():
-        for case in PARITY:
-            if args.filter not in case.name or args.small and math.prod(case.shape) > 30_000:
-                continue
-            for dtype in DTYPES:
-                for layout in LAYOUTS:
-                    if time.perf_counter() > end:
-                        rows.append({'case': case.name, 'result': 'skipped: out of time'})
-                        continue
-                    rows.append(check_case(case, dtype, layout))
-                    if rows[-1]['result'] != 'ok':
-                        print(rows[-1], flush=True)
+        try:
+            return check_case(case, dtype, layout)
+        except Exception as error:
+            return {'case': case.name, 'shape': case.shape, 'dtype': str(dtype), 'layout': layout,
+                    'result': f'failed: {type(error).__name__}: {str(error)[:300]}'}
+
+
+def in_processes(jobs: int, seconds: float, function: Callable[..., dict],
+                 tasks: Sequence[tuple]) -> list[dict]:
+    """Results of ``function(*task)``; several processes share the GPU, as compiling needs CPUs.
+
+    Tasks that have not started after ``seconds`` are left out, with a row that says so.
+    """
+    end, rows = time.perf_counter() + seconds, []
+    if jobs <= 1:
+        for task in tasks:
+            rows.append(function(*task) if time.perf_counter() < end else _out_of_time(task))
+        return rows
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn')) as pool:
+        futures = [pool.submit(function, *task) for task in tasks]
+        while time.perf_counter() < end and not all(each.done() for each in futures):
+            time.sleep(0.2)
+        for task, each in zip(tasks, futures):
+            rows.append(_out_of_time(task) if each.cancel() else each.result())
+    return rows
+
+
+def _out_of_time(task: tuple) -> dict:
+    return {'task': [str(each) for each in task], 'result': 'skipped: out of time'}
+
+
+def parity(args: argparse.Namespace) -> list[dict]:
+    chosen = [index for index, case in enumerate(PARITY) if args.filter in case.name
+              and not (args.small and math.prod(case.shape) > 30_000)]
+    tasks = [(index, dtype, layout) for dtype in DTYPES for index in chosen for layout in LAYOUTS
+             if dtype != torch.float16 or index % 3 == 0]
+    rows = in_processes(args.jobs, args.seconds, _parity_job, tasks)
+    for row in rows:
+        if row['result'] != 'ok':
+            print(row, flush=True)
     return rows
 
 

@@ -44,6 +44,8 @@ def unavailable(index: int | None) -> str | None:
 def _compile_lock(name: str) -> Iterator[None]:
     """Holds a lock that the processes of one user on one machine share while ``name`` compiles.
 
+    A name is a kernel with its types and constants.
+
     Of many ranks that need a kernel at once one compiles, the others find the result in Triton's
     cache. Ranks of several machines share nothing unless TRITON_CACHE_DIR is a shared folder.
     """
@@ -63,9 +65,9 @@ def _lock_path(name: str) -> Path:
 class _Kernel(triton.JITFunction):
     """A Triton function whose compilation is serialised between processes."""
 
-    def _do_compile(self, *args, **kwargs):
-        with _compile_lock(self.__name__):
-            return super()._do_compile(*args, **kwargs)
+    def _do_compile(self, key, *args, **kwargs):
+        with _compile_lock(f'{self.__name__} {key}'):
+            return super()._do_compile(key, *args, **kwargs)
 
 
 def jit(function: Callable | None = None, **options):
