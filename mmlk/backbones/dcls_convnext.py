@@ -9,7 +9,7 @@ from torch import nn
 
 from mmlk.backbones.base import Backbone
 from mmlk.layers import DropPath, FoldedLinear, LayerNorm2d, drop_path_schedule, mix_channels
-from mmlk.ops import DCLSDepthwiseConv2d, dispatch
+from mmlk.ops import DCLSDepthwiseConv2d, PatchConv2d, dispatch
 from mmlk.ops.operators import layout
 from mmlk.registry import MODELS
 
@@ -141,7 +141,7 @@ class DCLSConvNeXt(Backbone):
             window=settings['kernel_size'], shared_positions=share_positions)
         self.downsample_layers = nn.ModuleList([
             nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, 4), LayerNorm2d(dims[0])),
-            *(nn.Sequential(LayerNorm2d(dims[i - 1]), nn.Conv2d(dims[i - 1], dims[i], 2, 2))
+            *(nn.Sequential(LayerNorm2d(dims[i - 1]), PatchConv2d(dims[i - 1], dims[i], 2))
               for i in range(1, len(dims)))
         ])
         block = {key: settings[key] for key in ('kernel_count', 'kernel_size', 'version')}

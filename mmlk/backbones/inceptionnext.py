@@ -17,7 +17,7 @@ from mmlk.layers import (
     fold_norm_before,
     fold_scale_after,
 )
-from mmlk.ops import InceptionDWConv2d
+from mmlk.ops import InceptionDWConv2d, PatchConv2d
 from mmlk.registry import MODELS
 
 
@@ -66,7 +66,7 @@ class InceptionNeXtStage(nn.Module):
                  downsample: bool, norm_cfg: dict, **block):
         super().__init__()
         self.downsample = nn.Sequential(
-            build_norm(norm_cfg, in_channels), nn.Conv2d(in_channels, channels, 2, 2)
+            build_norm(norm_cfg, in_channels), PatchConv2d(in_channels, channels, 2)
         ) if downsample else nn.Identity()
         self.blocks = nn.Sequential(*(
             InceptionNeXtBlock(channels, drop_path=rate, norm_cfg=norm_cfg, **block)

@@ -17,7 +17,7 @@ from mmlk.layers import (
     fold_scale_after,
     mix_channels,
 )
-from mmlk.ops import LargeKernelDWConv2d
+from mmlk.ops import LargeKernelDWConv2d, PatchConv2d
 from mmlk.registry import MODELS
 
 
@@ -140,7 +140,7 @@ class SLaK(Backbone):
         self.arch = settings
         self.downsample_layers = nn.ModuleList([
             nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, 4), LayerNorm2d(dims[0])),
-            *(nn.Sequential(LayerNorm2d(dims[i - 1]), nn.Conv2d(dims[i - 1], dims[i], 2, 2))
+            *(nn.Sequential(LayerNorm2d(dims[i - 1]), PatchConv2d(dims[i - 1], dims[i], 2))
               for i in range(1, len(dims))),
         ])
         self.stages = nn.ModuleList(

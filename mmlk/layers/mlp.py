@@ -65,11 +65,12 @@ class ConvMlp(nn.Module):
         first, second = self.fc1, self.fc2
         if not _one_operator(first, self.act, second, nn.Conv2d):
             return _scaled(second(self.act(first(x))), scale)
-        args = (x.permute(0, 2, 3, 1), first.weight.flatten(1), first.bias,
-                second.weight.flatten(1), second.bias, scale)
-        run = dispatch.choose('channel_mlp', *args)
+        run = dispatch.choose('channel_mlp', x, first.weight, first.bias, second.weight,
+                              second.bias, scale)
         if run is not channel_mlp_reference:
-            return run(*args).permute(0, 3, 1, 2)
+            y = run(x.permute(0, 2, 3, 1), first.weight.flatten(1), first.bias,
+                    second.weight.flatten(1), second.bias, scale)
+            return y.permute(0, 3, 1, 2)
         # Elsewhere convolutions spare a contiguous map two transpositions.
         return _scaled(second(self.act(first(x))), scale)
 

@@ -76,6 +76,21 @@ def channel_mlp_reference(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Te
     return y if scale is None else y * scale
 
 
+def patch_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
+                           backend: str | None = None) -> Tensor:
+    """Convolution whose stride is its kernel size, without padding.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C, k, l).
+        bias: (O,).
+
+    Returns:
+        (N, O, H // k, W // l).
+    """
+    return F.conv2d(x, weight, bias, (weight.shape[2], weight.shape[3]))
+
+
 def inception_dwconv2d_reference(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None,
                                  weight_w: Tensor, bias_w: Tensor | None, weight_h: Tensor,
                                  bias_h: Tensor | None, *, backend: str | None = None) -> Tensor:
