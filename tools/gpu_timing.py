@@ -7,6 +7,7 @@ buffer larger than the cache has evicted. Reported are the median and the quarti
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import statistics
 import time
@@ -56,34 +57,35 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() / statistics.median(times) * 1e3
 
 
-def _native(function: Callable, cudnn: bool) -> Callable:
-    """``function`` with cuDNN on or off, which decides what torch's convolution runs."""
-    def run(*args):
-        with torch.backends.cudnn.flags(enabled=cudnn, benchmark=cudnn, allow_tf32=False):
-            return function(*args)
-    return run
+def _torch_routes(cudnn: bool | None) -> contextlib.AbstractContextManager:
+    """What torch's convolution may run, backward as well: cuDNN after a search, or its own kernels."""
+    if cudnn is None:
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=cudnn, benchmark=cudnn, allow_tf32=False)
 
 
 def contestants(case: Case, dtype: torch.dtype, train: bool,
                 compiles: bool) -> dict[str, Callable[[], list[Tensor]]]:
+    # The first one is what the others are compared with.
+    sides = {'native': (case.native, False), 'ours': (case.ours, None),
+             'cudnn': (case.native, True)}
+    if compiles:
+        sides['compiled ours'] = (torch.compile(case.ours), None)
+        sides['compiled torch'] = (torch.compile(case.native), True)
     runs = {}
     for layout, form in LAYOUTS.items():
         torch.manual_seed(0)
         leaves = inputs(case, dtype, form)
         with torch.autocast('cuda', dtype, enabled=dtype != torch.float32), torch.no_grad():
             cotangent = torch.randn_like(case.ours(*leaves))
-        sides = {'ours': case.ours, 'native': _native(case.native, False),
-                 'cudnn': _native(case.native, True)}
-        if compiles:
-            sides['compiled ours'] = torch.compile(case.ours)
-            sides['compiled torch'] = torch.compile(case.native)
-        for side, function in sides.items():
-            def run(function=function, leaves=leaves, cotangent=cotangent):
-                if train:
-                    return results(function, leaves, cotangent, dtype)
-                with torch.no_grad(), torch.autocast(
-                        'cuda', dtype, enabled=dtype != torch.float32):
-                    return [function(*leaves)]
+        for side, (function, cudnn) in sides.items():
+            def run(function=function, cudnn=cudnn, leaves=leaves, cotangent=cotangent):
+                with _torch_routes(cudnn):
+                    if train:
+                        return results(function, leaves, cotangent, dtype)
+                    with torch.no_grad(), torch.autocast(
+                            'cuda', dtype, enabled=dtype != torch.float32):
+                        return [function(*leaves)]
             runs[f'{side} {layout}'] = run
     return runs
 
@@ -270,6 +272,7 @@ def networks(args: argparse.Namespace) -> list[dict]:
         return [{'network': 'all', 'result': 'skipped: timm is not installed'}]
     import timm
 
+    torch.backends.cudnn.benchmark = True
     rows, end = [], time.perf_counter() + args.seconds
     for name, (ours, plain, aim, compiles) in _pairs(timm).items():
         if args.filter not in name:
