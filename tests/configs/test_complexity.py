@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmlk
-from mmlk.backbones import InceptionNeXt
+from mmlk.backbones import InceptionNeXt, RecNeXt
 from tests.configs.test_configs import SEGMENTATION, metafile_models
 
 # Sizes at which papers count a whole segmentor.
@@ -34,6 +34,15 @@ def test_inceptionnext_at_224(variant, expected):
     dim = model.dims[-1]
     head = (dim * 3 * dim + 3 * dim * 1000) / 1e9  # published figures include the classifier
     assert multiply_adds(model, (224, 224)) + head == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(('variant', 'expected'), [
+    ('m3', 29.5), ('m4', 50.4), ('m5', 99.7), ('a3', 29.7), ('a4', 51.0), ('a5', 100.8)])
+def test_recnext_at_the_size_of_coco(variant, expected, monkeypatch):
+    monkeypatch.setenv('MMLK_BACKEND', 'reference')
+    with torch.device('meta'):
+        model = RecNeXt(variant).eval()
+    assert round(multiply_adds(model, (800, 1344)), 1) == expected
 
 
 @pytest.mark.parametrize('name', COUNTED)

@@ -9,6 +9,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 import mmlk
+from mmlk.cli.complexity import measure
 from mmlk.cli.config import apply_overrides
 from tests.configs.test_configs import CONFIGS, load, metafile_models
 from tests.golden_weights import load_golden
@@ -37,20 +38,20 @@ def groups_by_name(config, detector):
 
 @pytest.mark.parametrize('name', PUBLISHED)
 @pytest.mark.slow
-def test_detector_has_the_parameters_that_the_model_zoo_states(name):
-    detector = build_on_meta(load(name))
-    count = sum(p.numel() for p in detector.parameters()) / 1e6
-    entry = metafile_models()[name.removesuffix('.py')]
-    assert entry['Metadata']['Parameters'] == round(count, 2)
-    optimizer = load(name).optim_wrapper
-    assert entry['Metadata']['AMP'] is (optimizer.type == 'AmpOptimWrapper')
+def test_detector_costs_what_the_model_zoo_states(name):
+    parts = measure(build_on_meta(load(name)).eval(), (800, 1280))
+    stated = metafile_models()[name.removesuffix('.py')]['Metadata']
+    assert stated['Parameters'] == round(sum(part.parameters for part in parts) / 1e6, 2)
+    assert stated['FLOPs'] == round(sum(part.macs for part in parts) / 1e9, 1)
+    assert stated['AMP'] is (load(name).optim_wrapper.type == 'AmpOptimWrapper')
 
 
-@pytest.mark.parametrize(('size', 'millions'), [('t', 86), ('s', 108), ('b', 146)])
-@pytest.mark.slow
-def test_cascade_dcls_has_the_published_number_of_parameters(size, millions):
-    detector = build_on_meta(load(f'cascade_mask_rcnn_dcls_convnext_{size}_coco.py'))
-    assert round(sum(p.numel() for p in detector.parameters()) / 1e6) == millions
+@pytest.mark.parametrize(('size', 'millions', 'billions'), [
+    ('t', 86, 751), ('s', 108, 844), ('b', 146, 987)])
+def test_cascade_dcls_costs_what_its_authors_publish(size, millions, billions):
+    stated = metafile_models()[f'cascade_mask_rcnn_dcls_convnext_{size}_coco']['Metadata']
+    assert round(stated['Parameters']) == millions
+    assert stated['FLOPs'] == pytest.approx(billions, abs=1)
 
 
 @pytest.mark.parametrize(('name', 'case'), [

@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 
+import mmlk
 from mmlk.cli import device
+from mmlk.cli.config import apply_overrides
 from tests.detection.detectors import batch, build, on_scenes, small_config
 
 HEADS = ['mask_rcnn_inceptionnext_t_coco.py', 'cascade_mask_rcnn_slak_t_coco.py']
@@ -84,3 +87,17 @@ def test_truth_as_prediction_scores_one(generated, tmp_path):
     figures = metric.evaluate(len(dataset))
     assert figures['coco/bbox_mAP'] == 1.0
     assert figures['coco/segm_mAP'] > 0.9  # polygons against the bitmaps made of them
+
+
+@pytest.mark.slow
+def test_the_demonstration_trains_on_its_five_classes(generated, tmp_path):
+    config = Config.fromfile(mmlk.config_path('mask_rcnn_recnext_m0_coco_mini.py'))
+    apply_overrides(config, dict(data_root=str(generated)))
+    config.train_cfg.update(max_epochs=1, val_begin=1)
+    config.work_dir = str(tmp_path)
+    config.visualizer.vis_backends = []
+    config.model.test_cfg.rcnn.score_thr = 0.0
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert len(runner.train_dataloader.dataset.metainfo['classes']) == 5
+    assert 0 <= runner.val_loop.run()['coco/segm_mAP_50'] <= 1
