@@ -16,7 +16,7 @@ from mmlk.cli import checks
 from mmlk.cli.evaluation import draw_predictions
 from mmlk.data.layout import DataError, check_datasets
 from tests.detection.detectors import on_scenes, small_config
-from tests.tools.workbench import ROOT, call_tool, environment, run_tool, scalars
+from tests.tools.workbench import ROOT, call_tool, environment, run_tool
 
 ANNOTATIONS = 'annotations/instances_train2017.json'
 
@@ -80,11 +80,11 @@ def test_pictures_go_to_the_folder_that_is_named(tmp_path):
 def write_run(generated, tmp_path):
     """Writes a config of two epochs of four iterations in which nothing is drawn at random."""
     def write(hook: dict, work_dir: str, batch_size: int = 2):
-        config = on_scenes(small_config('cascade_mask_rcnn_slak_t_coco.py'), generated,
+        config = on_scenes(small_config('mask_rcnn_slak_t_coco.py'), generated,
                            tmp_path / work_dir)
         config.model.backbone.drop_path_rate = 0.0
-        for stage in (config.model.train_cfg.rpn, *config.model.train_cfg.rcnn):
-            stage.sampler.num = 100_000  # more than there are: every region is taken
+        for part in (config.model.train_cfg.rpn, config.model.train_cfg.rcnn):
+            part.sampler.num = 100_000  # more than there are: every region is taken
         config.train_dataloader.dataset.pipeline[-2].prob = 0.0  # the flip
         config.train_dataloader.batch_size = batch_size
         config.train_cfg.update(max_epochs=2, val_interval=2)
@@ -115,7 +115,6 @@ def test_a_killed_run_resumes_to_equal_weights(write_run, monkeypatch, tmp_path,
     # The best epoch and the last ones are kept side by side.
     best = next((tmp_path / 'whole').glob('best_coco_bbox_mAP_epoch_*.pth'))
     assert best.is_file() and (tmp_path / 'whole/epoch_1.pth').is_file()
-    assert len(scalars(tmp_path / 'killed', 'coco/bbox_mAP')) == 1
 
 
 @pytest.mark.slow
@@ -126,8 +125,8 @@ def test_two_processes_train_a_detector(write_run, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
         env=environment(PYTHON=sys.executable, PORT=str(20000 + os.getpid() % 20000)))
     assert done.returncode == 0, done.stdout
+    assert 'coco/segm_mAP_50: ' in done.stdout
     losses = [(tmp_path / 'two' / f'loss_{rank}.txt').read_text().split() for rank in (0, 1)]
     assert [len(each) for each in losses] == [8, 8]
     assert losses[0] != losses[1], 'each process has images of its own'
     assert (tmp_path / 'two/epoch_2.pth').is_file()
-    assert len(scalars(tmp_path / 'two', 'coco/segm_mAP')) == 1
