@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mmlk.ops import cpu_routes as routes
 from mmlk.ops import dispatch, operators
+from mmlk.ops.allocation import keep_freed_memory
 from mmlk.ops.operators import channels_last, layout
 from mmlk.ops.reference import depthwise_conv2d_reference, pair
 
@@ -107,18 +108,6 @@ def _prefers_spectra(shape: tuple[int, int], kernel: tuple[int, int]) -> bool:
     return taps >= 21 ** 2 or pixels <= 90 ** 2
 
 
-@functools.lru_cache(maxsize=1)
-def _keep_freed_memory() -> None:
-    """Let the C library keep freed blocks of a few MB, once per process.
-
-    glibc gives every block above a threshold back to the kernel when it is freed, and each new one
-    is zeroed page by page, which costs several times the arithmetic of a small convolution. The
-    threshold rises to the largest such block freed so far; a training process gets there with its
-    first large activation, this one with an untouched allocation of 31 MB (the limit is 32).
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)
-
-
 def _working(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
@@ -158,7 +147,7 @@ def _plan_for(x: Tensor, kernel: Tensor, stride) -> Plan:
 
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]) -> Tensor:
-    _keep_freed_memory()
+    keep_freed_memory()
     out_layout, dtype = layout(x), x.dtype
     x = _working(x)
     kernel = _kernel(weight, x.shape[2:], x.dtype)
@@ -196,7 +185,7 @@ def _gradients(grad: Tensor, x: Tensor, kernel: Tensor, stride: list[int], mask:
 
 def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int],
                         mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    _keep_freed_memory()
+    keep_freed_memory()
     out_layout, dtype = layout(x), x.dtype
     x, grad = _working(x), _working(grad)
     kernel = _kernel(weight, x.shape[2:], x.dtype)
@@ -225,7 +214,7 @@ def _branch_plan(x: Tensor, kernel: Tensor) -> Plan:
 
 def _inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
                bias_w: Tensor | None, weight_h: Tensor, bias_h: Tensor | None) -> Tensor:
-    _keep_freed_memory()
+    keep_freed_memory()
     y = x.clone(memory_format=layout(x))
     g = weight_hw.shape[0]
     start = x.shape[1] - 3 * g
@@ -241,7 +230,7 @@ def _inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: T
 
 def _inception_backward(grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Tensor,
                         weight_h: Tensor, mask: list[bool]) -> list[Tensor]:
-    _keep_freed_memory()
+    keep_freed_memory()
     g = weight_hw.shape[0]
     start = x.shape[1] - 3 * g
     results = [grad.clone(memory_format=layout(x)) if mask[0] else x.new_empty(0)]
