@@ -11,8 +11,7 @@ import os
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch import Tensor
 
 from mmlk.ops import dispatch
 from mmlk.ops.operators import channels_last
@@ -42,10 +41,8 @@ class BlockedWeights:
 
 def eager(*maps: Tensor) -> bool:
     """Whether maps are float32, channels-last and on a CPU, and nothing watches the call."""
-    return (not torch.compiler.is_compiling() and not torch.is_autocast_enabled('cpu')
-            and all(type(x) in (Tensor, nn.Parameter) and x.dtype == torch.float32
-                    and x.device.type == 'cpu' and channels_last(x) for x in maps)
-            and _get_current_dispatch_mode() is None
+    return (all(not dispatch.watched(x) and x.dtype == torch.float32 and x.device.type == 'cpu'
+                and channels_last(x) for x in maps)
             and (os.environ.get(dispatch.ENVIRONMENT) or 'cpu') == 'cpu'
             and dispatch.refuses_device(maps[0], 'cpu') is None)
 

@@ -151,7 +151,7 @@ def watched(x: torch.Tensor) -> bool:
     own: autograd through a registered operator costs half a millisecond of Python a call, more than
     the arithmetic of most small maps.
     """
-    return (type(x) not in (torch.Tensor, torch.nn.Parameter) or torch.compiler.is_compiling()
+    return (torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
             or torch.is_autocast_enabled(x.device.type)
             or torch.utils._python_dispatch._get_current_dispatch_mode() is not None)
 

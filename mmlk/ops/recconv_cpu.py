@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch import Tensor
 
 from mmlk.ops import cpu_routes as routes
 from mmlk.ops import dispatch
@@ -235,14 +234,8 @@ class _Recursion(torch.autograd.Function):
                 *(each if mask[2] else None for each in grad_weights))
 
 
-def _eager(x: Tensor) -> bool:
-    """Whether nothing watches the call: no compiler, no autocast, no dispatch mode, no subclass."""
-    return (type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled('cpu') and _get_current_dispatch_mode() is None)
-
-
 def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Tensor:
-    if not _eager(x):
+    if dispatch.watched(x):
         return recconv2d(x, down_weight, weights, mode)[0]
     if torch.is_grad_enabled():
         return _Recursion.apply(x, down_weight, mode, *weights)
