@@ -6,6 +6,7 @@ Every function has a ``backend`` argument (None chooses) and a twin ``*_referenc
 
 from mmlk.ops import cpu as _cpu  # noqa: F401  registers the CPU backend
 from mmlk.ops import cuda as _cuda  # noqa: F401  registers the CUDA backend
+from mmlk.ops import dcls_cuda as _dcls_cuda  # noqa: F401  registers its CUDA backend
 from mmlk.ops import flops as _flops  # noqa: F401  registers FLOP counts
 from mmlk.ops import recconv_cpu as _recconv_cpu  # noqa: F401  registers the recursion
 from mmlk.ops.branches import large_kernel_branches, large_kernel_sum

@@ -62,7 +62,7 @@ def dcls_kernel2d(weight: Tensor, positions: Tensor, sigma: Tensor | None = None
             is ``|sigma| + 1`` for ``max`` and ``|sigma| + 0.27`` for ``gauss``.
         kernel_size: Window (kh, kw) or one number; even sizes are allowed.
         version: ``'v0'``, ``'v1'``, ``'max'`` or ``'gauss'``.
-        backend: ``'separable'``, ``'reference'``, or None to choose.
+        backend: ``'triton'`` (CUDA), ``'separable'``, ``'reference'``, or None to choose.
 
     Returns:
         (O, I, kh, kw) in float32, or in float64 if an argument is.

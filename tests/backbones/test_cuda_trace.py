@@ -13,7 +13,7 @@ from mmlk.registry import MODELS
 from tests.cases import MICRO_ARCHS
 
 OPERATORS = {
-    'DCLSConvNeXt': {'depthwise_conv2d', 'dcls_kernel'},
+    'DCLSConvNeXt': {'depthwise_conv2d', 'dcls_kernel_fused'},
     'InceptionNeXt': {'inception_dwconv2d'},
     'SLaK': {'large_kernel_branches'},
     'RecNeXt': {'recconv2d'},

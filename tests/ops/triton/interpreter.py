@@ -118,3 +118,42 @@ def check_inception_on_demand(mask):
     some = inception.backward(grad, x, *weights, mask)
     for wanted, mine, theirs in zip(mask, some, every):
         assert torch.equal(mine, theirs) if wanted else mine.numel() == 0
+
+
+def check_dcls(version, channels, count, window, dtype):
+    """The launchers of forward and backward pass, with positions at integers and borders."""
+    from mmlk.ops.triton import dcls
+
+    torch.manual_seed(0)
+    weight, positions = torch.randn(*channels, count), torch.randn(2, *channels, count) * 2
+    positions[..., 0] = torch.tensor([1.0, -2.0]).view(2, 1, 1)
+    positions[..., 1] = torch.tensor([side // 2 for side in window]).view(2, 1, 1)
+    positions[..., 2] = 40.0
+    sigma = torch.randn(2, *channels, count) if version in ('max', 'gauss') else None
+    arguments = [each.to(dtype) for each in (weight, positions, sigma) if each is not None]
+    sigma = arguments[2] if sigma is not None else None
+    cotangent = torch.randn(*channels, *window)
+    kernel = dcls.forward(*arguments[:2], sigma, window, version)
+    grads = dcls.backward(cotangent, *arguments[:2], sigma, window, version)
+    assert kernel.dtype == torch.float32 and grads[1].dtype == dtype
+
+    def build(*leaves):
+        return reference.dcls_kernel2d_reference(*leaves, kernel_size=window, version=version)
+
+    leaves = [double(each) for each in arguments]
+    want = build(*leaves)
+    assert_close('kernel', kernel, want, TOLERANCE[torch.float32][0])
+    for name, mine, theirs in zip(('weight', 'positions', 'sigma'), grads,
+                                  torch.autograd.grad(want, leaves, cotangent.double())):
+        assert_close(name, mine, theirs, TOLERANCE[dtype][1])
+
+
+def check_dcls_not_finite(version):
+    """A position that is not finite shows in its kernel and in no other."""
+    from mmlk.ops.triton import dcls
+
+    positions = torch.zeros(2, 2, 1, 3)
+    positions[0, 1, 0, 2] = float('nan')
+    sigma = torch.ones_like(positions) if version in ('max', 'gauss') else None
+    kernel = dcls.forward(torch.ones(2, 1, 3), positions, sigma, (5, 5), version)
+    assert kernel[0].isfinite().all() and kernel[1].isnan().any()
