@@ -9,6 +9,7 @@ from mmlk.ops import cuda as _cuda  # noqa: F401  registers the CUDA backend
 from mmlk.ops import dcls_cuda as _dcls_cuda  # noqa: F401  registers its CUDA backend
 from mmlk.ops import flops as _flops  # noqa: F401  registers FLOP counts
 from mmlk.ops import recconv_cpu as _recconv_cpu  # noqa: F401  registers the recursion
+from mmlk.ops import recconv_cuda as _recconv_cuda  # noqa: F401  registers its CUDA backend
 from mmlk.ops.branches import large_kernel_branches, large_kernel_sum
 from mmlk.ops.channel_mlp import channel_mlp
 from mmlk.ops.dcls import (

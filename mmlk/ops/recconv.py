@@ -44,7 +44,7 @@ def recconv2d(x: Tensor, down_weight: Tensor, weights: Sequence[Tensor], *,
 
     Note:
         The sum over levels can leave the range of float16 (largest value 65504); bfloat16 has the
-        range of float32. The CPU backend computes 16-bit maps in float32 and rounds once.
+        range of float32. The CPU and CUDA kernels sum 16-bit maps in float32 and round once.
     """
     weights = list(weights)
     if not torch.jit.is_tracing():

@@ -120,6 +120,29 @@ def check_inception_on_demand(mask):
         assert torch.equal(mine, theirs) if wanted else mine.numel() == 0
 
 
+def check_recconv(shape, levels, kernel, mode, layout, dtype, **settings):
+    """The launchers of forward and backward pass; ``settings`` replace constants of the module."""
+    from mmlk.ops.triton import recconv
+
+    torch.manual_seed(0)
+    before = {name: getattr(recconv, name) for name in settings}
+    for name, value in settings.items():
+        setattr(recconv, name, value)
+    try:
+        x, cotangent = LAYOUTS[layout](shape, dtype), LAYOUTS[layout](shape, dtype)
+        down, *weights = torch.randn(levels + 2, shape[1], 1, kernel, kernel) / kernel
+        y, saved = recconv.forward(x, down, weights, mode)
+        grad_x, grad_down, grad_weights = recconv.backward(
+            cotangent, x, down, weights, saved, mode, [True] * 3)
+    finally:
+        for name, value in before.items():
+            setattr(recconv, name, value)
+    got = [y, grad_x, grad_down, *grad_weights]
+    assert [each.dtype for each in got[:3]] == [dtype, dtype, torch.float32]
+    compare(lambda x, down, *weights: reference.recconv2d_reference(x, down, weights, mode=mode),
+            (x, down, *weights), got, cotangent, dtype, ('y', 'grad_x', 'down', *['kernel'] * 9))
+
+
 def check_dcls(version, channels, count, window, dtype):
     """The launchers of forward and backward pass, with positions at integers and borders."""
     from mmlk.ops.triton import dcls

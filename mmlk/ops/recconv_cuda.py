@@ -1,0 +1,92 @@
+"""CUDA backend of the recursive convolution: predicates, and the way to its Triton kernels.
+
+Nothing but the arguments is saved for the backward pass, which computes the coarse maps again.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from mmlk.ops import cuda, dispatch, recconv_cpu
+
+LARGEST_KERNEL = 7  # taps and the sums of their gradients stay in registers
+MOST_LEVELS = 7
+
+
+def incapable(x: Tensor, down_weight: Tensor, weights: list[Tensor]) -> str | None:
+    """Reason why the Triton kernels cannot compute this recursion, or None."""
+    height, width = down_weight.shape[2:]
+    if len(weights) > 1:
+        if height != width or any(each.shape[2:] != down_weight.shape[2:] for each in weights):
+            return 'the kernels are not square or differ in size, only equal square ones are fused'
+        if height > LARGEST_KERNEL:
+            return f'the {height} x {width} kernels have a side above {LARGEST_KERNEL}'
+    if len(weights) > MOST_LEVELS + 1:
+        return f'there are {len(weights) - 1} levels, at most {MOST_LEVELS} are fused'
+    return cuda.incapable(x)
+
+
+def _triton():
+    return importlib.import_module('mmlk.ops.triton.recconv')
+
+
+def _forward(x: Tensor, down_weight: Tensor, weights: list[Tensor],
+             mode: str) -> tuple[Tensor, list[Tensor]]:
+    if incapable(x, down_weight, weights) is not None:
+        return recconv_cpu._forward(x, down_weight, weights, mode)[0], []
+    return _triton().forward(x, down_weight, weights, mode)
+
+
+def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor],
+              saved: list[Tensor], mode: str,
+              mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    if incapable(x, down_weight, weights) is not None:
+        saved = recconv_cpu._forward(x, down_weight, weights, mode)[1]
+        return recconv_cpu._backward(grad, x, down_weight, weights, saved, mode, mask)
+    return _triton().backward(grad, x, down_weight, weights, saved, mode, mask)
+
+
+class _Recursion(torch.autograd.Function):
+    """The kernels for eager calls, past a registered operator's autograd in Python.
+
+    With lists of tensors that costs about a millisecond a call, ten times the kernels' time.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, down_weight: Tensor, mode: str, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, down_weight, *weights)
+        ctx.mode = mode
+        return _forward(x, down_weight, list(weights), mode)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, down_weight, *weights = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        mask = [wants[0], wants[1], any(wants[3:])]
+        grad_x, grad_down, grad_weights = _backward(
+            grad, x, down_weight, weights, [], ctx.mode, mask)
+        return (grad_x if mask[0] else None, grad_down if mask[1] else None, None,
+                *(each if wanted else None for each, wanted in zip(grad_weights, wants[3:])))
+
+
+def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Tensor:
+    if torch.is_autocast_enabled('cuda') and not torch.compiler.is_compiling():
+        x = x.to(torch.get_autocast_dtype('cuda')) if x.dtype == torch.float32 else x
+        with torch.autocast('cuda', enabled=False):
+            return _run(x, down_weight, weights, mode)
+    if dispatch.watched(x):
+        return recconv_cpu.recconv2d(x, down_weight, weights, mode)[0]
+    return _Recursion.apply(x, down_weight, mode, *weights)
+
+
+def _refuses(x: Tensor, down_weight: Tensor, weights: list[Tensor], *_args) -> str | None:
+    return dispatch.refuses_device(x, 'cuda') or incapable(x, down_weight, weights)
+
+
+dispatch.implement('recconv2d', 'CUDA', _forward)
+dispatch.implement('recconv2d_backward', 'CUDA', _backward)
+dispatch.register('recconv2d', dispatch.Backend('triton', _run, _refuses))
