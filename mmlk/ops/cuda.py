@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmlk.ops import cpu, dispatch, operators
+from mmlk.ops import branches, cpu, dispatch, operators
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LEAST_TRITON = (3, 4)  # tuples and slices of them inside kernels
@@ -28,6 +28,9 @@ KERNELS = {
     'depthwise_conv2d_backward': ('depthwise', 'backward', cpu._depthwise_backward),
     'inception_dwconv2d': ('inception', 'forward', cpu._inception),
     'inception_dwconv2d_backward': ('inception', 'backward', cpu._inception_backward),
+    'large_kernel_branches': ('large_kernel', 'branches', branches.compose_branches),
+    'large_kernel_sum': ('large_kernel', 'total', branches.compose_sum),
+    'large_kernel_backward': ('large_kernel', 'backward', branches.compose_backward),
 }
 
 
@@ -81,3 +84,7 @@ dispatch.register('depthwise_conv2d', dispatch.Backend(
     'triton', operators.depthwise_conv2d, refuses))
 dispatch.register('inception_dwconv2d', dispatch.Backend(
     'triton', operators.inception_dwconv2d, refuses))
+dispatch.register('large_kernel_branches', dispatch.Backend(
+    'triton', branches.branches_operator, refuses))
+dispatch.register('large_kernel_sum', dispatch.Backend(
+    'triton', branches.sum_operator, refuses))

@@ -29,4 +29,4 @@ How it is tested: ``tests/ops/triton`` runs launchers in Triton's interpreter in
 (`interpreted`), with `torch.empty` poisoned by NaN; see ``tests/ops/triton/conftest.py``.
 """
 
-MODULES = ('depthwise', 'inception', 'recconv', 'dcls')
+MODULES = ('depthwise', 'inception', 'recconv', 'dcls', 'planes', 'toeplitz', 'large_kernel')

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlk.ops.operators import channels_last
-from mmlk.ops.triton import direct
+from mmlk.ops.triton import direct, toeplitz
 from mmlk.ops.triton.runtime import Example, meta
 
 
@@ -64,6 +64,8 @@ def _always(_problem: Problem) -> bool:
 
 # In order of preference; the last one takes everything.
 ROUTES = (
+    Route('toeplitz', toeplitz.takes, toeplitz.takes, toeplitz.takes, toeplitz.forward,
+          toeplitz.input_gradient, toeplitz.weight_gradient),
     Route('direct', _always, _always, _always, direct.forward, direct.input_gradient,
           direct.weight_gradient),
 )
