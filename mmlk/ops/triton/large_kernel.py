@@ -90,14 +90,14 @@ def _kernels(channels: int) -> list[Tensor]:
 _MAP = (64, 124, 56, 56)
 EXAMPLES = (
     Example('branches-bf16', lambda: branches(meta(*_MAP), *_kernels(_MAP[1])), 'convolve',
-            (255, 255), tensor_cores=True),
+            tensor_cores=True),
     Example('strips-bf16', lambda: total(
         meta(*_MAP), *_kernels(_MAP[1])[:2], None, meta(_MAP[1], dtype=torch.float32)),
-        'convolve', (255, 255), tensor_cores=True),
+        'convolve', tensor_cores=True),
     Example('input-gradient-bf16', lambda: backward(
         *(meta(*_MAP) for _ in range(4)), *_kernels(_MAP[1]), [True, False, False, False, False]),
-        'convolve', (255, 255), tensor_cores=True),
+        'convolve', tensor_cores=True),
     Example('weight-gradients-bf16', lambda: backward(
         *(meta(*_MAP) for _ in range(4)), *_kernels(_MAP[1]), [False, True, True, True, False]),
-        'correlate', (255, 255), tensor_cores=True),
+        'correlate', tensor_cores=True),
 )

@@ -109,23 +109,21 @@ def convolve(table, inputs, bias, outputs, batch, channels, height, widths, stri
         shift = tl.load(bias + c).to(tl.float32)
     acc = tl.zeros((BLOCK_M, ROWS * COLUMNS), tl.float32)
     for b in tl.static_range(len(inputs)):
-        WIDTH: tl.constexpr = WINDOWS[b]
-        MARGIN: tl.constexpr = MARGINS[b]
         kh, kw = kernels[b]
         width, row_stride = widths[b] * VECTOR, strides[b][2] * VECTOR
-        corner_h, corner_w = top - kh // 2, block_w * COLUMNS - MARGIN
+        corner_h, corner_w = top - kh // 2, block_w * COLUMNS - MARGINS[b]
         corner = (inputs[b] + n * (strides[b][0] * VECTOR) + c * (strides[b][1] * VECTOR)
                   + (corner_h * row_stride + corner_w))
         taps = table + (c * row + offsets[b]) * 8
         low = tl.maximum(0, kh // 2 - top_last)
         high = tl.minimum(kh + ROWS - 1, height + kh // 2 - top_first)
-        for start in range(low * (WIDTH // 8), high * (WIDTH // 8), BLOCK_K // 8):
-            d, v, left = _window(start, BLOCK_K, WIDTH)
+        for start in range(low * (WINDOWS[b] // 8), high * (WINDOWS[b] // 8), BLOCK_K // 8):
+            d, v, left = _window(start, BLOCK_K, WINDOWS[b])
             h, w = corner_h[:, None] + d[None, :], corner_w[:, None] + v[None, :]
             window = tl.load(corner[:, None] + (d * row_stride + v)[None, :],
                              mask=(h >= 0) & (h < height) & (w >= 0) & (w < width), other=0.0)
             tap_h = d[:, None] - out_h[None, :]
-            run = left[:, None] + (7 - MARGIN + kw // 2 - out_w)[None, :]
+            run = left[:, None] + (7 - MARGINS[b] + kw // 2 - out_w)[None, :]
             toeplitz = tl.load(
                 taps + (tap_h * (kw + 7) + run) * 8 + (tl.arange(0, BLOCK_K) % 8)[:, None],
                 mask=(tap_h >= 0) & (tap_h < kh) & (run >= 0) & (run < kw + 7), other=0.0)
@@ -161,19 +159,17 @@ def correlate(partial, inputs, grads, batch, height, columns, widths, strides, g
     out_h, out_w = o // COLUMNS, o % COLUMNS
     for b in tl.static_range(len(inputs)):
         if (tl.program_id(0) >= firsts[b]) & (tl.program_id(0) < firsts[b + 1]):
-            WIDTH: tl.constexpr = WINDOWS[b]
-            MARGIN: tl.constexpr = MARGINS[b]
             kh, kw = kernels[b]
             width, grad_width = widths[b] * VECTOR, grad_widths[b] * VECTOR
             image, row = strides[b][0] * VECTOR, strides[b][2] * VECTOR
             grad_image, grad_row = grad_strides[b][0] * VECTOR, grad_strides[b][2] * VECTOR
             start = (tl.program_id(0) - firsts[b]) * (BLOCK_K // 8)
-            d, v, left = _window(start, BLOCK_K, WIDTH)
+            d, v, left = _window(start, BLOCK_K, WINDOWS[b])
             x = inputs[b] + c * (strides[b][1] * VECTOR) + m_n.to(tl.int64) * image
             g = grads[b] + c * (grad_strides[b][1] * VECTOR) + m_n.to(tl.int64) * grad_image
-            x_at, g_at = (m_h - kh // 2) * row + (m_w - MARGIN), m_h * grad_row + m_w
+            x_at, g_at = (m_h - kh // 2) * row + (m_w - MARGINS[b]), m_h * grad_row + m_w
             # Only groups of rows whose windows meet the map in these rows of the window.
-            d_first, d_last = start // (WIDTH // 8), (start + BLOCK_K // 8 - 1) // (WIDTH // 8)
+            d_first, d_last = start // (WINDOWS[b] // 8), (start + BLOCK_K // 8 - 1) // (WINDOWS[b] // 8)
             low = tl.maximum(0, kh // 2 - d_last) // (ROWS * GROUP_H)
             high = tl.minimum(groups_h, tl.cdiv(
                 tl.maximum(0, height + kh // 2 - d_first), ROWS * GROUP_H))
@@ -192,7 +188,7 @@ def correlate(partial, inputs, grads, batch, height, columns, widths, strides, g
                                other=0.0,
                                mask=(m_n < batch - first_n)[:, None] & (h < height) & (w < grad_width))
                 h = (m_h + first_h - kh // 2)[None, :] + d[:, None]
-                w = (m_w + first_w - MARGIN)[None, :] + v[:, None]
+                w = (m_w + first_w - MARGINS[b])[None, :] + v[:, None]
                 move = first_n.to(tl.int64) * image + (first_h * row + first_w)
                 window = tl.load(
                     (x + move + x_at)[None, :] + (d * row + v)[:, None], other=0.0,
@@ -200,7 +196,7 @@ def correlate(partial, inputs, grads, batch, height, columns, widths, strides, g
                     & (w < width))
                 acc = tl.dot(window, grad, acc, input_precision=PRECISION)
             tap_h = d[:, None] - out_h[None, :]
-            tap_w = v[:, None] + (kw // 2 - MARGIN - out_w)[None, :]
+            tap_w = v[:, None] + (kw // 2 - MARGINS[b] - out_w)[None, :]
             to = (c * parts + part) * (ROWS * COLUMNS * total) + taps[b]
             tl.store(partial + to + o[None, :] * total + tap_h * kw + tap_w, acc,
                      mask=(tap_h >= 0) & (tap_h < kh) & (tap_w >= 0) & (tap_w < kw))
@@ -458,7 +454,7 @@ def _example(name: str, kernel: tuple[int, int], size: tuple[int, int, int, int]
         else:
             convolutions([x], [weight], meta(size[1], dtype=torch.float32), False)
 
-    return Example(name, call, 'correlate' if gradient else 'convolve', registers,
+    return Example(name, call, 'correlate' if gradient else 'convolve', registers=registers,
                    tensor_cores=True)
 
 
@@ -475,7 +471,7 @@ EXAMPLES = (
     _example('weight-gradient-k17-tf32', (17, 17), _LARGE, True, (255, 255), torch.float32),
     Example('taps-k17', lambda: convolutions(
         [meta(*_LARGE)], [meta(96, 1, 17, 17, dtype=torch.float32)], None, False),
-        'tap_vectors', (64, 64)),
+        'tap_vectors', registers=(64, 64)),
     Example('fold-k17', lambda: weight_gradients(
-        [meta(*_LARGE)], [meta(*_LARGE)], [(17, 17)], torch.float32), 'fold', (128, 128)),
+        [meta(*_LARGE)], [meta(*_LARGE)], [(17, 17)], torch.float32), 'fold', registers=(128, 128)),
 )
