@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmlk.ops.triton import machine_code  # noqa: E402
@@ -22,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--filter', default='', help='only examples whose name holds this text')
     parser.add_argument('--arch', type=int, nargs='+', default=[80, 90])
     args = parser.parse_args(arguments)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 examples of the direct kernels are strict
     print(f'{"example":<44} {"sm":>3} {"warps":>5} {"regs":>5} {"stack":>5} {"shared":>7} '
           f'{"instr":>6} {"loop":>6} {"FFMA":>5} {"mma":>4} {"s":>5}')
     for name, example in machine_code.examples().items():

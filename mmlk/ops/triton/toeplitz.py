@@ -17,7 +17,8 @@ once per tap.
 * Tall and wide kernels need no transposition: only the block's shape differs.
 * Blocks are ordered by row, image, column. A tile of the product therefore sees few rows, and kernel
   rows outside the map are skipped for all of it.
-* Several kernels can share a launch (`convolve`): summed in one accumulator, or each with an output.
+* Several kernels can share a launch (`convolve`): summed in one accumulator, or with an output each,
+  by programs next to each other, which read the map from memory once.
 * The gradient of the map is the same product with flipped kernels. That of the kernel is the product
   of the transposed windows with the blocks of the gradient (`correlate`), whose entry
   ``[(d, v), (r, o)]`` is a term of tap (d - r, v - o): the terms of a tap are written side by side
@@ -34,195 +35,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from mmlk.ops.operators import channels_last
 from mmlk.ops.triton.planes import Planes, copy, planes
-from mmlk.ops.triton.runtime import Example, cdiv, jit, launch, meta, power_of_2, splits
-
-# --------------------------------------------------------------------------------- kernels
-
-@jit(do_not_specialize=('row', 'offsets', 'kernels', 'strides'))
-def tap_vectors(table, weights, row, offsets, kernels, strides,
-                FLIP: tl.constexpr, BLOCK: tl.constexpr):
-    """Runs of 8 adjacent taps: ``table[c][kh, e, i] = weight[c, kh, e - 7 + i]``, 0 outside.
-
-    A channel has ``row`` runs, those of kernel b from ``offsets[b]`` on.
-    """
-    c = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    for b in tl.static_range(len(weights)):
-        if tl.program_id(2) == b:
-            rows, columns = kernels[b]
-            kh = t // (8 * (columns + 7))
-            kw = t // 8 % (columns + 7) + t % 8 - 7
-            ok = (kh < rows) & (kw >= 0) & (kw < columns)
-            from_h, from_w = kh, kw
-            if FLIP:
-                from_h, from_w = rows - 1 - kh, columns - 1 - kw
-            value = tl.load(weights[b] + c * strides[b][0] + from_h * strides[b][1]
-                            + from_w * strides[b][2], mask=ok, other=0.0)
-            tl.store(table + (c * row + offsets[b]) * 8 + t, value.to(table.dtype.element_ty),
-                     mask=kh < rows)
-
-
-@jit
-def _window(start, SIZE: tl.constexpr, WIDTH: tl.constexpr):
-    """Row, column and column's run of 8 of SIZE window elements from run ``start`` on."""
-    run = start + tl.arange(0, SIZE) // 8
-    left = run % (WIDTH // 8) * 8
-    return run // (WIDTH // 8), left + tl.arange(0, SIZE) % 8, left
-
-
-@jit
-def _blocks(first, SIZE: tl.constexpr, batch, blocks_h, blocks_w):
-    """Block row, image and block column of SIZE blocks from ``first`` on."""
-    m = first + tl.arange(0, SIZE)
-    return m // (batch * blocks_w), m // blocks_w % batch, m % blocks_w
-
-
-@jit(do_not_specialize=('batch', 'channels', 'height', 'widths', 'strides', 'out_width', 'columns',
-                        'row', 'offsets', 'kernels'))
-def convolve(table, inputs, bias, outputs, batch, channels, height, widths, strides, out_width,
-             columns, row, offsets, kernels,
-             WINDOWS: tl.constexpr, MARGINS: tl.constexpr, ROWS: tl.constexpr,
-             COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-             VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr, PRECISION: tl.constexpr):
-    """BLOCK_M blocks of one channel; with one output, the sum over all inputs and kernels."""
-    c = tl.program_id(1).to(tl.int64)
-    blocks_h, blocks_w = tl.cdiv(height, ROWS), tl.cdiv(columns, COLUMNS)
-    first = tl.program_id(0) * BLOCK_M
-    block_h, n, block_w = _blocks(first, BLOCK_M, batch, blocks_h, blocks_w)
-    n = n.to(tl.int64)
-    top = tl.where(block_h < blocks_h, block_h * ROWS, height + 4096)
-    top_first = first // (batch * blocks_w) * ROWS
-    top_last = tl.minimum((first + BLOCK_M - 1) // (batch * blocks_w), blocks_h - 1) * ROWS
-    o = tl.arange(0, ROWS * COLUMNS)
-    out_h, out_w = o // COLUMNS, o % COLUMNS
-    out_columns = out_width * OUT_VECTOR
-    at_h, at_w = top[:, None] + out_h[None, :], (block_w * COLUMNS)[:, None] + out_w[None, :]
-    to = ((n * channels + c) * height * out_columns)[:, None] + (at_h * out_columns + at_w)
-    ok = (at_h < height) & (at_w < out_columns)
-    shift = 0.0
-    if bias is not None:
-        shift = tl.load(bias + c).to(tl.float32)
-    acc = tl.zeros((BLOCK_M, ROWS * COLUMNS), tl.float32)
-    for b in tl.static_range(len(inputs)):
-        kh, kw = kernels[b]
-        width, row_stride = widths[b] * VECTOR, strides[b][2] * VECTOR
-        corner_h, corner_w = top - kh // 2, block_w * COLUMNS - MARGINS[b]
-        corner = (inputs[b] + n * (strides[b][0] * VECTOR) + c * (strides[b][1] * VECTOR)
-                  + (corner_h * row_stride + corner_w))
-        taps = table + (c * row + offsets[b]) * 8
-        low = tl.maximum(0, kh // 2 - top_last)
-        high = tl.minimum(kh + ROWS - 1, height + kh // 2 - top_first)
-        for start in range(low * (WINDOWS[b] // 8), high * (WINDOWS[b] // 8), BLOCK_K // 8):
-            d, v, left = _window(start, BLOCK_K, WINDOWS[b])
-            h, w = corner_h[:, None] + d[None, :], corner_w[:, None] + v[None, :]
-            window = tl.load(corner[:, None] + (d * row_stride + v)[None, :],
-                             mask=(h >= 0) & (h < height) & (w >= 0) & (w < width), other=0.0)
-            tap_h = d[:, None] - out_h[None, :]
-            run = left[:, None] + (7 - MARGINS[b] + kw // 2 - out_w)[None, :]
-            toeplitz = tl.load(
-                taps + (tap_h * (kw + 7) + run) * 8 + (tl.arange(0, BLOCK_K) % 8)[:, None],
-                mask=(tap_h >= 0) & (tap_h < kh) & (run >= 0) & (run < kw + 7), other=0.0)
-            acc = tl.dot(window, toeplitz, acc, input_precision=PRECISION)
-        if len(outputs) > 1:
-            tl.store(outputs[b] + to, acc.to(outputs[b].dtype.element_ty), mask=ok)
-            acc = tl.zeros((BLOCK_M, ROWS * COLUMNS), tl.float32)
-    if len(outputs) == 1:
-        tl.store(outputs[0] + to, (acc + shift).to(outputs[0].dtype.element_ty), mask=ok)
-
-
-@jit(do_not_specialize=('batch', 'height', 'columns', 'widths', 'strides', 'grad_widths',
-                        'grad_strides', 'kernels', 'taps', 'total', 'parts', 'firsts'))
-def correlate(partial, inputs, grads, batch, height, columns, widths, strides, grad_widths,
-              grad_strides, kernels, taps, total, parts, firsts,
-              WINDOWS: tl.constexpr, MARGINS: tl.constexpr, ROWS: tl.constexpr,
-              COLUMNS: tl.constexpr, GROUP_H: tl.constexpr, GROUP_N: tl.constexpr,
-              GROUP_W: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr,
-              PRECISION: tl.constexpr):
-    """BLOCK_K window elements of one kernel against all gradients of a part of the blocks.
-
-    A step takes GROUP_H x GROUP_N x GROUP_W neighbouring blocks, so that its addresses differ from
-    those of another step by one number only.
-    """
-    c, part = tl.program_id(1).to(tl.int64), tl.program_id(2)
-    groups_h = tl.cdiv(tl.cdiv(height, ROWS), GROUP_H)
-    groups_n = tl.cdiv(batch, GROUP_N)
-    groups_w = tl.cdiv(tl.cdiv(columns, COLUMNS), GROUP_W)
-    m = tl.arange(0, GROUP_H * GROUP_N * GROUP_W)
-    m_h, m_n, m_w = (m // (GROUP_N * GROUP_W) * ROWS, m // GROUP_W % GROUP_N,
-                     m % GROUP_W * COLUMNS)
-    o = tl.arange(0, ROWS * COLUMNS)
-    out_h, out_w = o // COLUMNS, o % COLUMNS
-    for b in tl.static_range(len(inputs)):
-        if (tl.program_id(0) >= firsts[b]) & (tl.program_id(0) < firsts[b + 1]):
-            kh, kw = kernels[b]
-            width, grad_width = widths[b] * VECTOR, grad_widths[b] * VECTOR
-            image, row = strides[b][0] * VECTOR, strides[b][2] * VECTOR
-            grad_image, grad_row = grad_strides[b][0] * VECTOR, grad_strides[b][2] * VECTOR
-            start = (tl.program_id(0) - firsts[b]) * (BLOCK_K // 8)
-            d, v, left = _window(start, BLOCK_K, WINDOWS[b])
-            x = inputs[b] + c * (strides[b][1] * VECTOR) + m_n.to(tl.int64) * image
-            g = grads[b] + c * (grad_strides[b][1] * VECTOR) + m_n.to(tl.int64) * grad_image
-            x_at, g_at = (m_h - kh // 2) * row + (m_w - MARGINS[b]), m_h * grad_row + m_w
-            # Only groups of rows whose windows meet the map in these rows of the window.
-            d_first, d_last = start // (WINDOWS[b] // 8), (start + BLOCK_K // 8 - 1) // (WINDOWS[b] // 8)
-            low = tl.maximum(0, kh // 2 - d_last) // (ROWS * GROUP_H)
-            high = tl.minimum(groups_h, tl.cdiv(
-                tl.maximum(0, height + kh // 2 - d_first), ROWS * GROUP_H))
-            each = tl.cdiv(groups_h * groups_n * groups_w, parts)
-            begin = tl.maximum(part * each, low * groups_n * groups_w)
-            end = tl.minimum((part + 1) * each, high * groups_n * groups_w)
-            acc = tl.zeros((BLOCK_K, ROWS * COLUMNS), tl.float32)
-            for group in range(begin, end):
-                first_w = group % groups_w * (GROUP_W * COLUMNS)
-                first_n = group // groups_w % groups_n * GROUP_N
-                first_h = group // (groups_w * groups_n) * (GROUP_H * ROWS)
-                h = (m_h + first_h)[:, None] + out_h[None, :]
-                w = (m_w + first_w)[:, None] + out_w[None, :]
-                move = first_n.to(tl.int64) * grad_image + (first_h * grad_row + first_w)
-                grad = tl.load((g + move + g_at)[:, None] + (out_h * grad_row + out_w)[None, :],
-                               other=0.0,
-                               mask=(m_n < batch - first_n)[:, None] & (h < height) & (w < grad_width))
-                h = (m_h + first_h - kh // 2)[None, :] + d[:, None]
-                w = (m_w + first_w - MARGINS[b])[None, :] + v[:, None]
-                move = first_n.to(tl.int64) * image + (first_h * row + first_w)
-                window = tl.load(
-                    (x + move + x_at)[None, :] + (d * row + v)[:, None], other=0.0,
-                    mask=(m_n < batch - first_n)[None, :] & (h >= 0) & (h < height) & (w >= 0)
-                    & (w < width))
-                acc = tl.dot(window, grad, acc, input_precision=PRECISION)
-            tap_h = d[:, None] - out_h[None, :]
-            tap_w = v[:, None] + (kw // 2 - MARGINS[b] - out_w)[None, :]
-            to = (c * parts + part) * (ROWS * COLUMNS * total) + taps[b]
-            tl.store(partial + to + o[None, :] * total + tap_h * kw + tap_w, acc,
-                     mask=(tap_h >= 0) & (tap_h < kh) & (tap_w >= 0) & (tap_w < kw))
-
-
-@jit(do_not_specialize=('terms', 'total', 'taps', 'kernels', 'sizes'))
-def fold(partial, outputs, terms, total, taps, kernels, sizes,
-         BLOCK: tl.constexpr, TERMS: tl.constexpr):
-    """Gradient of BLOCK taps of a kernel of ``sizes``, of which the map can reach ``kernels``."""
-    c = tl.program_id(1).to(tl.int64)
-    t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    for b in tl.static_range(len(outputs)):
-        if tl.program_id(2) == b:
-            kh = t // sizes[b][1] - (sizes[b][0] - kernels[b][0]) // 2
-            kw = t % sizes[b][1] - (sizes[b][1] - kernels[b][1]) // 2
-            ok = (kh >= 0) & (kh < kernels[b][0]) & (kw >= 0) & (kw < kernels[b][1])
-            source = partial + c * terms * total + taps[b] + kh * kernels[b][1] + kw
-            acc = tl.zeros((TERMS, BLOCK), tl.float32)
-            for term in range(0, terms, TERMS):
-                index = term + tl.arange(0, TERMS)
-                acc += tl.load(source[None, :] + (index * total)[:, None],
-                               mask=(index < terms)[:, None] & ok[None, :], other=0.0)
-            size = sizes[b][0] * sizes[b][1]
-            tl.store(outputs[b] + c * size + t, tl.sum(acc, 0).to(outputs[b].dtype.element_ty),
-                     mask=t < size)
-
+from mmlk.ops.triton.runtime import Example, cdiv, launch, meta, power_of_2, splits
+from mmlk.ops.triton.toeplitz_kernels import convolve, correlate, fold, tap_vectors
 
 # --------------------------------------------------------------------------------- shapes
 
@@ -328,11 +146,12 @@ def convolutions(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor
     blocks = n * cdiv(h, shape.rows) * cdiv(w, shape.columns)
     block_m = 128 if blocks > 64 else 64
     out_vector = 8 if width % 8 == 0 else 4 if width % 4 == 0 else 1
-    launch(convolve, (cdiv(blocks, block_m), c), table, tuple(each.data for each in sources), bias,
-           tuple(results), n, c, h, *_strides(sources, vector), width // out_vector, w,
-           row, offsets, kernels, WINDOWS=shape.windows, MARGINS=shape.margins, ROWS=shape.rows,
-           COLUMNS=shape.columns, BLOCK_M=block_m, BLOCK_K=128 // x.element_size(), VECTOR=vector,
-           OUT_VECTOR=out_vector, PRECISION=_precision(x.dtype),
+    launch(convolve, (cdiv(blocks, block_m) * len(results), c), table,
+           tuple(each.data for each in sources), bias, tuple(results), n, c, h,
+           *_strides(sources, vector), width // out_vector, w, row, offsets, kernels,
+           WINDOWS=shape.windows, MARGINS=shape.margins, ROWS=shape.rows, COLUMNS=shape.columns,
+           BLOCK_M=block_m, BLOCK_K=128 // x.element_size(), VECTOR=vector, OUT_VECTOR=out_vector,
+           PRECISION=_precision(x.dtype),
            num_warps=8 if block_m * shape.rows * shape.columns > 8192 else 4, num_stages=3)
     return [_last(each, w) for each in results] if last else results
 

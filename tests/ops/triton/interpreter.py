@@ -8,8 +8,9 @@ from tests.ops.helpers import LAYOUTS, double
 
 
 def prepare() -> None:
-    """Fills what `torch.empty*` returns with NaN, in one thread."""
+    """Fills what `torch.empty*` returns with NaN, in one thread; fp32 maps are strict fp32."""
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     for owner, name in ((torch, 'empty'), (torch, 'empty_like'), (torch, 'empty_strided'),
                         (torch.Tensor, 'new_empty')):
         setattr(owner, name, _poisoned(getattr(owner, name)))
