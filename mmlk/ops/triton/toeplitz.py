@@ -13,7 +13,8 @@ once per tap.
   pieces of a kernel row, read from a table of all runs of 8 adjacent taps (`tap_vectors`), which is
   8 times the kernel instead of thousands.
 * Map and kernel sizes are run-time values. What is compiled in is the shape of block and window, of
-  which a kernel width has a handful: new image sizes compile nothing once each has been seen.
+  which a kernel width has a handful, and whether strides are multiples of 16: new image sizes
+  compile nothing once these few have been seen.
 * Tall and wide kernels need no transposition: only the block's shape differs.
 * Blocks are ordered by row, image, column. A tile of the product therefore sees few rows, and kernel
   rows outside the map are skipped for all of it.

@@ -97,9 +97,11 @@ def test_new_image_sizes_compile_little():
         toeplitz.convolutions([x], [weight], None, False)
         toeplitz.weight_gradients([x], [x], [(17, 17)], torch.float32)
 
-    known = compiled_variants(lambda: passes(120, 192))
-    for step in range(8):
-        assert compiled_variants(functools.partial(passes, 120 + 8 * step, 200 - 8 * step)) <= known
+    variants = set()
+    for step in range(24):
+        variants |= compiled_variants(functools.partial(passes, 100 + 8 * step, 292 - 8 * step))
+    # Sizes of groups by powers of two, and whether strides are multiples of 16, are compiled in.
+    assert len(variants) <= 12
 
 
 def problem(kernel, dtype=torch.bfloat16, stride=(1, 1), last=False):
