@@ -219,7 +219,7 @@ def _gradient(version: str):
 EXAMPLES = tuple(
     example for version in ('v0', 'gauss') for example in (
         Example(f'forward-{version}', lambda version=version: forward(*_published(version)),
-                kernel='build', registers=(128, 128)),
+                kernel='build', registers=(80, 80)),
         Example(f'backward-{version}', lambda version=version: _gradient(version),
-                kernel='build_gradient', registers=(168, 168)),
+                kernel='build_gradient', registers=(80, 80)),
     ))
