@@ -84,9 +84,11 @@ def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int
         # torch is slow here for the weight gradient only, and not where one row is summed.
         return _NATIVE_LAST if kw <= 3 or kh == 1 else _NATIVE_LAST._replace(
             weight_gradient='grouped')
-    if _prefers_spectra(shape, kernel):
-        return Plan('fourier', 'fourier', 'fourier')
     pixels, taps = shape[0] * shape[1], kh * kw
+    if _prefers_spectra(shape, kernel):
+        # The gradients share a spectrum; the forward pass alone needs more taps or pixels to gain.
+        small = pixels <= 48 ** 2 and taps <= 21 ** 2
+        return Plan('padded' if small else 'fourier', 'fourier', 'fourier')
     weight_gradient = 'fourier' if taps >= 17 ** 2 and pixels >= 40 ** 2 else 'grouped'
     if safe:
         return _NATIVE
