@@ -1,12 +1,13 @@
 """Maps as planes whose rows can be read in vectors, and the copies that make them so.
 
-The tensor-core kernels read a map plane by plane, (N, C, H, W) with adjacent columns adjacent in
-memory, in pieces of 8 or 16 bytes. A contiguous map with an even number of such pieces per row is
-read where it is. Any other map (channels-last, odd width, some slices) is first copied to planes
-with rows padded by zeros, and channels-last results are copied back: two passes over the map each.
-That is 4 extra passes for a channels-last convolution whose floor is 2, so these kernels only take
-kernels whose arithmetic outweighs it (`toeplitz`). Transposing inside the convolution would need
-a slab of 16 or more channels of a whole window in shared memory, which Triton cannot slice.
+The tensor-core kernels read and write a map plane by plane, (N, C, H, W) with adjacent columns adjacent
+in memory, in pieces of 8 or 16 bytes. A contiguous map with whole pieces in every row is used where
+it is. Any other map (channels-last, rows that are no multiple of 4, some slices) is first copied to
+planes with rows padded by zeros, and results are copied back: two passes over the map each. That is
+4 extra passes for a convolution whose floor is 2, so these kernels then only take kernels whose
+arithmetic outweighs it (`toeplitz.takes`). Transposing inside the convolution would need a slab of 16
+or more channels of a whole window in shared memory, which Triton cannot slice; storing odd rows
+directly is a scattered store per element, which spills registers.
 """
 
 from __future__ import annotations

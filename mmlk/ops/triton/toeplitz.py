@@ -33,13 +33,14 @@ finite spreads to all outputs of the blocks whose windows hold it, since 0 * inf
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import gcd
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmlk.ops.operators import channels_last
-from mmlk.ops.triton.planes import Planes, copy, planes
+from mmlk.ops.triton.planes import PADDING, Planes, copy, planes
 from mmlk.ops.triton.runtime import Example, cdiv, launch, meta, power_of_2, splits
 from mmlk.ops.triton.toeplitz_kernels import convolve, correlate, fold, tap_vectors
 
@@ -139,14 +140,15 @@ def convolutions(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor
     table, row, offsets = _tap_table(weights, kernels, x.dtype, flip)
     sources = _all_planes(maps)
     vector = min(each.vector for each in sources)
-    # Channels-last results are first written as planes with whole vectors in every row.
-    width = cdiv(w, 8) * 8 if last else w
+    # Other results are first written as planes with whole vectors in every row.
+    direct = not last and w % 4 == 0
+    width = w if direct else cdiv(w, PADDING) * PADDING
     results = [torch.empty((n, c, h, width), dtype=x.dtype, device=x.device)
                for _ in range(len(maps) if apart else 1)]
     shape = tile(kernels, (h, w), 128)
     blocks = n * cdiv(h, shape.rows) * cdiv(w, shape.columns)
     block_m = 128 if blocks > 64 else 64
-    out_vector = 8 if width % 8 == 0 else 4 if width % 4 == 0 else 1
+    out_vector = gcd(width, 8)
     launch(convolve, (cdiv(blocks, block_m) * len(results), c), table,
            tuple(each.data for each in sources), bias, tuple(results), n, c, h,
            *_strides(sources, vector), width // out_vector, w, row, offsets, kernels,
@@ -154,7 +156,7 @@ def convolutions(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor
            BLOCK_M=block_m, BLOCK_K=128 // x.element_size(), VECTOR=vector, OUT_VECTOR=out_vector,
            PRECISION=_precision(x.dtype),
            num_warps=8 if block_m * shape.rows * shape.columns > 8192 else 4, num_stages=3)
-    return [_last(each, w) for each in results] if last else results
+    return results if direct else [_arranged(each, w, last) for each in results]
 
 
 def weight_gradients(grads: Sequence[Tensor], maps: Sequence[Tensor],
@@ -225,25 +227,26 @@ def _strides(sources: Sequence[Planes], vector: int) -> tuple[tuple, tuple]:
             tuple(tuple(stride // vector for stride in each.strides) for each in sources))
 
 
-def _last(x: Tensor, width: int) -> Tensor:
+def _arranged(x: Tensor, width: int, last: bool) -> Tensor:
+    """The first ``width`` columns of padded planes, contiguous or channels-last."""
     y = torch.empty((*x.shape[:3], width), dtype=x.dtype, device=x.device,
-                    memory_format=torch.channels_last)
+                    memory_format=torch.channels_last if last else torch.contiguous_format)
     copy(x, y)
     return y
 
 
 # --------------------------------------------------------------------------------- route
 
-LEAST_TAPS, LEAST_TAPS_LAST = 90, 144
-"""Kernels below are bound by memory, or nearly so, on CUDA cores; channels-last, the four copies of
-`planes` cost as much as some 50 more taps."""
+LEAST_TAPS, LEAST_TAPS_COPIED = 90, 144
+"""Kernels below are bound by memory, or nearly so, on CUDA cores; where maps are copied in and out
+(`planes`), that costs as much as some 50 more taps."""
 
 
 def takes(problem) -> bool:
     """Whether a `depthwise.Problem` is better computed here than on CUDA cores."""
-    least = LEAST_TAPS_LAST if problem.last else LEAST_TAPS
-    return (problem.stride == (1, 1) and problem.kernel[0] * problem.kernel[1] >= least
-            and allows(problem.dtype))
+    copied = problem.last or problem.shape[3] % 4 > 0
+    return (problem.stride == (1, 1) and allows(problem.dtype) and
+            problem.kernel[0] * problem.kernel[1] >= (LEAST_TAPS_COPIED if copied else LEAST_TAPS))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
@@ -280,11 +283,11 @@ def _example(name: str, kernel: tuple[int, int], size: tuple[int, int, int, int]
 
 _LARGE, _SMALL, _ODD = (64, 96, 56, 56), (64, 384, 28, 28), (2, 192, 100, 167)
 EXAMPLES = (
-    _example('forward-k17-bf16', (17, 17), _LARGE, False, (176, 128)),
+    _example('forward-k17-bf16', (17, 17), _LARGE, False, (176, 144)),
     _example('forward-k51x5-bf16', (51, 5), _LARGE, False, (232, 176)),
     _example('forward-k5x51-bf16', (5, 51), _LARGE, False, (232, 176)),
     _example('forward-k31-rows-of-28-fp16', (31, 31), _SMALL, False, (240, 200), torch.float16),
-    _example('forward-k17-odd-rows-bf16', (17, 17), _ODD, False, (240, 200)),
+    _example('forward-k17-odd-rows-bf16', (17, 17), _ODD, False, (176, 144)),
     _example('forward-k17-tf32', (17, 17), _LARGE, False, (200, 200), torch.float32),
     _example('weight-gradient-k17-bf16', (17, 17), _LARGE, True, (200, 128)),
     _example('weight-gradient-k51x5-bf16', (51, 5), _LARGE, True, (200, 128)),

@@ -78,9 +78,11 @@ def _accumulate(acc, plane, taps, n, top, left, top_first, top_last, height, wid
 def _write(target, value, n, c, channels, height, columns, top, left,
            ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     o = tl.arange(0, ROWS * COLUMNS)
-    h, w = top[:, None] + (o // COLUMNS)[None, :], left[:, None] + (o % COLUMNS)[None, :]
-    to = ((n * channels + c) * height * columns)[:, None] + (h * columns + w)
-    tl.store(target + to, value.to(target.dtype.element_ty), mask=(h < height) & (w < columns))
+    out_h, out_w = o // COLUMNS, o % COLUMNS
+    corner = target + (n * channels + c) * height * columns + (top * columns + left)
+    tl.store(corner[:, None] + (out_h * columns + out_w)[None, :], value.to(target.dtype.element_ty),
+             mask=(out_h[None, :] < (height - top)[:, None])
+             & (out_w[None, :] < (columns - left)[:, None]))
 
 
 @jit(do_not_specialize=('batch', 'channels', 'height', 'widths', 'strides', 'out_width', 'columns',

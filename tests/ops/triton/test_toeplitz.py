@@ -104,14 +104,15 @@ def test_new_image_sizes_compile_little():
     assert len(variants) <= 12
 
 
-def problem(kernel, dtype=torch.bfloat16, stride=(1, 1), last=False):
-    return depthwise.Problem((2, 8, 56, 56), kernel, stride, dtype, last)
+def problem(kernel, dtype=torch.bfloat16, stride=(1, 1), last=False, width=56):
+    return depthwise.Problem((2, 8, 56, width), kernel, stride, dtype, last)
 
 
 @pytest.mark.parametrize('arguments,taken', [
     (dict(kernel=(17, 17)), True), (dict(kernel=(51, 5)), True), (dict(kernel=(7, 7)), False),
     (dict(kernel=(17, 17), stride=(2, 2)), False), (dict(kernel=(11, 11), last=True), False),
-    (dict(kernel=(13, 13), last=True), True),
+    (dict(kernel=(13, 13), last=True), True), (dict(kernel=(11, 11), width=57), False),
+    (dict(kernel=(11, 11)), True),
     (dict(kernel=(17, 17), dtype=torch.float32), False),
 ])
 def test_route_takes_what_pays(arguments, taken):
