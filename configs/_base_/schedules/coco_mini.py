@@ -1,6 +1,6 @@
-# Minutes on two CPU cores: 7 epochs of the generated scenes, warm-up over 50 iterations, linear
+# Minutes on two CPU cores: 6 epochs of the generated scenes, warm-up over 50 iterations, linear
 # decay. The last two epochs are evaluated.
-max_epochs = 7
+max_epochs = 6
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=50, by_epoch=False),
     dict(
