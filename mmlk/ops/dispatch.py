@@ -145,13 +145,14 @@ def refuses_device(x: torch.Tensor, device: str) -> str | None:
 
 
 def watched(x: torch.Tensor) -> bool:
-    """Whether a compiler, autocast, a dispatch mode or a subclass of tensor must see an operator.
+    """Whether a compiler, autocast, a dispatch mode or a kind of tensor must see an operator.
 
     If nothing watches, a backend may call its kernels through a `torch.autograd.Function` of its
     own: autograd through a registered operator costs half a millisecond of Python a call, more than
     the arithmetic of most small maps.
     """
-    return (torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
+    return (torch.compiler.is_compiling() or x.is_meta
+            or type(x) not in (torch.Tensor, torch.nn.Parameter)
             or torch.is_autocast_enabled(x.device.type)
             or torch.utils._python_dispatch._get_current_dispatch_mode() is not None)
 
