@@ -78,6 +78,8 @@ class RecNeXtBlock(nn.Module):
     def fold(self) -> None:
         """Fold every norm; the one between the mixers goes into the 1x1 convolution behind it."""
         fold_conv_norms(self)
+        if isinstance(self.token_mixer, RecConv2d):
+            self.token_mixer.switch_to_deploy()
         if not isinstance(self.norm, nn.Identity):
             self.channel_mixer[0] = fold_norm_before(self.norm, self.channel_mixer[0])
             self.norm = nn.Identity()

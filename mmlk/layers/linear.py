@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
 
-class FoldedLinear(nn.Linear):
+
+class FoldedLinear(KeepsBlockedWeights, nn.Linear):
     """``gelu(x W^T + b)`` or ``x W^T + b`` for inference, with the parameters of a given layer.
 
     On a CPU, in float32 and without gradients, oneDNN multiplies with a second copy of the weight
@@ -25,13 +27,17 @@ class FoldedLinear(nn.Linear):
                          device='meta')
         self.weight, self.bias = layer.weight, layer.bias
         self.gelu = gelu
-        self._packed: tuple | None = None
+        self._blocked = BlockedWeights()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._takes_blocked_weight(x):
             activation = ('gelu', [], 'none') if self.gelu else ('none', [], '')
+
+            def reorder(plain: torch.Tensor) -> torch.Tensor:
+                return torch.ops.mkldnn._reorder_linear_weight(plain, x.numel() // x.shape[-1])
+
             return torch.ops.mkldnn._linear_pointwise(
-                x, self._blocked_weight(x), self.bias, *activation)
+                x, self._blocked.get('weight', self.weight, reorder), self.bias, *activation)
         y = F.linear(x, self.weight, self.bias)
         return F.gelu(y) if self.gelu else y
 
@@ -46,14 +52,3 @@ class FoldedLinear(nn.Linear):
                 and torch._C._len_torch_dispatch_stack() == 0
                 and torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
                 and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
-
-    def _blocked_weight(self, x: torch.Tensor) -> torch.Tensor:
-        key = (self.weight.data_ptr(), self.weight._version)
-        if self._packed is None or self._packed[0] != key:
-            rows = x.numel() // x.shape[-1]
-            blocked = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows)
-            self._packed = (key, blocked)
-        return self._packed[1]
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_packed': None}

@@ -10,7 +10,7 @@ from mmlk.layers.conv import GELU, ConvNorm
 from mmlk.layers.drop import DropPath
 from mmlk.layers.eager_cpu import unobserved
 from mmlk.ops import channel_mlp, channel_mlp_reference, dispatch
-from mmlk.ops.blocked import BlockedWeights
+from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
 
 _IDENTITY, _KEEP = nn.Identity(), DropPath()
 
@@ -75,7 +75,7 @@ class ConvMlp(nn.Module):
         return _scaled(second(self.act(first(x))), scale)
 
 
-class ConvNormMlp(nn.Sequential):
+class ConvNormMlp(KeepsBlockedWeights, nn.Sequential):
     """Pointwise MLP whose convolutions carry a norm each; submodules ``0`` and ``2``, GELU between.
 
     Args:

@@ -18,7 +18,7 @@ from mmlk.layers.eager_cpu import (
     unobserved,
     uses_own_batch,
 )
-from mmlk.ops import PointwiseConv2d
+from mmlk.ops import PointwiseConv2d, dispatch
 from mmlk.ops.blocked import BlockedWeights, eager, usable
 
 _aten = torch.ops.aten
@@ -76,7 +76,7 @@ class _Residual(torch.autograd.Function):
         return y.add_(x)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @dispatch.first_derivative_only('ConvNormMlp')
     def backward(ctx, grad: Tensor):
         weight1, weight2, *rest = ctx.saved_tensors
         scales = rest[0:6:2]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmlk.layers import recattn_cpu
 from mmlk.layers.conv import ConvNorm
 from mmlk.layers.recattn_cpu import add_nearest, normed_depthwise
-from mmlk.ops.blocked import BlockedWeights
+from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
 from mmlk.ops.operators import channels_last
 
 _EPSILON = 1e-6
@@ -39,7 +39,7 @@ def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (query @ summary) / (total + _EPSILON)
 
 
-class LinearAttention2d(nn.Module):
+class LinearAttention2d(KeepsBlockedWeights, nn.Module):
     """Linear attention over the pixels of a map, plus a depthwise 3x3 convolution of it.
 
     Query and key are ``elu + 1`` of a normed 1x1 convolution ``qk``, the value is the map itself.
@@ -73,7 +73,7 @@ class LinearAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if recattn_cpu.attends_as_one(x, self.qk):
             out = recattn_cpu.attention(x, self.qk, self.num_heads, _EPSILON)
-            return normed_depthwise(x, self.pe, self._blocked) + out
+            return normed_depthwise(x, self.pe, self._blocked, 'pe') + out
         query, key = (F.elu(self.qk(x)) + 1).chunk(2, 1)
         out = linear_attention(*(self._tokens(each) for each in (query, key, x)))
         if channels_last(x):
@@ -87,7 +87,7 @@ class LinearAttention2d(nn.Module):
         return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
 
 
-class RecAttn2d(nn.Module):
+class RecAttn2d(KeepsBlockedWeights, nn.Module):
     """``conv(x + up(attention(down(x))))``: one level down by 5x5, nearest interpolation up.
 
     ``down`` and ``conv`` are depthwise and normed, so blocks need no norm of their own.
@@ -114,8 +114,8 @@ class RecAttn2d(nn.Module):
             LinearAttention2d(in_channels, num_heads, qk_channels=in_channels, qk_groups=2,
                               **options))
         self.conv = ConvNorm(in_channels, in_channels, kernel_size, 1, in_channels, **options)
-        self._blocked = BlockedWeights(), BlockedWeights()
+        self._blocked = BlockedWeights()
 
     def forward(self, x: Tensor) -> Tensor:
-        coarse = self.down[1](normed_depthwise(x, self.down[0], self._blocked[0]))
-        return normed_depthwise(add_nearest(x, coarse), self.conv, self._blocked[1])
+        coarse = self.down[1](normed_depthwise(x, self.down[0], self._blocked, 'down'))
+        return normed_depthwise(add_nearest(x, coarse), self.conv, self._blocked, 'conv')

@@ -14,7 +14,7 @@ from mmlk.layers.eager_cpu import (
     unobserved,
     uses_own_batch,
 )
-from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, recconv_cpu
+from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, dispatch, recconv_cpu
 from mmlk.ops.blocked import BlockedWeights, eager, usable
 
 
@@ -98,7 +98,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @dispatch.first_derivative_only('RecAttn2d')
     def backward(ctx, grad: Tensor):
         (x, weight, scale, projected, mean, deviation, out, positive, query, key, value, summary,
          total) = ctx.saved_tensors
@@ -136,13 +136,13 @@ class _Attention(torch.autograd.Function):
         return as_map(grad_x, x), grad_weight, grad_scale, grad_shift, None, None, None
 
 
-def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights) -> Tensor:
+def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights, name: str) -> Tensor:
     """``layer(x)`` of a normed or folded depthwise convolution, by its CPU code where that applies."""
     if eager(x) and x.numel() > 0 and x.shape[1] > 1:
         if type(layer) is DepthwiseConv2d:
             if not torch.is_grad_enabled() and usable(layer.weight) and unobserved(layer):
                 return recconv_cpu.convolve_blocked(
-                    x, layer.weight, layer.bias, layer.stride[0], blocked, 'kernel')
+                    x, layer.weight, layer.bias, layer.stride[0], blocked, name)
         elif (torch.is_grad_enabled() and type(layer.conv) is DepthwiseConv2d
               and layer.conv.bias is None and uses_own_batch(layer.norm)
               and layer.conv.weight.dtype == torch.float32
@@ -177,7 +177,7 @@ class _DepthwiseNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @dispatch.first_derivative_only('RecAttn2d')
     def backward(ctx, grad: Tensor):
         x, weight, scale, convolved, mean, deviation = ctx.saved_tensors
         wants = ctx.needs_input_grad

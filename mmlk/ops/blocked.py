@@ -8,6 +8,7 @@ torch's compiler uses; they have no gradients.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,10 @@ from mmlk.ops.operators import channels_last
 class BlockedWeights:
     """Reordered copies by name, made on first use and again after a weight has changed.
 
-    Never part of a state dict, a pickle or a deep copy.
+    A change is a new tensor, new memory or a write that autograd counts. Writes through ``.data``,
+    as averaging hooks make them, are not counted: only folded networks, whose weights are final, keep
+    copies, and their owners `clear` them where such writes may have happened. Never part of a state
+    dict, a pickle or a deep copy.
     """
 
     def __init__(self):
@@ -33,10 +37,25 @@ class BlockedWeights:
         """``reorder(weight)``, computed anew only where ``weight`` is another or has changed."""
         key = weight.data_ptr(), weight._version
         kept = self._copies.get(name)
-        if kept is None or kept[0] != key:
-            kept = key, reorder(weight.detach())
+        # The reference tells a weight from a later one in the same memory.
+        if kept is None or kept[0]() is not weight or kept[1] != key:
+            kept = weakref.ref(weight), key, reorder(weight.detach())
             self._copies[name] = kept
-        return kept[1]
+        return kept[2]
+
+    def clear(self) -> None:
+        """Forget all copies."""
+        self._copies.clear()
+
+
+class KeepsBlockedWeights:
+    """Mixin, before ``nn.Module``, that forgets the copies in ``_blocked`` at `train` and `eval`."""
+
+    _blocked: BlockedWeights
+
+    def train(self, mode: bool = True):
+        self._blocked.clear()
+        return super().train(mode)
 
 
 def eager(*maps: Tensor) -> bool:

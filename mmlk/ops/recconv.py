@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlk.ops import dispatch, recconv_cpu
-from mmlk.ops.blocked import BlockedWeights
+from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
 from mmlk.ops.reference import recconv2d_reference
 
 MODES = ('bilinear', 'nearest')
@@ -79,7 +79,7 @@ def _reference(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str)
     return recconv2d_reference(x, down_weight, weights, mode=mode)
 
 
-class RecConv2d(nn.Module):
+class RecConv2d(KeepsBlockedWeights, nn.Module):
     """`recconv2d` with its parameters under the published names ``down`` and ``convs``.
 
     Args:
@@ -107,6 +107,7 @@ class RecConv2d(nn.Module):
         self.level = level
         self.mode = mode
         self.overflow_reported = False
+        self.deploy = False
         self._blocked = BlockedWeights()
 
         def depthwise(stride: int) -> nn.Conv2d:
@@ -121,12 +122,17 @@ class RecConv2d(nn.Module):
             raise ValueError(f'RecConv2d: {len(self.convs)} kernels for {self.level} levels, '
                              f'expected {self.level + 1}')
         weights = [conv.weight for conv in self.convs]
-        if recconv_cpu.infers_blocked(x, self.down.weight, weights):
+        if self.deploy and recconv_cpu.infers_blocked(x, self.down.weight, weights):
             return recconv_cpu.infer(x, self.down.weight, weights, self.mode, self._blocked)
         y = recconv2d(x, self.down.weight, weights, mode=self.mode)
         if y.dtype == torch.float16 and not self.overflow_reported:
             self._report_overflow(x, y)
         return y
+
+    def switch_to_deploy(self) -> RecConv2d:
+        """Take the weights for final, so that inference on a CPU may keep reordered copies of them."""
+        self.deploy = True
+        return self
 
     def _report_overflow(self, x: Tensor, y: Tensor) -> None:
         if torch.compiler.is_compiling() or dispatch.exporting() or y.is_meta or \

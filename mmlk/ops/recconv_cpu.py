@@ -210,37 +210,38 @@ dispatch.implement('recconv2d', 'CPU', _forward)
 dispatch.implement('recconv2d_backward', 'CPU', _backward)
 
 
-class _Recursion(torch.autograd.Function):
-    """The registered operator's kernels for eager calls.
+class Recursion(torch.autograd.Function):
+    """The kernels of a device, (forward, backward), for eager calls.
 
     Autograd through a registered operator with tensor lists costs about a millisecond a call in
     Python, more than the arithmetic of most blocks.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, down_weight: Tensor, mode: str, *weights: Tensor) -> Tensor:
-        y, saved = _forward(x, down_weight, list(weights), mode)
+    def forward(ctx, kernels: tuple, mode: str, x: Tensor, down_weight: Tensor,
+                *weights: Tensor) -> Tensor:
+        y, saved = kernels[0](x, down_weight, list(weights), mode)
         ctx.save_for_backward(x, down_weight, *weights, *saved)
-        ctx.count, ctx.mode = len(weights), mode
+        ctx.backward_kernel, ctx.count, ctx.mode = kernels[1], len(weights), mode
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @dispatch.first_derivative_only('recconv2d')
     def backward(ctx, grad: Tensor):
         x, down_weight, *rest = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        mask = [wants[0], wants[1], any(wants[3:])]
-        grad_x, grad_down, grad_weights = _backward(
+        wants = ctx.needs_input_grad[2:]
+        mask = [wants[0], wants[1], any(wants[2:])]
+        grad_x, grad_down, grad_weights = ctx.backward_kernel(
             grad, x, down_weight, rest[:ctx.count], rest[ctx.count:], ctx.mode, mask)
-        return (grad_x if mask[0] else None, grad_down if mask[1] else None, None,
-                *(each if mask[2] else None for each in grad_weights))
+        return (None, None, grad_x if mask[0] else None, grad_down if mask[1] else None,
+                *(each if wanted else None for each, wanted in zip(grad_weights, wants[2:])))
 
 
 def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Tensor:
     if dispatch.watched(x):
         return recconv2d(x, down_weight, weights, mode)[0]
     if torch.is_grad_enabled():
-        return _Recursion.apply(x, down_weight, mode, *weights)
+        return Recursion.apply((_forward, _backward), mode, x, down_weight, *weights)
     return _forward(x, down_weight, weights, mode)[0]
 
 

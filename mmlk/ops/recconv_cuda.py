@@ -49,30 +49,6 @@ def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor
     return _triton().backward(grad, x, down_weight, weights, saved, mode, mask)
 
 
-class _Recursion(torch.autograd.Function):
-    """The kernels for eager calls, past a registered operator's autograd in Python.
-
-    With lists of tensors that costs about a millisecond a call, ten times the kernels' time.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, down_weight: Tensor, mode: str, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(x, down_weight, *weights)
-        ctx.mode = mode
-        return _forward(x, down_weight, list(weights), mode)[0]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, down_weight, *weights = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        mask = [wants[0], wants[1], any(wants[3:])]
-        grad_x, grad_down, grad_weights = _backward(
-            grad, x, down_weight, weights, [], ctx.mode, mask)
-        return (grad_x if mask[0] else None, grad_down if mask[1] else None, None,
-                *(each if wanted else None for each, wanted in zip(grad_weights, wants[3:])))
-
-
 def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Tensor:
     if torch.is_autocast_enabled('cuda') and not torch.compiler.is_compiling():
         x = x.to(torch.get_autocast_dtype('cuda')) if x.dtype == torch.float32 else x
@@ -80,7 +56,7 @@ def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Te
             return _run(x, down_weight, weights, mode)
     if dispatch.watched(x):
         return recconv_cpu.recconv2d(x, down_weight, weights, mode)[0]
-    return _Recursion.apply(x, down_weight, mode, *weights)
+    return recconv_cpu.Recursion.apply((_forward, _backward), mode, x, down_weight, *weights)
 
 
 def _refuses(x: Tensor, down_weight: Tensor, weights: list[Tensor], *_args) -> str | None:

@@ -18,7 +18,7 @@ from mmlk.layers import (
     mlp_cpu,
     recattn_cpu,
 )
-from mmlk.ops import RecConv2d
+from mmlk.ops import RecConv2d, recconv2d
 from tests.cases import TOLERANCE, assert_close
 from tests.golden_weights import golden_input, load_golden_weights
 
@@ -48,7 +48,7 @@ MODULES = {
     'recursive-attention': lambda: RecAttn2d(8, 2),
     'recursion': lambda: RecConv2d(8, level=2),
 }
-NODES = {'mixer': '_Residual', 'mixer-without-norm': '_Residual', 'recursion': '_Recursion',
+NODES = {'mixer': '_Residual', 'mixer-without-norm': '_Residual', 'recursion': 'Recursion',
          'recursive-attention': '_DepthwiseNorm'}
 
 
@@ -190,3 +190,24 @@ def test_gradient_is_turned_to_the_layout_of_the_maps():
     channels_last_gradient(middle).mean().backward()
     assert strides == [middle.stride()]
     assert torch.equal(x.grad, torch.full_like(x, 1 / x.numel()))
+
+
+@pytest.mark.parametrize('deploy', [False, True])
+def test_weights_swapped_through_data_are_used(deploy):
+    """As averaging hooks swap them: autograd does not count such writes, `eval` follows them."""
+    module, x = RecConv2d(8, level=2), last(torch.randn(2, 8, 9, 7))
+    module = module.switch_to_deploy().eval() if deploy else module.eval()
+    with torch.no_grad():
+        module(x)
+        module.convs[1].weight.data.copy_(torch.randn(8, 1, 5, 5))
+        want = recconv2d(x, module.down.weight, [conv.weight for conv in module.convs],
+                         backend='reference')
+        assert_close('y', (module.eval() if deploy else module)(x), want, OUTPUT)
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_second_derivatives_are_refused(name):
+    module, x = MODULES[name]().train(), last(torch.randn(2, 8, 9, 7)).requires_grad_()
+    first, = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='second derivatives are not available here'):
+        first.pow(2).sum().backward()
