@@ -1,0 +1,124 @@
+"""Machine code from kernels, and its launch on the threads that torch uses.
+
+A compiled kernel is one C function of a block of 64-bit words: a task counter, the number of tasks, and
+the kernel's arguments. Every thread that runs it takes the next task until none is left. Tasks write to
+places of their own, so the result does not depend on who takes which.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import glob
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+try:
+    import llvmlite.binding as llvm
+except ImportError:  # an optional dependency
+    llvm = None
+
+ENVIRONMENT = 'MMLK_JIT'
+
+_lock = threading.Lock()
+
+
+@functools.lru_cache(maxsize=None)
+def _machine():
+    """LLVM's target machine for this processor and the engine that holds compiled code."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3)
+    return machine, llvm.create_mcjit_compiler(llvm.parse_assembly(''), machine)
+
+
+@functools.lru_cache(maxsize=None)
+def _missing() -> str | None:
+    if llvm is None:
+        return "llvmlite is not installed (pip install 'mmlk[cpu]')"
+    try:
+        _machine()
+    except RuntimeError as error:
+        return f'LLVM does not know this processor ({error})'
+    return None
+
+
+def unavailable() -> str | None:
+    """Reason why nothing can be compiled here, or None. ``MMLK_JIT=0`` in the environment is one."""
+    if os.environ.get(ENVIRONMENT) == '0':
+        return f'{ENVIRONMENT}=0'
+    return _missing()
+
+
+@functools.lru_cache(maxsize=None)
+def _team():
+    """``run(address, words, threads)``: several threads enter the function at once.
+
+    torch's own OpenMP runtime lends its threads, which are awake already; a second pool would compete
+    with them for the processor. Where torch has another runtime, Python's threads do it.
+    """
+    found = glob.glob(os.path.join(os.path.dirname(torch.__file__), 'lib', 'libgomp*'))
+    try:
+        enter = ctypes.CDLL(found[0] if found else 'libgomp.so.1').GOMP_parallel
+    except (OSError, AttributeError):
+        pool = ThreadPoolExecutor(thread_name_prefix='mmlk')
+
+        def run(function, words, threads):
+            for each in [pool.submit(function, words) for _ in range(threads)]:
+                each.result()
+
+        return run
+    enter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    enter.restype = None
+
+    def run(function, words, threads):
+        enter(function, words, threads, 0)
+
+    return run
+
+
+class Compiled:
+    """A kernel in machine code. Call it with the number of tasks, their cost and its arguments."""
+
+    # Multiplications below which a second thread costs more than it does.
+    WORTH_A_THREAD = 400_000
+
+    def __init__(self, address: int):
+        self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+
+    def __call__(self, tasks: int, cost: int, *arguments: int) -> None:
+        """Run all tasks.
+
+        Args:
+            tasks: Their number.
+            cost: Multiplications, or what takes as long, of all tasks together.
+            arguments: Addresses and sizes as the kernel numbers them.
+        """
+        words = (ctypes.c_int64 * (len(arguments) + 2))(0, tasks, *arguments)
+        threads = min(torch.get_num_threads(), tasks, 1 + cost // self.WORTH_A_THREAD)
+        if threads <= 1:
+            self._run(words)
+        else:
+            _team()(self._run, words, threads)
+
+
+def compile_module(text: str, name: str) -> Compiled:
+    """Machine code of function ``name`` in an LLVM module.
+
+    Vectors are written out in the kernels, so LLVM's own vectorisers and its unroller stay off.
+    """
+    with _lock:
+        machine, engine = _machine()
+        module = llvm.parse_assembly(text)
+        module.verify()
+        options = llvm.create_pipeline_tuning_options(3)
+        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        engine.add_module(module)
+        engine.finalize_object()
+        return Compiled(engine.get_function_address(name))

@@ -1,0 +1,267 @@
+"""The words in which kernels are written: numbers, loops, vectors of 16 floats and strided maps.
+
+A kernel is a Python function decorated with `kernel`. It is called once for each set of compile-time
+parameters, with a `Kernel` to write to, and leaves behind the code of one task. Values are 64-bit
+integers or vectors of the machine being written for; Python's own numbers, loops and conditions are
+worked out while the code is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable
+
+from mmlk.ops.jit import engine
+
+try:
+    from llvmlite import ir
+except ImportError:
+    ir = None
+
+LANES = 16
+"""Floats in a vector. LLVM splits it into registers: two on AVX2, one on AVX-512, four on NEON."""
+
+_serial = itertools.count()
+
+if ir is not None:
+    _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+    _POINTER, _VECTOR = ir.PointerType(), ir.VectorType(_F32, LANES)
+
+
+def kernel(arguments: str) -> Callable:
+    """Decorator for ``write(k, *numbers, **parameters)``: the result compiles once per parameters.
+
+    Args:
+        arguments: Names of the run-time arguments, for the count of words; names that end in ``_p`` are
+            addresses.
+    """
+    names = arguments.split()
+
+    def decorate(write: Callable) -> Callable[..., engine.Compiled]:
+        @functools.lru_cache(maxsize=None)
+        def compiled(**parameters) -> engine.Compiled:
+            name = f'{write.__module__.rpartition(".")[2]}_{write.__name__}_{next(_serial)}'
+            k = Kernel(name, names)
+            write(k, *k.arguments, **parameters)
+            return engine.compile_module(k.finish(), name)
+
+        compiled.__doc__ = write.__doc__
+        return compiled
+
+    return decorate
+
+
+class Int:
+    """A 64-bit integer of the kernel, with Python's operators."""
+
+    def __init__(self, k: Kernel, value):
+        self.k, self.value = k, value
+
+    def _with(self, other, operation, swap=False):
+        left, right = self.value, self.k.int(other).value
+        if swap:
+            left, right = right, left
+        return Int(self.k, getattr(self.k.b, operation)(left, right))
+
+    def __add__(self, other):
+        return self._with(other, 'add')
+
+    def __radd__(self, other):
+        return self._with(other, 'add')
+
+    def __sub__(self, other):
+        return self._with(other, 'sub')
+
+    def __rsub__(self, other):
+        return self._with(other, 'sub', True)
+
+    def __mul__(self, other):
+        return self._with(other, 'mul')
+
+    def __rmul__(self, other):
+        return self._with(other, 'mul')
+
+    def __floordiv__(self, other):
+        return self._with(other, 'udiv')
+
+    def __mod__(self, other):
+        return self._with(other, 'urem')
+
+    def compare(self, sign: str, other):
+        """Truth value for `Kernel.when` of ``self sign other``."""
+        return self.k.b.icmp_signed(sign, self.value, self.k.int(other).value)
+
+    def __lt__(self, other):
+        return self.compare('<', other)
+
+    def __ge__(self, other):
+        return self.compare('>=', other)
+
+
+class Kernel:
+    """The code of one task, being written.
+
+    Attributes:
+        task: Number of the task, an `Int`.
+        arguments: The run-time arguments: `Int`, or a pointer where the name ends in ``_p``.
+    """
+
+    def __init__(self, name: str, names: list[str]):
+        self.name = name
+        self.module = ir.Module(name)
+        self.module.triple = engine.llvm.get_default_triple()
+        self._function = ir.Function(
+            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I64]), f'{name}_task')
+        self._function.linkage = 'internal'
+        words, task = self._function.args
+        self.b = ir.IRBuilder(self._function.append_basic_block())
+        self.task = Int(self, task)
+        self.arguments = []
+        for index, each in enumerate(names):
+            word = self.b.load(self.b.gep(words, [_I64(index + 2)], source_etype=_I64), typ=_I64)
+            self.arguments.append(
+                self.b.inttoptr(word, _POINTER) if each.endswith('_p') else Int(self, word))
+        self.zero = ir.Constant(_VECTOR, [0.0] * LANES)
+
+    # Integers --------------------------------------------------------------------------------------
+
+    def int(self, value) -> Int:
+        """``value`` as a number of the kernel."""
+        return value if isinstance(value, Int) else Int(self, _I64(value))
+
+    def min(self, left, right) -> Int:
+        left, right = self.int(left), self.int(right)
+        return Int(self, self.b.select(left < right, left.value, right.value))
+
+    def max(self, left, right) -> Int:
+        left, right = self.int(left), self.int(right)
+        return Int(self, self.b.select(left < right, right.value, left.value))
+
+    # Flow ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def loop(self, first, end, step: int = 1):
+        """Code under ``with`` is repeated for first, first + step, ... below ``end``."""
+        b, first, end = self.b, self.int(first), self.int(end)
+        before = b.block
+        head, body, after = (b.append_basic_block() for _ in range(3))
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(_I64)
+        index.add_incoming(first.value, before)
+        b.cbranch(b.icmp_signed('<', index, end.value), body, after)
+        b.position_at_end(body)
+        yield Int(self, index)
+        index.add_incoming(b.add(index, _I64(step), flags=['nsw']), b.block)
+        b.branch(head)
+        b.position_at_end(after)
+
+    def when(self, condition):
+        """Code under ``with`` runs where the condition holds."""
+        return self.b.if_then(condition)
+
+    def either(self, condition):
+        """``with k.either(c) as (then, otherwise)``, then ``with then: ...``."""
+        return self.b.if_else(condition)
+
+    # Vectors ---------------------------------------------------------------------------------------
+
+    def variable(self, value):
+        """A register that code may read (`read`) and overwrite (`write`), from ``value`` on."""
+        with self.b.goto_entry_block():
+            place = self.b.alloca(value.type)
+        self.b.store(value, place)
+        return place
+
+    def read(self, variable):
+        return self.b.load(variable, typ=_VECTOR)
+
+    def write(self, variable, value) -> None:
+        self.b.store(value, variable)
+
+    def add_product(self, variable, left, right) -> None:
+        """``variable += left * right`` in one rounding."""
+        self.write(variable, self.fma(left, right, self.read(variable)))
+
+    def splat(self, number: float):
+        """The vector of one Python number."""
+        return ir.Constant(_VECTOR, [number] * LANES)
+
+    def fma(self, left, right, addend):
+        return self.intrinsic('llvm.fma', left, right, addend)
+
+    def intrinsic(self, name: str, *vectors):
+        """LLVM's ``name`` on vectors."""
+        full = f'{name}.v{LANES}f32'
+        function = self.module.globals.get(full) or ir.Function(
+            self.module, ir.FunctionType(_VECTOR, [_VECTOR] * len(vectors)), full)
+        return self.b.call(function, vectors)
+
+
+    # Memory ----------------------------------------------------------------------------------------
+
+    def scratch(self, vectors):
+        """Memory for that many vectors, the task's own."""
+        return self.b.alloca(_VECTOR, self.int(vectors).value)
+
+    def at(self, pointer, offset):
+        """The address ``offset`` floats on."""
+        return self.b.gep(pointer, [self.int(offset).value], source_etype=_F32)
+
+    def load(self, pointer, offset=0):
+        """16 floats from ``offset`` on."""
+        return self.b.load(self.at(pointer, offset), typ=_VECTOR, align=4)
+
+    def store(self, vector, pointer, offset=0) -> None:
+        self.b.store(vector, self.at(pointer, offset), align=4)
+
+    def load_some(self, pointer, offset, count: Int, slot):
+        """As `load`, where only ``count`` floats may be touched; the rest is zero.
+
+        Args:
+            slot: Variable that serves as a buffer.
+        """
+        with self.either(count >= LANES) as (full, part):
+            with full:
+                self.write(slot, self.load(pointer, offset))
+            with part:
+                self.write(slot, self.zero)
+                with self.loop(0, count) as lane:
+                    self._copy_float(self.at(pointer, offset + lane), self.at(slot, lane))
+        return self.read(slot)
+
+    def store_some(self, vector, pointer, offset, count: Int, slot) -> None:
+        """As `store`, of the first ``count`` floats."""
+        with self.either(count >= LANES) as (full, part):
+            with full:
+                self.store(vector, pointer, offset)
+            with part:
+                self.write(slot, vector)
+                with self.loop(0, count) as lane:
+                    self._copy_float(self.at(slot, lane), self.at(pointer, offset + lane))
+
+    def _copy_float(self, source, target) -> None:
+        self.b.store(self.b.load(source, typ=_F32, align=4), target, align=4)
+
+    # End -------------------------------------------------------------------------------------------
+
+    def finish(self) -> str:
+        """The module: the task, and the function that takes tasks from the counter until none is left."""
+        self.b.ret_void()
+        entry = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [_POINTER]), self.name)
+        words, = entry.args
+        b = ir.IRBuilder(entry.append_basic_block())
+        count = b.load(b.gep(words, [_I64(1)], source_etype=_I64), typ=_I64)
+        head, body, end = (b.append_basic_block() for _ in range(3))
+        b.branch(head)
+        b.position_at_end(head)
+        task = b.atomic_rmw('add', words, _I64(1), 'monotonic')
+        b.cbranch(b.icmp_signed('<', task, count), body, end)
+        b.position_at_end(body)
+        b.call(self._function, [words, task])
+        b.branch(head)
+        b.position_at_end(end)
+        b.ret_void()
+        return str(self.module)
