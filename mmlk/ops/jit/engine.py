@@ -26,7 +26,7 @@ ENVIRONMENT = 'MMLK_JIT'
 _lock = threading.Lock()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _machine():
     """LLVM's target machine for this processor and the engine that holds compiled code."""
     llvm.initialize_native_target()
@@ -36,7 +36,7 @@ def _machine():
     return machine, llvm.create_mcjit_compiler(llvm.parse_assembly(''), machine)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _missing() -> str | None:
     if llvm is None:
         return "llvmlite is not installed (pip install 'mmlk[cpu]')"
@@ -54,7 +54,7 @@ def unavailable() -> str | None:
     return _missing()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _team():
     """``run(address, words, threads)``: several threads enter the function at once.
 

@@ -40,7 +40,7 @@ def kernel(arguments: str) -> Callable:
     names = arguments.split()
 
     def decorate(write: Callable) -> Callable[..., engine.Compiled]:
-        @functools.lru_cache(maxsize=None)
+        @functools.cache
         def compiled(**parameters) -> engine.Compiled:
             name = f'{write.__module__.rpartition(".")[2]}_{write.__name__}_{next(_serial)}'
             k = Kernel(name, names)
@@ -248,7 +248,7 @@ class Kernel:
     # End -------------------------------------------------------------------------------------------
 
     def finish(self) -> str:
-        """The module: the task, and the function that takes tasks from the counter until none is left."""
+        """The module: the task, and a function that takes tasks from the counter until none is left."""
         self.b.ret_void()
         entry = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [_POINTER]), self.name)
         words, = entry.args
