@@ -89,6 +89,14 @@ class Int:
     def __mod__(self, other):
         return self._with(other, 'urem')
 
+    def at_least_zero(self):
+        """The number, or zero where it is negative."""
+        return self.k.max(self, 0)
+
+    def exactly_divided(self, divisor: int):
+        """Quotient of a multiple of ``divisor``, of either sign."""
+        return self._with(divisor, 'sdiv')
+
     def compare(self, sign: str, other):
         """Truth value for `Kernel.when` of ``self sign other``."""
         return self.k.b.icmp_signed(sign, self.value, self.k.int(other).value)
@@ -98,6 +106,12 @@ class Int:
 
     def __ge__(self, other):
         return self.compare('>=', other)
+
+
+def _untyped(place):
+    """An alloca as a pointer to anything, which LLVM's pointers are; llvmlite still types these."""
+    place.type = _POINTER
+    return place
 
 
 class Kernel:
@@ -139,6 +153,10 @@ class Kernel:
         left, right = self.int(left), self.int(right)
         return Int(self, self.b.select(left < right, right.value, left.value))
 
+    def both(self, left, right):
+        """Whether both conditions hold."""
+        return self.b.and_(left, right)
+
     # Flow ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -171,7 +189,7 @@ class Kernel:
     def variable(self, value):
         """A register that code may read (`read`) and overwrite (`write`), from ``value`` on."""
         with self.b.goto_entry_block():
-            place = self.b.alloca(value.type)
+            place = _untyped(self.b.alloca(_VECTOR))
         self.b.store(value, place)
         return place
 
@@ -204,7 +222,7 @@ class Kernel:
 
     def scratch(self, vectors):
         """Memory for that many vectors, the task's own."""
-        return self.b.alloca(_VECTOR, self.int(vectors).value)
+        return _untyped(self.b.alloca(_VECTOR, self.int(vectors).value))
 
     def at(self, pointer, offset):
         """The address ``offset`` floats on."""
@@ -229,7 +247,7 @@ class Kernel:
             with part:
                 self.write(slot, self.zero)
                 with self.loop(0, count) as lane:
-                    self._copy_float(self.at(pointer, offset + lane), self.at(slot, lane))
+                    self.copy_float(self.at(pointer, offset + lane), self.at(slot, lane))
         return self.read(slot)
 
     def store_some(self, vector, pointer, offset, count: Int, slot) -> None:
@@ -240,9 +258,10 @@ class Kernel:
             with part:
                 self.write(slot, vector)
                 with self.loop(0, count) as lane:
-                    self._copy_float(self.at(slot, lane), self.at(pointer, offset + lane))
+                    self.copy_float(self.at(slot, lane), self.at(pointer, offset + lane))
 
-    def _copy_float(self, source, target) -> None:
+    def copy_float(self, source, target) -> None:
+        """Copy one float from address to address."""
         self.b.store(self.b.load(source, typ=_F32, align=4), target, align=4)
 
     # End -------------------------------------------------------------------------------------------
