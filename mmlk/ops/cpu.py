@@ -7,6 +7,9 @@ Three rules apply before it. A kernel is clipped to the 2L - 1 taps that a map o
 reach, which is exact. Floating types of 16 bits are computed in float32 and rounded once: torch has
 no vectorised depthwise convolution for them on most CPUs. Results are returned in the layout of the
 input, whatever layout the route works in.
+
+Where loops can be compiled (`mmlk.ops.jit`), they are the route of nearly every float32 shape; the
+routes of torch serve float64, the largest kernels and machines without llvmlite.
 """
 
 from __future__ import annotations
@@ -19,15 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlk.ops import cpu_routes as routes
-from mmlk.ops import dispatch, operators
+from mmlk.ops import dispatch, jit, operators
 from mmlk.ops.allocation import keep_freed_memory
+from mmlk.ops.jit import depthwise as compiled
 from mmlk.ops.operators import channels_last, layout
 from mmlk.ops.reference import depthwise_conv2d_reference, pair
 
-PLAIN, LAST, ANY = 'contiguous', 'channels-last', 'any'
+PLAIN, LAST, ANY, CHANNELS = 'contiguous', 'channels-last', 'any', 'channels side by side'
 
 # name -> (layout it works in, computation)
 FORWARD = {
+    'compiled': (CHANNELS, compiled.forward),
     'native': (PLAIN, routes.forward_native),
     'native channels-last': (LAST, routes.forward_native),
     'padded': (PLAIN, routes.forward_padded),
@@ -60,11 +65,12 @@ class Plan(NamedTuple):
 
 _NATIVE = Plan('native', 'native', 'native')
 _NATIVE_LAST = Plan(*('native channels-last',) * 3)
+_COMPILED = Plan(*('compiled',) * 3)
 
 
 @functools.lru_cache(maxsize=4096)
 def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
-         last: bool) -> Plan:
+         last: bool, compiles: bool = False) -> Plan:
     """The routes for one shape.
 
     Args:
@@ -72,8 +78,13 @@ def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int
         kernel: Rows and columns of the kernel, clipped to the map.
         stride: Step in rows and columns.
         last: Whether the map is given channels-last.
+        compiles: Whether loops can be compiled for it.
     """
     kh, kw = kernel
+    if compiles and not _leaves_the_cache(shape, kernel):
+        # A contiguous map is reordered twice for it, which some taps must pay for.
+        if last or kw > 3 and kh * kw >= 25 and stride == (1, 1):
+            return _COMPILED
     # The only contiguous weight gradients of torch that are both fast and right.
     safe = kw <= 3 and kh <= 31
     if stride != (1, 1):
@@ -110,6 +121,16 @@ def _prefers_spectra(shape: tuple[int, int], kernel: tuple[int, int]) -> bool:
     return taps >= 21 ** 2 or pixels <= 90 ** 2
 
 
+def _leaves_the_cache(shape: tuple[int, int], kernel: tuple[int, int]) -> bool:
+    """Whether transforms beat compiled sums, or a row of planes exceeds a thread's stack."""
+    return (kernel[0] * kernel[1] >= 49 ** 2 and min(shape) >= 48
+            or kernel[0] * (shape[1] + kernel[1]) > 16_384)
+
+
+def _compiles(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and jit.unavailable() is None
+
+
 def _working(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
@@ -118,7 +139,9 @@ def _laid_out(x: Tensor, form: str) -> Tensor:
     """``x`` with axes ordered as ``form`` says; a slice is left one, every route takes those."""
     if form == PLAIN:
         return x.contiguous() if channels_last(x) else x
-    return x.contiguous(memory_format=torch.channels_last) if form == LAST else x
+    if form == CHANNELS and x.stride(1) == 1:
+        return x
+    return x if form == ANY else x.contiguous(memory_format=torch.channels_last)
 
 
 def _kernel(weight: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -145,7 +168,8 @@ def _unclip(grad_weight: Tensor, kernel) -> Tensor:
 def _plan_for(x: Tensor, kernel: Tensor, stride) -> Plan:
     if x.numel() == 0:
         return _NATIVE
-    return plan(tuple(x.shape[2:]), tuple(kernel.shape[2:]), tuple(stride), channels_last(x))
+    return plan(tuple(x.shape[2:]), tuple(kernel.shape[2:]), tuple(stride), channels_last(x),
+                _compiles(x))
 
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]) -> Tensor:
@@ -156,7 +180,7 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]
     bias = None if bias is None else bias.to(x.dtype)
     form, compute = FORWARD[_plan_for(x, kernel, stride).forward]
     x = _laid_out(x, form)
-    y = compute(x, kernel, bias, stride) if max(stride) > 1 else compute(x, kernel, bias)
+    y = compute(x, kernel, bias, tuple(stride)) if max(stride) > 1 else compute(x, kernel, bias)
     return y.to(dtype).contiguous(memory_format=out_layout)
 
 
@@ -164,6 +188,8 @@ def _gradients(grad: Tensor, x: Tensor, kernel: Tensor, stride: list[int], mask:
                chosen: Plan) -> list[Tensor | None]:
     """Wanted gradients of map, clipped kernel and bias, in whatever layout the routes leave them."""
     by_input, by_weight = chosen.input_gradient, chosen.weight_gradient
+    if chosen == _COMPILED:
+        return _compiled_gradients(_laid_out(grad, CHANNELS), x, kernel, stride, mask)
     if by_input == by_weight and by_input.startswith('native') and (mask[0] or mask[1]):
         form = INPUT_GRADIENT[by_input][0]
         return list(routes.gradients_native(grad, _laid_out(x, form), kernel, stride, mask))
@@ -182,6 +208,17 @@ def _gradients(grad: Tensor, x: Tensor, kernel: Tensor, stride: list[int], mask:
     if mask[0]:
         form, compute = INPUT_GRADIENT[by_input]
         results[0] = compute(_laid_out(grad, form), _laid_out(x, form), kernel, *step)
+    return results
+
+
+def _compiled_gradients(grad: Tensor, x: Tensor, kernel: Tensor, stride, mask,
+                        out: Tensor | None = None) -> list[Tensor | None]:
+    results = [None, None, None]
+    if mask[0]:
+        results[0] = compiled.input_gradient(grad, kernel, x.shape, tuple(stride), out=out)
+    if mask[1] or mask[2]:
+        results[1:] = compiled.weight_gradient(
+            grad, _laid_out(x, CHANNELS), tuple(kernel.shape[2:]), tuple(stride))
     return results
 
 
@@ -209,6 +246,8 @@ def _branch_plan(x: Tensor, kernel: Tensor) -> Plan:
     channels-last only, is copied to that layout.
     """
     kh, kw = kernel.shape[2:]
+    if _compiles(x) and channels_last(x):
+        return _COMPILED
     if max(kh, kw) <= 15:
         return _NATIVE_LAST if kw > 3 or channels_last(x) else _NATIVE
     return _plan_for(x, kernel, (1, 1))
@@ -223,9 +262,14 @@ def _inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: T
     for weight, bias in ((weight_hw, bias_hw), (weight_w, bias_w), (weight_h, bias_h)):
         part = _working(x.narrow(1, start, g))
         kernel = _kernel(weight, x.shape[2:], part.dtype)
-        form, compute = FORWARD[_branch_plan(part, kernel).forward]
+        chosen = _branch_plan(part, kernel)
+        form, compute = FORWARD[chosen.forward]
         bias = None if bias is None else bias.to(part.dtype)
-        y.narrow(1, start, g).copy_(compute(_laid_out(part, form), kernel, bias))
+        target = y.narrow(1, start, g)
+        if chosen == _COMPILED and y.dtype == part.dtype:
+            compute(part, kernel, bias, out=target)
+        else:
+            target.copy_(compute(_laid_out(part, form), kernel, bias))
         start += g
     return y
 
@@ -240,11 +284,16 @@ def _inception_backward(grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Te
         wanted = [mask[0], mask[2 * index + 1], mask[2 * index + 2]]
         part = _working(x.narrow(1, start, g))
         kernel = _kernel(weight, x.shape[2:], part.dtype)
-        grad_x, grad_weight, grad_bias = _gradients(
-            _working(grad.narrow(1, start, g)), part, kernel, [1, 1], wanted,
-            _branch_plan(part, kernel))
-        if mask[0]:
-            results[0].narrow(1, start, g).copy_(grad_x)
+        incoming, chosen = _working(grad.narrow(1, start, g)), _branch_plan(part, kernel)
+        target = results[0].narrow(1, start, g) if mask[0] else None
+        if chosen == _COMPILED and grad.dtype == part.dtype:
+            grad_x, grad_weight, grad_bias = _compiled_gradients(
+                _laid_out(incoming, CHANNELS), part, kernel, [1, 1], wanted, target)
+        else:
+            grad_x, grad_weight, grad_bias = _gradients(
+                incoming, part, kernel, [1, 1], wanted, chosen)
+            if mask[0]:
+                target.copy_(grad_x)
         results.append(_unclip(grad_weight, weight.shape[2:]).to(weight.dtype) if wanted[1]
                        else weight.new_empty(0))
         results.append(grad_bias.to(weight.dtype) if wanted[2] else weight.new_empty(0))
@@ -271,6 +320,8 @@ def _is_plain_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
     kh, kw = weight.shape[2:]
     if x.dtype != torch.float32 or torch.is_autocast_enabled('cpu'):
         return False
+    if channels_last(x) and not dispatch.watched(x) and _compiles(x):
+        return False
     if kh >= 2 * x.shape[2] or kw >= 2 * x.shape[3]:
         return False
     if channels_last(x):
@@ -294,8 +345,25 @@ class _Depthwise(torch.autograd.Function):
         compute = _depthwise_backward
         if torch.is_grad_enabled() or dispatch.watched(grad):
             compute = torch.ops.mmlk.depthwise_conv2d_backward
-        gradients = compute(grad, *ctx.saved_tensors, ctx.stride, wanted)
+        gradients = compute(grad, *ctx.saved_tensors, list(ctx.stride), wanted)
         return *(each if needed else None for each, needed in zip(gradients, wanted)), None
+
+
+class _Inception(torch.autograd.Function):
+    """The same for the Inception operator."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
+                bias_w: Tensor | None, weight_h: Tensor, bias_h: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight_hw, weight_w, weight_h)
+        return _inception(x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h)
+
+    @staticmethod
+    @dispatch.first_derivative_only('inception_dwconv2d')
+    def backward(ctx, grad: Tensor):
+        wanted = ctx.needs_input_grad
+        gradients = _inception_backward(grad, *ctx.saved_tensors, wanted)
+        return tuple(each if needed else None for each, needed in zip(gradients, wanted))
 
 
 def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:
@@ -315,6 +383,10 @@ def _run_inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_
     Calling it directly spares small maps the cost of a registered operator.
     """
     g, last = weight_hw.shape[0], channels_last(x)
+    if last and not dispatch.watched(x) and _compiles(x):
+        parameters = weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h
+        return _Inception.apply(x, *parameters) if torch.is_grad_enabled() else \
+            _inception(x, *parameters)
     identity, square, wide, tall = torch.split(x, (x.shape[1] - 3 * g, g, g, g), dim=1)
     band = weight_w.shape[3]
     if not (_is_plain_torch(square, weight_hw, (1, 1)) and _is_plain_torch(tall, weight_h, (1, 1))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 
-import torch
 from torch import Tensor
 
 from mmlk.ops.jit import planes
@@ -36,11 +35,13 @@ def _block(k: Kernel, task, channels, blocks):
 
 
 @kernel('x_p weight_p bias_p y_p channels height width rows columns x_image x_row x_column '
-        'y_image y_row y_column blocks row_bands band_rows column_bands band_columns tiles')
+        'y_image y_row y_column blocks row_bands band_rows column_bands band_columns tiles kh kw')
 def _forward(k: Kernel, x, weight, bias, y, channels, height, width, rows, columns, x_image, x_row,
              x_column, y_image, y_row, y_column, blocks, row_bands, band_rows, column_bands,
-             band_columns, tiles, *, size, stride, tile, flip, has_bias, accumulate):
-    (kh, kw), (sh, sw) = size, stride
+             band_columns, tiles, kh, kw, *, unrolled, stride, tile, flip, has_bias, accumulate):
+    """``unrolled`` is the width of the kernel if its columns are written out, else 0."""
+    sh, sw = stride
+    kw = unrolled or kw
     channel, count, rest = _block(k, k.task, channels, blocks)
     left = (rest % column_bands) * band_columns
     rest = rest // column_bands
@@ -76,8 +77,8 @@ def _forward(k: Kernel, x, weight, bias, y, channels, height, width, rows, colum
 
             with k.loop(*rows_of_taps) as i:
                 line, taps_line = (above + i - first) * padded + column * sw, i * kw
-                if kw <= _UNROLLED:
-                    for j in range(kw):
+                if unrolled:
+                    for j in range(unrolled):
                         add(line, taps_line, j)
                 else:
                     before = (left + column) * sw - kw // 2
@@ -146,28 +147,29 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
     """
     n, c, height, width = x.shape
     kh, kw = size = tuple(weight.shape[2:])
-    sh, sw = stride = tuple(stride)
+    sh, sw = stride
     rows, columns = (height - 1) // sh + 1, (width - 1) // sw + 1
     if out is None:
         out = x.new_empty((n, rows, columns, c)).permute(0, 3, 1, 2)
     blocks = -(-c // LANES)
     row_bands, band_rows, column_bands, band_columns, tile = _bands(
         n * blocks, rows, columns, size, stride)
-    compiled = _forward(size=size, stride=stride, tile=tile, flip=flip, has_bias=bias is not None,
-                        accumulate=accumulate)
+    compiled = _forward(unrolled=kw if kw <= _UNROLLED else 0, stride=stride, tile=tile, flip=flip,
+                        has_bias=bias is not None, accumulate=accumulate)
     compiled(n * blocks * row_bands * column_bands, n * c * rows * columns * kh * kw,
              x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
              out.data_ptr(), c, height, width, rows, columns, *_strides(x), *_strides(out), blocks,
-             row_bands, band_rows, column_bands, band_columns, -(-band_columns // tile))
+             row_bands, band_rows, column_bands, band_columns, -(-band_columns // tile), kh, kw)
     return out
 
 
 @kernel('grad_p x_p out_p bias_p channels height width rows columns grad_image grad_row grad_column '
-        'x_image x_row x_column blocks band_rows')
+        'x_image x_row x_column blocks band_rows kh kw')
 def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, rows, columns,
                      grad_image, grad_row, grad_column, x_image, x_row, x_column, blocks, band_rows,
-                     *, size, stride):
-    (kh, kw), (sh, sw) = size, stride
+                     kh, kw, *, stride, tile, rest):
+    """Sums of ``tile`` taps, (down, across), and what ``rest`` leaves of the kernel's two sides."""
+    (sh, sw), (down, across), (rest_down, rest_across) = stride, tile, rest
     channel, count, image = _block(k, k.task, channels, blocks)
     slot, bias_sum = k.variable(k.zero), k.variable(k.zero)
     taps = k.scratch(kh * kw)
@@ -177,8 +179,6 @@ def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, row
     plane, grads = k.scratch(plane_rows * padded), k.scratch(band_rows * columns)
     source = planes.Map(x, image * x_image + channel, x_row, x_column, count)
     incoming = planes.Map(grad, image * grad_image + channel, grad_row, grad_column, count)
-    across = min(kw, _TAPS)
-    down = min(max(_TAPS // kw, 1), kh)
 
     with k.loop(0, (rows + band_rows - 1) // band_rows) as band:
         top = band * band_rows
@@ -191,7 +191,7 @@ def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, row
         with k.loop(0, (bottom - top) * columns) as pixel:
             k.write(bias_sum, k.b.fadd(k.read(bias_sum), k.load(grads, pixel * LANES)))
 
-        def add(i, high: int, j: int, wide: int):
+        def add(i, high: int, j, wide: int):
             """Sum ``high`` x ``wide`` taps from (i, j) on over the band."""
             first = [(i + di) * kw + j for di in range(high)]
             sums = [[k.variable(k.load(taps, (line + dj) * LANES)) for dj in range(wide)]
@@ -199,7 +199,7 @@ def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, row
             # Rows and columns in which at least one of the taps meets the map.
             begin = k.max(0, (kh // 2 + (sh - 1) - (i + high - 1) - top * sh).at_least_zero() // sh)
             end = k.min(bottom - top, k.max(0, height + kh // 2 + (sh - 1) - i - top * sh) // sh)
-            left = max(0, -(-(kw // 2 - (j + wide - 1)) // sw))
+            left = (kw // 2 + (sw - 1) - (j + wide - 1)).at_least_zero() // sw
             right = k.min(columns, k.max(0, width + kw // 2 + (sw - 1) - j) // sw)
             with k.loop(begin, end) as row:
                 lines = [(row * sh + i + di) * padded + j for di in range(high)]
@@ -213,12 +213,16 @@ def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, row
                 for dj, variable in enumerate(each):
                     k.store(k.read(variable), taps, (line + dj) * LANES)
 
-        for j in range(0, kw, across):
-            wide = min(across, kw - j)
-            with k.loop(0, kh - kh % down, down) as i:
+        def add_columns(j, wide: int):
+            with k.loop(0, kh - rest_down, down) as i:
                 add(i, down, j, wide)
-            if kh % down:
-                add(k.int(kh - kh % down), kh % down, j, wide)
+            if rest_down:
+                add(kh - rest_down, rest_down, j, wide)
+
+        with k.loop(0, kw - rest_across, across) as j:
+            add_columns(j, across)
+        if rest_across:
+            add_columns(kw - rest_across, rest_across)
 
     with k.loop(0, k.min(count, LANES)) as lane:
         line = (image * channels + channel + lane) * (kh * kw)
@@ -257,14 +261,17 @@ def weight_gradient(grad: Tensor, x: Tensor, size: tuple[int, int],
     """
     n, c, height, width = x.shape
     rows, columns = grad.shape[2:]
-    (kh, kw), (sh, sw) = size, stride
+    kh, kw = size
     blocks = -(-c // LANES)
     band_rows = _gradient_rows(rows, columns, tuple(size), tuple(stride))
     taps, bias = x.new_empty((n, c, 1, kh, kw)), x.new_empty((n, c))
-    compiled = _weight_gradient(size=tuple(size), stride=tuple(stride))
+    across = min(kw, _TAPS)
+    down = min(_TAPS // across, kh)
+    compiled = _weight_gradient(
+        stride=tuple(stride), tile=(down, across), rest=(kh % down, kw % across))
     compiled(n * blocks, n * c * rows * columns * kh * kw, grad.data_ptr(), x.data_ptr(),
              taps.data_ptr(), bias.data_ptr(), c, height, width, rows, columns, *_strides(grad),
-             *_strides(x), blocks, band_rows)
+             *_strides(x), blocks, band_rows, kh, kw)
     return (taps[0], bias[0]) if n == 1 else (taps.sum(0), bias.sum(0))
 
 

@@ -28,6 +28,7 @@ _serial = itertools.count()
 if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
     _POINTER, _VECTOR = ir.PointerType(), ir.VectorType(_F32, LANES)
+    _QUARTER = ir.VectorType(_F32, 4)
 
 
 def kernel(arguments: str) -> Callable:
@@ -246,8 +247,7 @@ class Kernel:
                 self.write(slot, self.load(pointer, offset))
             with part:
                 self.write(slot, self.zero)
-                with self.loop(0, count) as lane:
-                    self.copy_float(self.at(pointer, offset + lane), self.at(slot, lane))
+                self._copy_some(self.at(pointer, offset), slot, count)
         return self.read(slot)
 
     def store_some(self, vector, pointer, offset, count: Int, slot) -> None:
@@ -257,8 +257,15 @@ class Kernel:
                 self.store(vector, pointer, offset)
             with part:
                 self.write(slot, vector)
-                with self.loop(0, count) as lane:
-                    self.copy_float(self.at(slot, lane), self.at(pointer, offset + lane))
+                self._copy_some(slot, self.at(pointer, offset), count)
+
+    def _copy_some(self, source, target, count: Int) -> None:
+        """Copy ``count`` floats, four at a time as far as they go."""
+        with self.loop(0, count - 3, 4) as lane:
+            four = self.b.load(self.at(source, lane), typ=_QUARTER, align=4)
+            self.b.store(four, self.at(target, lane), align=4)
+        with self.loop(count - count % 4, count) as lane:
+            self.copy_float(self.at(source, lane), self.at(target, lane))
 
     def copy_float(self, source, target) -> None:
         """Copy one float from address to address."""
