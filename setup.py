@@ -28,6 +28,8 @@ OPENMMLAB = [
     'mmdet>=3.3.0',
     'mmpretrain>=1.2.0',
 ]
+# Compiles the CPU operators' loops at run time; without it they use torch's routines alone.
+CPU = ['llvmlite>=0.45']
 TEST = ['pytest', 'timm>=1.0.22', 'ftfy', 'regex', 'build', 'wheel']
 
 
@@ -56,6 +58,6 @@ setup(
     packages=find_packages(include=['mmlk', 'mmlk.*']),
     python_requires='>=3.10',
     install_requires=['torch>=2.1', 'numpy'],
-    extras_require=dict(onedl=ONEDL, openmmlab=OPENMMLAB, test=TEST),
+    extras_require=dict(cpu=CPU, onedl=ONEDL, openmmlab=OPENMMLAB, test=TEST),
     cmdclass=dict(build_py=BuildWithConfigs),
 )

@@ -18,6 +18,8 @@ MMCV=2.3.6
 OPENMMLAB='onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2 onedl-mmdetection==3.5.1 onedl-mmpretrain==1.3.6'
 # Test tools, and the text packages that mmpretrain and mmseg import without requiring them.
 EXTRAS='pytest==9.2.0 pytest-xdist==3.8.0 timm==1.0.31 ruff==0.14.5 ftfy regex'
+# Compiles the loops of the CPU operators at run time.
+JIT='llvmlite==0.50.0'
 # The last upstream mmengine, kept aside for the tests that inherit configs on it.
 UPSTREAM='mmengine==0.10.7'
 
@@ -44,7 +46,7 @@ find_python() {
 }
 
 install_base() {
-    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS $UPSTREAM" | cksum | cut -d' ' -f1)
+    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS $JIT $UPSTREAM" | cksum | cut -d' ' -f1)
     stamp=$venv/.mmlk-base-$pins
     [ -e "$stamp" ] && return
     [ -x "$python" ] || "$(find_python)" -m venv "$venv"
@@ -53,7 +55,7 @@ install_base() {
     $pip install -q $TORCH "$NUMPY" $BUILD
     say 'OpenMMLab packages'
     # shellcheck disable=SC2086
-    $pip install -q $OPENMMLAB $EXTRAS "$NUMPY"
+    $pip install -q $OPENMMLAB $EXTRAS "$JIT" "$NUMPY"
     if [ -n "$(cached_wheel)" ]; then
         $pip install -q "$(cached_wheel)" "$NUMPY"
     else

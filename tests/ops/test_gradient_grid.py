@@ -15,6 +15,11 @@ from tests.ops.helpers import leaf, outputs_and_gradients
 MAP_HEIGHTS = (40, 48, 56, 60, 62, 64, 72, 80, 96, 128, 160, 200)
 
 
+@pytest.fixture(autouse=True)
+def _without_compiled_loops(monkeypatch):
+    monkeypatch.setenv('MMLK_JIT', '0')
+
+
 def correlation(image, template, sizes, offsets):
     """``sum over p of template[p] * image[p + o - offset]`` for offsets o in ``sizes``, float64."""
     size = [a + b + abs(c) for a, b, c in zip(image.shape[2:], template.shape[2:], sizes)]

@@ -1,4 +1,7 @@
-"""The CPU backend against the reference in float64 of the same values: output, every gradient."""
+"""The CPU backend against the reference in float64 of the same values: output, every gradient.
+
+Everything is done twice, with compiled loops where they can be and with the routes of torch alone.
+"""
 
 import pytest
 import torch
@@ -12,6 +15,11 @@ from mmlk.ops import (
 )
 from tests.cases import DEPTHWISE_CASES, TOLERANCE, assert_close
 from tests.ops.helpers import LAYOUTS, double, leaf, outputs_and_gradients
+
+@pytest.fixture(autouse=True, params=['compiled', 'torch'])
+def _routes(request, monkeypatch):
+    monkeypatch.setenv('MMLK_JIT', '1' if request.param == 'compiled' else '0')
+
 
 NAMES = ('y', 'grad_x', 'grad_weight', 'grad_bias')
 

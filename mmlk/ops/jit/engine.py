@@ -40,6 +40,8 @@ def _machine():
 def _missing() -> str | None:
     if llvm is None:
         return "llvmlite is not installed (pip install 'mmlk[cpu]')"
+    if not hasattr(llvm, 'create_pass_builder'):
+        return 'llvmlite is older than 0.45'
     try:
         _machine()
     except RuntimeError as error:
