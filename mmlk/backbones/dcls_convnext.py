@@ -8,7 +8,13 @@ import torch
 from torch import nn
 
 from mmlk.backbones.base import Backbone
-from mmlk.layers import DropPath, FoldedLinear, LayerNorm2d, drop_path_schedule, mix_channels
+from mmlk.layers import (
+    DropPath,
+    FoldedLinear,
+    LayerNorm2d,
+    add_mixed_channels,
+    drop_path_schedule,
+)
 from mmlk.ops import DCLSDepthwiseConv2d, PatchConv2d, dispatch
 from mmlk.ops.operators import layout
 from mmlk.registry import MODELS
@@ -41,8 +47,8 @@ class DCLSConvNeXtBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)
-        y = mix_channels(self.norm(y), self.pwconv1, self.act, self.pwconv2, self.gamma)
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+        return add_mixed_channels(x, self.norm(y), self.pwconv1, self.act, self.pwconv2, self.gamma,
+                                  self.drop_path)
 
     def fold(self) -> None:
         """Fix the kernel, and absorb the norm's affine part and ``gamma`` into the two layers."""

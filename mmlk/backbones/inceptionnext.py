@@ -48,7 +48,7 @@ class InceptionNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.drop_path(self.mlp(self.norm(self.token_mixer(x)), self.gamma))
+        return self.mlp.residual(x, self.norm(self.token_mixer(x)), self.gamma, self.drop_path)
 
     def fold(self) -> None:
         """Absorb the norm into ``fc1`` and ``gamma`` into ``fc2``; exact, since both are 1x1."""
@@ -57,6 +57,7 @@ class InceptionNeXtBlock(nn.Module):
         if self.gamma is not None:
             self.mlp.fc2 = fold_scale_after(self.mlp.fc2, self.gamma)
             self.gamma = None
+        self.mlp.fold()
 
 
 class InceptionNeXtStage(nn.Module):

@@ -12,10 +12,10 @@ from mmlk.layers import (
     DropPath,
     FoldedLinear,
     LayerNorm2d,
+    add_mixed_channels,
     build_norm,
     drop_path_schedule,
     fold_scale_after,
-    mix_channels,
 )
 from mmlk.ops import LargeKernelDWConv2d, PatchConv2d
 from mmlk.registry import MODELS
@@ -54,8 +54,8 @@ class SLaKBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.large_kernel(x).permute(0, 2, 3, 1)
-        y = mix_channels(self.norm(y), self.pwconv1, self.act, self.pwconv2, self.gamma)
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+        return add_mixed_channels(x, self.norm(y), self.pwconv1, self.act, self.pwconv2, self.gamma,
+                                  self.drop_path)
 
     def fold(self) -> None:
         """Fold the kernels into two strips and ``gamma`` into ``pwconv2``."""

@@ -9,10 +9,33 @@ from mmlk.layers import mlp_cpu
 from mmlk.layers.conv import GELU, ConvNorm
 from mmlk.layers.drop import DropPath
 from mmlk.layers.eager_cpu import unobserved
+from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
 from mmlk.ops import channel_mlp, channel_mlp_reference, dispatch
 from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
 
 _IDENTITY, _KEEP = nn.Identity(), DropPath()
+
+
+def add_mixed_channels(x: Tensor, mixed: Tensor, first: nn.Module, act: nn.Module,
+                       second: nn.Module, scale: Tensor | None, drop_path: DropPath) -> Tensor:
+    """``x + drop_path(scale * second(act(first(mixed))))``, the sum by a folded second layer if it can.
+
+    Args:
+        x: (N, C, H, W).
+        mixed: (N, H, W, C).
+        first: Linear layer.
+        act: Activation.
+        second: Linear layer.
+        scale: Factor per output channel.
+        drop_path: Applied to the sum's second term.
+    """
+    if type(second) is FoldedLinear and scale is None and _keeps(drop_path):
+        return second(act(first(mixed)), x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return x + drop_path(mix_channels(mixed, first, act, second, scale).permute(0, 3, 1, 2))
+
+
+def _keeps(drop_path: DropPath) -> bool:
+    return drop_path.rate == 0.0 or not drop_path.training
 
 
 def mix_channels(x: torch.Tensor, first: nn.Module, act: nn.Module, second: nn.Module,
@@ -74,6 +97,18 @@ class ConvMlp(nn.Module):
         # Elsewhere convolutions spare a contiguous map two transpositions.
         return _scaled(second(self.act(first(x))), scale)
 
+    def residual(self, x: Tensor, mixed: Tensor, scale: Tensor | None,
+                 drop_path: DropPath) -> Tensor:
+        """``x + drop_path(scale * mlp(mixed))``, the sum by a folded second convolution if it can."""
+        if type(self.fc2) is FoldedPointwiseConv2d and scale is None and _keeps(drop_path):
+            return self.fc2(self.act(self.fc1(mixed)), x)
+        return x + drop_path(self(mixed, scale))
+
+    def fold(self) -> None:
+        """Prepare for inference, when the weights are final."""
+        self.fc1, self.act = FoldedPointwiseConv2d(self.fc1, gelu=True), nn.Identity()
+        self.fc2 = FoldedPointwiseConv2d(self.fc2)
+
 
 class ConvNormMlp(KeepsBlockedWeights, nn.Sequential):
     """Pointwise MLP whose convolutions carry a norm each; submodules ``0`` and ``2``, GELU between.
@@ -97,7 +132,7 @@ class ConvNormMlp(KeepsBlockedWeights, nn.Sequential):
 
         On a CPU it is one autograd node in training and two products in a folded network.
         """
-        if drop_path.rate == 0.0 or not drop_path.training:
+        if _keeps(drop_path):
             if mlp_cpu.trains_as_one(self, x, mixed, norm):
                 return mlp_cpu.train(self, x, mixed, norm)
             if mlp_cpu.infers_as_two(self, x, mixed, norm):

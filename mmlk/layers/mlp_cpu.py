@@ -18,8 +18,8 @@ from mmlk.layers.eager_cpu import (
     unobserved,
     uses_own_batch,
 )
-from mmlk.ops import PointwiseConv2d, dispatch
-from mmlk.ops.blocked import BlockedWeights, eager, usable
+from mmlk.ops import PointwiseConv2d, dispatch, products
+from mmlk.ops.blocked import BlockedWeights, eager
 
 _aten = torch.ops.aten
 
@@ -111,20 +111,15 @@ def infers_as_two(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Modul
     return (not torch.is_grad_enabled() and type(norm) is nn.Identity
             and type(first) is type(last) is PointwiseConv2d and eager(x, mixed)
             and all(each.groups == 1 and each.bias is not None for each in (first, last))
-            and x.numel() > 0 and usable(first.weight, last.weight)
+            and x.numel() > 0 and products.keeps_copies(first.weight, last.weight)
             and unobserved(mixer, *mixer))
 
 
 def infer(mixer: nn.Sequential, blocked: BlockedWeights, x: Tensor, mixed: Tensor) -> Tensor:
     """``x + mixer(mixed)`` of a folded mixer: GELU and residual ride on the products."""
     first, last = mixer[0], mixer[2]
-    pixels = rows(mixed)
-
-    def matrix(name: str, weight: Tensor) -> Tensor:
-        return blocked.get(name, weight, lambda plain: torch.ops.mkldnn._reorder_linear_weight(
-            plain.flatten(1).contiguous(), pixels.shape[0]))
-
-    linear = torch.ops.mkldnn._linear_pointwise
-    hidden = linear(pixels, matrix('first', first.weight), first.bias, 'gelu', [], 'none')
-    y = linear.binary(hidden, rows(x), matrix('last', last.weight), last.bias, 'add')
+    hidden = products.folded_linear(
+        blocked, 'first', rows(mixed), first.weight, first.bias, gelu=True)
+    y = products.folded_linear(
+        blocked, 'last', hidden, last.weight, last.bias, residual=rows(x))
     return as_map(y, x)

@@ -1,4 +1,4 @@
-"""Copies of weights in oneDNN's own order, for inference on a CPU.
+"""Copies of weights in the order in which they are read, for inference on a CPU.
 
 torch's layers hand oneDNN plain weights, which it reorders on every call. With a reordered copy that
 cost is paid once, and activation or residual can ride on the product. The operators are those that
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,12 +29,12 @@ class BlockedWeights:
     """
 
     def __init__(self):
-        self._copies: dict[str | int, tuple] = {}
+        self._copies: dict[Hashable, tuple] = {}
 
     def __getstate__(self) -> dict:
         return {'_copies': {}}
 
-    def get(self, name: str | int, weight: Tensor, reorder: Callable[[Tensor], Tensor]) -> Tensor:
+    def get(self, name: Hashable, weight: Tensor, reorder: Callable[[Tensor], Any]) -> Any:
         """``reorder(weight)``, computed anew only where ``weight`` is another or has changed."""
         key = weight.data_ptr(), weight._version
         kept = self._copies.get(name)

@@ -13,6 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmlk.ops import blocked, jit
+from mmlk.ops.blocked import BlockedWeights
+from mmlk.ops.jit.linear import linear as compiled_linear
+from mmlk.ops.jit.linear import pack
+
 # Rows up to which MKL sums a weight gradient slowly.
 FEW_ROWS = 512
 
@@ -35,6 +40,52 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
+
+
+def keeps_copies(*weights: Tensor) -> bool:
+    """Whether `folded_linear` can multiply with copies of the weights."""
+    if jit.unavailable() is not None:
+        return blocked.usable(*weights)
+    # Without a version counter a changed weight could not be told.
+    return all(each.dtype == torch.float32 and not each.is_inference() for each in weights)
+
+
+def folded_linear(copies: BlockedWeights, name: str, x: Tensor, weight: Tensor,
+                  bias: Tensor | None, *, gelu: bool = False,
+                  residual: Tensor | None = None) -> Tensor:
+    """``[residual +] act(x W^T + b)`` without gradients, with a reordered copy of the weight.
+
+    The compiled product where there is one, oneDNN's elsewhere.
+
+    Args:
+        copies: Keeps the copy.
+        name: Its name there.
+        x: (..., K), float32 on the CPU, not empty.
+        weight: (N, K), or (N, K, 1, 1); `keeps_copies` holds for it.
+        bias: (N,).
+        gelu: Apply the exact GELU.
+        residual: (..., N).
+
+    Returns:
+        (..., N), contiguous.
+    """
+    shape = *x.shape[:-1], weight.shape[0]
+    x = x.reshape(-1, x.shape[-1])
+    if residual is not None:
+        residual = residual.reshape(-1, shape[-1])
+    if jit.unavailable() is None:
+        panels = copies.get((name, 'panels'), weight, lambda plain: pack(plain.flatten(1)))
+        return compiled_linear(x, panels, bias, gelu=gelu, residual=residual).view(shape)
+    matrix = copies.get(name, weight, lambda plain: torch.ops.mkldnn._reorder_linear_weight(
+        plain.flatten(1).contiguous(), x.shape[0]))
+    product = torch.ops.mkldnn._linear_pointwise
+    if residual is None or gelu:
+        activation = ('gelu', [], 'none') if gelu else ('none', [], '')
+        y = product(x, matrix, bias, *activation)
+        y = y if residual is None else y.add_(residual)
+    else:
+        y = product.binary(x, residual, matrix, bias, 'add')
+    return y.view(shape)
 
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:

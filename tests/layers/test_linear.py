@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmlk.layers import FoldedLinear
+from mmlk.layers import FoldedLinear, FoldedPointwiseConv2d
 from tests.cases import TOLERANCE, assert_close
 
 
@@ -23,6 +23,31 @@ def test_equals_the_plain_layers_with_and_without_gradients(shape, outputs, gelu
                      TOLERANCE[torch.float32][0])
     assert_close('with gradients', folded(x), want, TOLERANCE[torch.float32][0])
     assert folded.state_dict().keys() == layer.state_dict().keys()
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('gelu', [False, True])
+def test_pointwise_convolution_and_residual(layout, gelu):
+    layer = nn.Conv2d(11, 21, 1)
+    folded = FoldedPointwiseConv2d(layer, gelu)
+    x = torch.randn(2, 11, 4, 3).contiguous(memory_format=layout)
+    residual = torch.randn(2, 21, 4, 3).contiguous(memory_format=layout)
+    want = layer(x).detach()
+    want = nn.functional.gelu(want) if gelu else want
+    with torch.no_grad():
+        assert_close('inference', folded(x), want, TOLERANCE[torch.float32][0])
+        assert_close('residual', folded(x, residual), residual + want, TOLERANCE[torch.float32][0])
+    assert_close('with gradients', folded(x, residual), residual + want,
+                 TOLERANCE[torch.float32][0])
+    assert folded.state_dict().keys() == layer.state_dict().keys()
+
+
+def test_residual_of_a_linear_layer():
+    folded, x, residual = FoldedLinear(nn.Linear(7, 9)), torch.randn(2, 3, 7), torch.randn(2, 3, 9)
+    want = (residual + nn.functional.linear(x, folded.weight, folded.bias)).detach()
+    with torch.no_grad():
+        assert_close('inference', folded(x, residual), want, TOLERANCE[torch.float32][0])
+    assert_close('with gradients', folded(x, residual), want, TOLERANCE[torch.float32][0])
 
 
 def test_a_changed_weight_is_seen_and_copies_are_independent():

@@ -7,6 +7,7 @@ places of their own, so the result does not depend on who takes which.
 
 from __future__ import annotations
 
+import array
 import ctypes
 import functools
 import glob
@@ -100,12 +101,13 @@ class Compiled:
             cost: Multiplications, or what takes as long, of all tasks together.
             arguments: Addresses and sizes as the kernel numbers them.
         """
-        words = (ctypes.c_int64 * (len(arguments) + 2))(0, tasks, *arguments)
+        words = array.array('q', (0, tasks, *arguments))
+        address, _ = words.buffer_info()
         threads = min(torch.get_num_threads(), tasks, 1 + cost // self.WORTH_A_THREAD)
         if threads <= 1:
-            self._run(words)
+            self._run(address)
         else:
-            _team()(self._run, words, threads)
+            _team()(self._run, address, threads)
 
 
 def compile_module(text: str, name: str) -> Compiled:

@@ -29,6 +29,7 @@ if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
     _POINTER, _VECTOR = ir.PointerType(), ir.VectorType(_F32, LANES)
     _QUARTER = ir.VectorType(_F32, 4)
+    _INDICES = ir.VectorType(_I32, LANES)
 
 
 def kernel(arguments: str) -> Callable:
@@ -43,6 +44,9 @@ def kernel(arguments: str) -> Callable:
     def decorate(write: Callable) -> Callable[..., engine.Compiled]:
         @functools.cache
         def compiled(**parameters) -> engine.Compiled:
+            reason = engine.unavailable()
+            if reason is not None:
+                raise RuntimeError(f'{write.__name__}: nothing can be compiled, {reason}')
             name = f'{write.__module__.rpartition(".")[2]}_{write.__name__}_{next(_serial)}'
             k = Kernel(name, names)
             write(k, *k.arguments, **parameters)
@@ -232,6 +236,12 @@ class Kernel:
     def load(self, pointer, offset=0):
         """16 floats from ``offset`` on."""
         return self.b.load(self.at(pointer, offset), typ=_VECTOR, align=4)
+
+    def load_splat(self, pointer, offset=0):
+        """The vector of one float in memory."""
+        number = self.b.load(self.at(pointer, offset), typ=_F32, align=4)
+        single = self.b.insert_element(self.zero, number, _I32(0))
+        return self.b.shuffle_vector(single, self.zero, ir.Constant(_INDICES, [0] * LANES))
 
     def store(self, vector, pointer, offset=0) -> None:
         self.b.store(vector, self.at(pointer, offset), align=4)
