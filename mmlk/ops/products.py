@@ -70,9 +70,8 @@ def folded_linear(copies: BlockedWeights, name: str, x: Tensor, weight: Tensor,
         (..., N), contiguous.
     """
     shape = *x.shape[:-1], weight.shape[0]
-    x = x.reshape(-1, x.shape[-1])
-    if residual is not None:
-        residual = residual.reshape(-1, shape[-1])
+    x = _matrix(x)
+    residual = None if residual is None else _matrix(residual)
     if jit.unavailable() is None:
         panels = copies.get((name, 'panels'), weight, lambda plain: pack(plain.flatten(1)))
         return compiled_linear(x, panels, bias, gelu=gelu, residual=residual).view(shape)
@@ -86,6 +85,12 @@ def folded_linear(copies: BlockedWeights, name: str, x: Tensor, weight: Tensor,
     else:
         y = product.binary(x, residual, matrix, bias, 'add')
     return y.view(shape)
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """All axes but the last as one, each row contiguous."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 else x.contiguous()
 
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
