@@ -82,8 +82,10 @@ def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int
     """
     kh, kw = kernel
     if compiles and not _leaves_the_cache(shape, kernel):
-        # A contiguous map is reordered twice for it, which some taps must pay for.
-        if last or kw > 3 and kh * kw >= 25 and stride == (1, 1):
+        # With the fewest taps torch is as fast and its autograd node is cheaper; a contiguous map is
+        # reordered twice, which more taps must pay for.
+        few = kw <= 3 and kh * kw <= 11 and stride == (1, 1)
+        if last and not few or kw > 3 and kh * kw >= 25 and stride == (1, 1):
             return _COMPILED
     # The only contiguous weight gradients of torch that are both fast and right.
     safe = kw <= 3 and kh <= 31
@@ -128,7 +130,7 @@ def _leaves_the_cache(shape: tuple[int, int], kernel: tuple[int, int]) -> bool:
 
 
 def _compiles(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and jit.unavailable() is None
+    return x.dtype == torch.float32 and x.is_cpu and jit.unavailable() is None
 
 
 def _working(x: Tensor) -> Tensor:
@@ -320,8 +322,6 @@ def _is_plain_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
     kh, kw = weight.shape[2:]
     if x.dtype != torch.float32 or torch.is_autocast_enabled('cpu'):
         return False
-    if channels_last(x) and not dispatch.watched(x) and _compiles(x):
-        return False
     if kh >= 2 * x.shape[2] or kw >= 2 * x.shape[3]:
         return False
     if channels_last(x):
@@ -366,10 +366,46 @@ class _Inception(torch.autograd.Function):
         return tuple(each if needed else None for each, needed in zip(gradients, wanted))
 
 
+class _Compiled(torch.autograd.Function):
+    """The compiled loops alone, for calls that need nothing else (`_takes_loops_as_it_is`)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return compiled.forward(x, weight, bias, stride)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled() or dispatch.watched(grad):
+            gradients = torch.ops.mmlk.depthwise_conv2d_backward(
+                grad, x, weight, list(ctx.stride), wanted)
+        else:
+            gradients = _compiled_gradients(
+                _laid_out(grad, CHANNELS), x, weight, ctx.stride, wanted)
+        return *(each if needed else None for each, needed in zip(gradients, wanted)), None
+
+
+def _takes_loops_as_it_is(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
+    """Whether the loops are the route, without conversion or clipping."""
+    kh, kw = weight.shape[2:]
+    h, w = x.shape[2:]
+    return (x.dtype == torch.float32 == weight.dtype and x.is_cpu and channels_last(x) and weight.is_contiguous()
+            and kh < 2 * h and kw < 2 * w and x.numel() > 0
+            and plan((h, w), (kh, kw), stride, True, jit.unavailable() is None) is _COMPILED)
+
+
 def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:
+    watched = dispatch.watched(x)
+    if not watched and _takes_loops_as_it_is(x, weight, stride):
+        keep_freed_memory()
+        return (_Compiled.apply if torch.is_grad_enabled() else compiled.forward)(
+            x, weight, bias, stride)
     if _is_plain_torch(x, weight, stride):
         return depthwise_conv2d_reference(x, weight, bias, stride)
-    if dispatch.watched(x):
+    if watched:
         return operators.depthwise_conv2d(x, weight, bias, stride)
     if torch.is_grad_enabled():
         return _Depthwise.apply(x, weight, bias, stride)

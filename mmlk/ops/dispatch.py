@@ -132,7 +132,7 @@ def exporting() -> str | None:
     # The function torch.compiler.is_exporting() is constantly true under torch.compile.
     if getattr(torch.compiler, '_is_exporting_flag', False):
         return 'torch.export is running and its graph shall hold plain torch operators'
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if torch.jit.is_tracing():  # ONNX's older exporter traces, its newer one goes by torch.export
         return 'torch.jit or ONNX tracing is running and its graph shall hold plain operators'
     return None
 
