@@ -16,6 +16,7 @@ from mmlk.ops import (
 from tests.cases import DEPTHWISE_CASES, TOLERANCE, assert_close
 from tests.ops.helpers import LAYOUTS, double, leaf, outputs_and_gradients
 
+
 @pytest.fixture(autouse=True, params=['compiled', 'torch'])
 def _routes(request, monkeypatch):
     monkeypatch.setenv('MMLK_JIT', '1' if request.param == 'compiled' else '0')

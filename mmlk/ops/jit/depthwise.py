@@ -135,7 +135,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
 
     Args:
         x: (N, C, H, W) float32, stride 1 along C; a slice of channels is one.
-        weight: (C, 1, kh, kw) contiguous, sides odd.
+        weight: (C, 1, kh, kw), sides odd.
         bias: (C,).
         stride: Step in rows and columns.
         out: Where to write, (N, C, ceil(H / sh), ceil(W / sw)) with stride 1 along C.
@@ -146,6 +146,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
         ``out``, or a new channels-last map.
     """
     n, c, height, width = x.shape
+    weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     kh, kw = size = tuple(weight.shape[2:])
     sh, sw = stride
     rows, columns = (height - 1) // sh + 1, (width - 1) // sw + 1
@@ -324,7 +325,7 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: tuple[int, ...],
 
     Args:
         grad: (N, C, ceil(H / sh), ceil(W / sw)) float32, stride 1 along C.
-        weight: (C, 1, kh, kw) contiguous, sides odd.
+        weight: (C, 1, kh, kw), sides odd.
         shape: (N, C, H, W) of the map.
         stride: Step in rows and columns.
         out: Where to write, with stride 1 along C.
@@ -339,6 +340,7 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: tuple[int, ...],
     if out is None:
         out = grad.new_empty((n, height, width, c)).permute(0, 3, 1, 2)
     rows, columns = grad.shape[2:]
+    weight = weight.contiguous()
     (kh, kw), (sh, sw) = size, stride = tuple(weight.shape[2:]), tuple(stride)
     blocks, halves = -(-c // LANES), -(-width // sw)
     tile = _tile(halves)

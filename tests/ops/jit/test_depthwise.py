@@ -76,6 +76,18 @@ def test_slices_are_read_and_written_in_place(case):
         grad, x, tuple(weight.shape[2:]), stride)[0], grad_weight, PARAMETER)
 
 
+def test_parameters_may_be_strided():
+    x, weight, bias = last((2, 20, 9, 8)), torch.randn(40, 1, 5, 5), torch.randn(40)
+    got = depthwise.forward(x, weight[1::2], bias[1::2])
+    want = depthwise.forward(x, weight[1::2].contiguous(), bias[1::2].contiguous())
+    assert torch.equal(got, want)
+    for stride, size in ((1, (9, 8)), (2, (5, 4))):
+        grad, shape = last((2, 20, *size)), (2, 20, 9, 8)
+        got = depthwise.input_gradient(grad, weight[1::2], shape, (stride, stride))
+        want = depthwise.input_gradient(grad, weight[1::2].contiguous(), shape, (stride, stride))
+        assert torch.equal(got, want)
+
+
 def test_accumulates():
     x, weight, bias, stride, grad, y, (grad_x, _, _) = problem('k5-two-blocks')
     start = last(y.shape)
