@@ -1,7 +1,8 @@
 """CPU backend of the recursive convolution, and its registered operator.
 
-All levels are kept channels-last, where oneDNN's depthwise kernels and torch's interpolation need
-no reordering; other inputs are converted once on entry and once on exit. The forward pass hands
+All levels are kept channels-last, where depthwise kernels and interpolation need no reordering; other
+inputs are converted once on entry and once on exit. Where loops can be compiled (`mmlk.ops.jit`) the
+recursion is one call each way and saves nothing. Elsewhere it is a chain of torch's operators that hands
 its intermediate maps to the backward pass, which walks the recursion the other way.
 """
 
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from mmlk.ops import cpu_routes as routes
 from mmlk.ops import dispatch
+from mmlk.ops import jit
 from mmlk.ops.blocked import BlockedWeights, eager, usable
+from mmlk.ops.jit import recconv as compiled
 from mmlk.ops.operators import layout
 
 COLUMNS_FROM = 40_000
@@ -108,10 +111,19 @@ def _kernel(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype).contiguous()  # channels-last strides would leak to the result
 
 
+def compiles(x: Tensor, down_weight: Tensor, weights: list[Tensor]) -> bool:
+    """Whether the recursion runs as compiled loops, by dtype and shapes alone."""
+    return (working_dtype(x) == torch.float32 and jit.unavailable() is None
+            and compiled.refuses(down_weight, weights) is None)
+
+
 def _forward(x: Tensor, down_weight: Tensor, weights: list[Tensor],
              mode: str) -> tuple[Tensor, list[Tensor]]:
     dtype = working_dtype(x)
     down, kernels = _kernel(down_weight, dtype), [_kernel(weight, dtype) for weight in weights]
+    if compiles(x, down, kernels):
+        y = compiled.forward(_enter(x, dtype), down, kernels, mode)
+        return y.to(x.dtype, memory_format=layout(x)), []
     maps = [_enter(x, dtype)]
     for _ in weights[1:]:
         maps.append(routes.forward_native(maps[-1], down, None, (2, 2)))
@@ -128,6 +140,8 @@ def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor
               mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
     dtype, levels = working_dtype(x), len(weights) - 1
     down, kernels = _kernel(down_weight, dtype), [_kernel(weight, dtype) for weight in weights]
+    if compiles(x, down, kernels):
+        return _compiled_backward(grad, x, down, kernels, mode, mask)
     maps, sums = [_enter(x, dtype), *saved[:levels]], saved[levels:]
     merged = [maps[-1], *sums]
     grad_weights = [weight.new_empty(0) for weight in weights]
@@ -154,11 +168,22 @@ def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor
     return grad_x, grad_down.to(down_weight.dtype), grad_weights
 
 
+def _compiled_backward(grad: Tensor, x: Tensor, down: Tensor, kernels: list[Tensor], mode: str,
+                       mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    grad_x, sums = compiled.backward(
+        _enter(grad, down.dtype), _enter(x, down.dtype), down, kernels, mode, mask)
+    grad_x = grad_x.to(x.dtype, memory_format=layout(x)) if mask[0] else x.new_empty(0)
+    nothing = x.new_empty(0)
+    grad_down, *grad_weights = [nothing] * (len(kernels) + 1) if sums is None else sums.to(x.dtype)
+    return (grad_x, grad_down if mask[1] else nothing,
+            grad_weights if mask[2] else [nothing] * len(kernels))
+
+
 def _fake(x: Tensor, down_weight: Tensor, weights: list[Tensor],
           mode: str) -> tuple[Tensor, list[Tensor]]:
     n, c, h, w = x.shape
     y = torch.empty((n, c, h, w), dtype=x.dtype, device=x.device, memory_format=layout(x))
-    if x.device.type == 'cuda':  # nothing is saved there
+    if x.device.type == 'cuda' or compiles(x, down_weight, weights):  # nothing is saved there
         return y, []
     sizes = [(h, w)]
     for _ in weights[1:]:
@@ -253,7 +278,12 @@ def infers_blocked(x: Tensor, down_weight: Tensor, weights: list[Tensor]) -> boo
 
 def infer(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str,
           blocked: BlockedWeights) -> Tensor:
-    """The recursion without gradients on a channels-last map, with kernels reordered once."""
+    """The recursion without gradients on a channels-last map, with kernels reordered once.
+
+    Compiled loops need no other order.
+    """
+    if compiles(x, down_weight, weights):
+        return _forward(x, down_weight, weights, mode)[0]
     maps = [x]
     for _ in weights[1:]:
         maps.append(convolve_blocked(maps[-1], down_weight, None, 2, blocked, 'down'))

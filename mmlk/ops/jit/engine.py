@@ -1,7 +1,7 @@
 """Machine code from kernels, and its launch on the threads that torch uses.
 
-A compiled kernel is one C function of a block of 64-bit words: a task counter, the number of tasks, and
-the kernel's arguments. Every thread that runs it takes the next task until none is left. Tasks write to
+A compiled kernel is one C function of a block of 64-bit words: a task counter, the number of tasks, a
+counter of threads, and the kernel's arguments. Every thread that runs it takes the next task until none is left. Tasks write to
 places of their own, so the result does not depend on who takes which.
 """
 
@@ -23,6 +23,9 @@ except ImportError:  # an optional dependency
     llvm = None
 
 ENVIRONMENT = 'MMLK_JIT'
+
+HEADER = 3
+"""Words before a kernel's arguments."""
 
 _lock = threading.Lock()
 
@@ -93,6 +96,10 @@ class Compiled:
     def __init__(self, address: int):
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
 
+    def threads(self, tasks: int, cost: int) -> int:
+        """Threads that a call with these arguments runs on, at most."""
+        return max(1, min(torch.get_num_threads(), tasks, 1 + cost // self.WORTH_A_THREAD))
+
     def __call__(self, tasks: int, cost: int, *arguments: int) -> None:
         """Run all tasks.
 
@@ -101,10 +108,10 @@ class Compiled:
             cost: Multiplications, or what takes as long, of all tasks together.
             arguments: Addresses and sizes as the kernel numbers them.
         """
-        words = array.array('q', (0, tasks, *arguments))
+        words = array.array('q', (0, tasks, 0, *arguments))
         address, _ = words.buffer_info()
-        threads = min(torch.get_num_threads(), tasks, 1 + cost // self.WORTH_A_THREAD)
-        if threads <= 1:
+        threads = self.threads(tasks, cost)
+        if threads == 1:
             self._run(address)
         else:
             _team()(self._run, address, threads)

@@ -124,6 +124,7 @@ class Kernel:
 
     Attributes:
         task: Number of the task, an `Int`.
+        worker: Number of the thread that runs it, below `Compiled.threads`.
         arguments: The run-time arguments: `Int`, or a pointer where the name ends in ``_p``.
     """
 
@@ -132,16 +133,16 @@ class Kernel:
         self.module = ir.Module(name)
         self.module.triple = engine.llvm.get_default_triple()
         self._function = ir.Function(
-            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I64]), f'{name}_task')
+            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I64, _I64]), f'{name}_task')
         self._function.linkage = 'internal'
-        words, task = self._function.args
+        self._words, task, worker = self._function.args
+        self._named = engine.HEADER + len(names)
         self.b = ir.IRBuilder(self._function.append_basic_block())
-        self.task = Int(self, task)
+        self.task, self.worker = Int(self, task), Int(self, worker)
         self.arguments = []
         for index, each in enumerate(names):
-            word = self.b.load(self.b.gep(words, [_I64(index + 2)], source_etype=_I64), typ=_I64)
-            self.arguments.append(
-                self.b.inttoptr(word, _POINTER) if each.endswith('_p') else Int(self, word))
+            word = self.load_int(self._words, engine.HEADER + index)
+            self.arguments.append(self.pointer(word) if each.endswith('_p') else word)
         self.zero = ir.Constant(_VECTOR, [0.0] * LANES)
 
     # Integers --------------------------------------------------------------------------------------
@@ -189,6 +190,30 @@ class Kernel:
         """``with k.either(c) as (then, otherwise)``, then ``with then: ...``."""
         return self.b.if_else(condition)
 
+    def routine(self, arguments: str, write: Callable) -> Callable:
+        """Code that is written once and called wherever the result is called.
+
+        Args:
+            arguments: Names as for `kernel`, of addresses and numbers.
+            write: Writes the code, given the arguments. It reads no value of the code around it.
+        """
+        types = [_POINTER if each.endswith('_p') else _I64 for each in arguments.split()]
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types),
+                               f'{self.name}_{next(_serial)}')
+        function.linkage = 'internal'
+        function.attributes.add('noinline')
+        outer, self.b = self.b, ir.IRBuilder(function.append_basic_block())
+        write(*(each if kind is _POINTER else Int(self, each)
+                for kind, each in zip(types, function.args)))
+        self.b.ret_void()
+        self.b = outer
+
+        def call(*values) -> None:
+            self.b.call(function, [each if kind is _POINTER else self.int(each).value
+                                   for kind, each in zip(types, values, strict=True)])
+
+        return call
+
     # Vectors ---------------------------------------------------------------------------------------
 
     def variable(self, value):
@@ -229,6 +254,19 @@ class Kernel:
         """Memory for that many vectors, the task's own."""
         return _untyped(self.b.alloca(_VECTOR, self.int(vectors).value))
 
+    def further(self, index) -> Int:
+        """The argument with that number behind those that have names."""
+        return self.load_int(self._words, self.int(index) + self._named)
+
+    def load_int(self, pointer, index) -> Int:
+        """The 64-bit integer with that number."""
+        place = self.b.gep(pointer, [self.int(index).value], source_etype=_I64)
+        return Int(self, self.b.load(place, typ=_I64))
+
+    def pointer(self, number: Int):
+        """A number as an address."""
+        return self.b.inttoptr(number.value, _POINTER)
+
     def at(self, pointer, offset):
         """The address ``offset`` floats on."""
         return self.b.gep(pointer, [self.int(offset).value], source_etype=_F32)
@@ -242,6 +280,14 @@ class Kernel:
         number = self.b.load(self.at(pointer, offset), typ=_F32, align=4)
         single = self.b.insert_element(self.zero, number, _I32(0))
         return self.b.shuffle_vector(single, self.zero, ir.Constant(_INDICES, [0] * LANES))
+
+    def gather(self, addresses: list):
+        """The vector of the floats at 16 addresses."""
+        vector = self.zero
+        for lane, address in enumerate(addresses):
+            number = self.b.load(address, typ=_F32, align=4)
+            vector = self.b.insert_element(vector, number, _I32(lane))
+        return vector
 
     def store(self, vector, pointer, offset=0) -> None:
         self.b.store(vector, self.at(pointer, offset), align=4)
@@ -290,13 +336,14 @@ class Kernel:
         words, = entry.args
         b = ir.IRBuilder(entry.append_basic_block())
         count = b.load(b.gep(words, [_I64(1)], source_etype=_I64), typ=_I64)
+        worker = b.atomic_rmw('add', b.gep(words, [_I64(2)], source_etype=_I64), _I64(1), 'monotonic')
         head, body, end = (b.append_basic_block() for _ in range(3))
         b.branch(head)
         b.position_at_end(head)
         task = b.atomic_rmw('add', words, _I64(1), 'monotonic')
         b.cbranch(b.icmp_signed('<', task, count), body, end)
         b.position_at_end(body)
-        b.call(self._function, [words, task])
+        b.call(self._function, [words, task, worker])
         b.branch(head)
         b.position_at_end(end)
         b.ret_void()
