@@ -141,7 +141,9 @@ def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor
     dtype, levels = working_dtype(x), len(weights) - 1
     down, kernels = _kernel(down_weight, dtype), [_kernel(weight, dtype) for weight in weights]
     if compiles(x, down, kernels):
-        return _compiled_backward(grad, x, down, kernels, mode, mask)
+        grad_x, grad_kernels = compiled.backward(
+            _enter(grad, dtype), _enter(x, dtype), down, kernels, mode, mask)
+        return _compiled_gradients(grad_x, grad_kernels, x, [down_weight, *weights], mask)
     maps, sums = [_enter(x, dtype), *saved[:levels]], saved[levels:]
     merged = [maps[-1], *sums]
     grad_weights = [weight.new_empty(0) for weight in weights]
@@ -168,15 +170,15 @@ def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor
     return grad_x, grad_down.to(down_weight.dtype), grad_weights
 
 
-def _compiled_backward(grad: Tensor, x: Tensor, down: Tensor, kernels: list[Tensor], mode: str,
-                       mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    grad_x, sums = compiled.backward(
-        _enter(grad, down.dtype), _enter(x, down.dtype), down, kernels, mode, mask)
-    grad_x = grad_x.to(x.dtype, memory_format=layout(x)) if mask[0] else x.new_empty(0)
-    nothing = x.new_empty(0)
-    grad_down, *grad_weights = [nothing] * (len(kernels) + 1) if sums is None else sums.to(x.dtype)
-    return (grad_x, grad_down if mask[1] else nothing,
-            grad_weights if mask[2] else [nothing] * len(kernels))
+def _compiled_gradients(grad_x: Tensor | None, grad_kernels: Tensor | None, x: Tensor,
+                        kernels: list[Tensor],
+                        mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Results of the compiled backward pass in the dtypes of ``x`` and ``kernels``."""
+    down, *others = [x.new_empty(0)] * len(kernels) if grad_kernels is None else [
+        each.to(kernel.dtype) for each, kernel in zip(grad_kernels.unbind(), kernels)]
+    return (grad_x.to(x.dtype, memory_format=layout(x)) if mask[0] else x.new_empty(0),
+            down if mask[1] else x.new_empty(0),
+            others if mask[2] else [x.new_empty(0)] * len(others))
 
 
 def _fake(x: Tensor, down_weight: Tensor, weights: list[Tensor],
