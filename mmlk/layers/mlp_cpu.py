@@ -1,8 +1,8 @@
 """CPU code of the normed channel mixer: one autograd node in training, two products when folded.
 
 As separate layers the mixer is some twenty autograd nodes, views included, around two matrix
-products. Written as one it keeps the same intermediate maps for its gradient, adds the residual in place
-and applies the derivative of GELU in place.
+products. Written as one it keeps fewer intermediate maps for its gradient: the second norm's output is
+computed again, and where loops can be compiled GELU and the residual ride on the norms.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from mmlk.layers.eager_cpu import (
 )
 from mmlk.ops import PointwiseConv2d, dispatch, products
 from mmlk.ops.blocked import BlockedWeights, eager
-
-_aten = torch.ops.aten
 
 
 def trains_as_one(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Module) -> bool:
@@ -66,42 +64,42 @@ class _Residual(torch.autograd.Function):
             start, *statistics = normalise(mixed, norms[0])
             saved += [mixed, *statistics]
         hidden = as_map(torch.mm(rows(start), weight1.flatten(1).t()), x)
-        normed, *statistics = normalise(hidden, norms[1])
-        activated = torch.nn.functional.gelu(rows(normed))
-        saved += [rows(start), hidden, *statistics, rows(normed), activated]
-        out = as_map(torch.mm(activated, weight2.flatten(1).t()), x)
-        y, *statistics = normalise(out, norms[2])
+        activated, *statistics = normalise(hidden, norms[1], gelu=True)
+        saved += [rows(start), hidden, *statistics, rows(activated)]
+        out = as_map(torch.mm(rows(activated), weight2.flatten(1).t()), x)
+        y, *statistics = normalise(out, norms[2], residual=x)
         ctx.save_for_backward(weight1, weight2, *affine, *saved, out, *statistics)
         ctx.epsilons = [0.0 if norm is None else norm.eps for norm in norms]
-        return y.add_(x)
+        return y
 
     @staticmethod
     @dispatch.first_derivative_only('ConvNormMlp')
     def backward(ctx, grad: Tensor):
         weight1, weight2, *rest = ctx.saved_tensors
-        scales = rest[0:6:2]
-        *kept, start, hidden, mean1, deviation1, normed, activated, out, mean2, deviation2 = rest[6:]
+        scales, bias1 = rest[0:6:2], rest[3]
+        *kept, start, hidden, mean1, deviation1, activated, out, mean2, deviation2 = rest[6:]
         wants = ctx.needs_input_grad
         affine = [None] * 6
 
-        def through_norm(index: int, flow: Tensor, x: Tensor, mean: Tensor, deviation: Tensor):
+        def through_norm(index: int, flow: Tensor, x: Tensor, mean: Tensor, deviation: Tensor,
+                         **options):
             grad_x, affine[2 * index], affine[2 * index + 1] = normalise_gradients(
                 flow, x, scales[index], mean, deviation, ctx.epsilons[index],
-                [True, wants[5 + 2 * index], wants[6 + 2 * index]])
+                [True, wants[5 + 2 * index], wants[6 + 2 * index]], **options)
             return grad_x
 
         grad = grad.contiguous(memory_format=torch.channels_last)
         flow = rows(through_norm(2, grad, out, mean2, deviation2))
         grad2 = torch.mm(flow.t(), activated).view(weight2.shape) if wants[4] else None
-        flow = torch.mm(flow, weight2.flatten(1))
-        flow = _aten.gelu_backward.grad_input(flow, normed, grad_input=flow)
-        flow = rows(through_norm(1, as_map(flow, grad), hidden, mean1, deviation1))
+        flow = as_map(torch.mm(flow, weight2.flatten(1)), grad)
+        flow = rows(through_norm(1, flow, hidden, mean1, deviation1,
+                                 gelu_bias=bias1, overwrite=True))
         grad1 = torch.mm(flow.t(), start).view(weight1.shape) if wants[3] else None
         grad_mixed = None
         if any(wants[index] for index in (1, 5, 6)):
             grad_mixed = as_map(torch.mm(flow, weight1.flatten(1)), grad)
             if scales[0] is not None:
-                grad_mixed = through_norm(0, grad_mixed, *kept)
+                grad_mixed = through_norm(0, grad_mixed, *kept, overwrite=True)
         return (grad if wants[0] else None, grad_mixed, None, grad1, grad2, *affine)
 
 

@@ -75,7 +75,8 @@ def test_training_equals_the_layers_in_float64(name, size):
     # Behind two normalised values per channel every gradient is a difference of nearly equal numbers.
     slack = 1 if size[0] * size[2] * size[3] > 6 else 100
     for key, value in want.items():
-        scale = max(value.abs().max().item(), 0.1)
+        # The bias of a norm in front of another has no gradient but the rounding of its sum.
+        scale = max(value.abs().max().item(), 0.2)
         assert (got[key].double() - value).abs().max() <= slack * PARAMETER * scale, key
 
 

@@ -247,6 +247,27 @@ class Kernel:
             self.module, ir.FunctionType(_VECTOR, [_VECTOR] * len(vectors)), full)
         return self.b.call(function, vectors)
 
+    def larger(self, left, right):
+        """The larger one of each pair of floats."""
+        return self.b.select(self.b.fcmp_ordered('>', left, right), left, right)
+
+    def exponent(self, vector):
+        """2 to the power of floats that are integers from -126 to 127."""
+        bits = self.b.add(self.b.fptosi(vector, _INDICES), ir.Constant(_INDICES, [127] * LANES))
+        return self.b.bitcast(
+            self.b.shl(bits, ir.Constant(_INDICES, [23] * LANES)), _VECTOR)
+
+    def number(self, value: Int):
+        """The vector of an integer of the kernel."""
+        return self._everywhere(self.b.sitofp(value.value, _F32))
+
+    def float_of_bits(self, bits: Int):
+        """The vector of a float32 that is passed as the integer with its bits."""
+        return self._everywhere(self.b.bitcast(self.b.trunc(bits.value, _I32), _F32))
+
+    def _everywhere(self, single):
+        vector = self.b.insert_element(self.zero, single, _I32(0))
+        return self.b.shuffle_vector(vector, self.zero, ir.Constant(_INDICES, [0] * LANES))
 
     # Memory ----------------------------------------------------------------------------------------
 
@@ -277,9 +298,7 @@ class Kernel:
 
     def load_splat(self, pointer, offset=0):
         """The vector of one float in memory."""
-        number = self.b.load(self.at(pointer, offset), typ=_F32, align=4)
-        single = self.b.insert_element(self.zero, number, _I32(0))
-        return self.b.shuffle_vector(single, self.zero, ir.Constant(_INDICES, [0] * LANES))
+        return self._everywhere(self.b.load(self.at(pointer, offset), typ=_F32, align=4))
 
     def gather(self, addresses: list):
         """The vector of the floats at 16 addresses."""
