@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlk.ops import cpu_routes as routes
-from mmlk.ops import dispatch
-from mmlk.ops import jit
+from mmlk.ops import dispatch, jit
 from mmlk.ops.blocked import BlockedWeights, eager, usable
 from mmlk.ops.jit import recconv as compiled
 from mmlk.ops.operators import layout

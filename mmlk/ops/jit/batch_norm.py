@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmlk.ops.jit import functions
+from mmlk.ops.jit import gelu as gelus
 from mmlk.ops.jit.kernel import LANES, Int, Kernel, kernel
 
 _LONGEST, _SHORTEST, _TASKS = 1024, 64, 32
@@ -144,7 +144,7 @@ def _normalise(k: Kernel, x, y, residual, weight, bias, running_mean, running_va
     def write(_chain, load, store):
         value = k.fma(k.b.fsub(load(x), mean), scale, shift)
         if gelu:
-            value = functions.gelu(k, value)
+            value = gelus.gelu(k, value)
         if add:
             value = k.b.fadd(value, load(residual))
         store(value, y)
@@ -163,7 +163,7 @@ def _collect(k: Kernel, grad, x, weight, bias, mean, deviation, flow, partial, *
     def add(chain, load, store):
         value, centred = load(grad), k.b.fsub(load(x), mean)
         if gelu:
-            value = k.b.fmul(value, functions.gelu_slope(k, k.fma(centred, scale, shift)))
+            value = k.b.fmul(value, gelus.slope(k, k.fma(centred, scale, shift)))
             store(value, flow)
         k.write(sums[chain], k.b.fadd(k.read(sums[chain]), value))
         k.add_product(products[chain], value, centred)
@@ -213,7 +213,7 @@ def _bits(number: float) -> int:
 
 
 def takes(*tensors: Tensor) -> bool:
-    """Whether all maps (N, C, H, W) and parameters are float32, on a CPU and dense, maps channels-last."""
+    """Whether all are float32, on a CPU and dense, maps (N, C, H, W) channels-last."""
     return all(each.dtype == torch.float32 and each.device.type == 'cpu' and (
         each.is_contiguous(memory_format=torch.channels_last) if each.dim() == 4
         else each.is_contiguous()) for each in tensors)
@@ -251,7 +251,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, runni
 
 
 def backward(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, deviation: Tensor, *,
-             gelu_bias: Tensor | None = None, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+             gelu_bias: Tensor | None = None,
+             out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of map, weight and bias.
 
     Args:

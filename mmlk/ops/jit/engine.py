@@ -1,8 +1,8 @@
 """Machine code from kernels, and its launch on the threads that torch uses.
 
 A compiled kernel is one C function of a block of 64-bit words: a task counter, the number of tasks, a
-counter of threads, and the kernel's arguments. Every thread that runs it takes the next task until none is left. Tasks write to
-places of their own, so the result does not depend on who takes which.
+counter of threads, and the kernel's arguments. Every thread that runs it takes the next task until none
+is left. Tasks write to places of their own, so the result does not depend on who takes which.
 """
 
 from __future__ import annotations

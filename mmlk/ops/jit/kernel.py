@@ -247,15 +247,11 @@ class Kernel:
             self.module, ir.FunctionType(_VECTOR, [_VECTOR] * len(vectors)), full)
         return self.b.call(function, vectors)
 
-    def larger(self, left, right):
-        """The larger one of each pair of floats."""
-        return self.b.select(self.b.fcmp_ordered('>', left, right), left, right)
-
-    def exponent(self, vector):
+    def power_of_two(self, vector):
         """2 to the power of floats that are integers from -126 to 127."""
-        bits = self.b.add(self.b.fptosi(vector, _INDICES), ir.Constant(_INDICES, [127] * LANES))
-        return self.b.bitcast(
-            self.b.shl(bits, ir.Constant(_INDICES, [23] * LANES)), _VECTOR)
+        bias, shift = (ir.Constant(_INDICES, [each] * LANES) for each in (127, 23))
+        bits = self.b.add(self.b.fptosi(vector, _INDICES), bias)
+        return self.b.bitcast(self.b.shl(bits, shift), _VECTOR)
 
     def number(self, value: Int):
         """The vector of an integer of the kernel."""

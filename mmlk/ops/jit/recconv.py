@@ -1,10 +1,10 @@
 """Recursive convolution and its gradients: the whole recursion of 16 channels of an image as one task.
 
 A task copies its channels of the map into a plane, halves it level by level, and climbs back: convolve,
-interpolate, add. The planes stay in the caches of the processor that runs the task; nothing but the
-result is written to memory. The backward pass computes the planes again, which takes a sixth of its time,
-and walks the recursion the other way; gradients of the kernels are summed over pixels by each task
-and over images by torch, in fixed order.
+interpolate, add. The planes stay in the caches of the core that runs the task; nothing but the result
+is written to memory. The backward pass computes the planes again, a sixth of its time, and walks the
+recursion the other way; gradients of the kernels are summed over pixels by each task and over images by
+torch, in fixed order.
 
 Interpolations are tables of pairs (position, weight): two pairs for each row and column of the finer
 map, and for the gradient four pairs for each of the coarser one.
@@ -20,18 +20,10 @@ from torch import Tensor
 
 from mmlk.ops.jit import planes
 from mmlk.ops.jit.kernel import LANES, Int, Kernel, kernel
-
-_PIXELS = 7
-"""Pixels of a tile: with 16 channels each, the sums fill the registers of AVX2 but for two."""
-
-_CACHED = 256
-"""Vectors of a band of the weight gradient's incoming gradient; it is read once per kernel row."""
+from mmlk.ops.jit.recconv_steps import DOWN, Steps
 
 KERNEL_TO = 7
 """Side of the largest kernel: the taps of one row are summed in registers."""
-
-UP, DOWN = 2, 4
-"""Pairs for one position of an interpolation and of its gradient."""
 
 FIELDS = ('height', 'width', 'row', 'map', 'merged', 'flow', 'grad', 'up_rows', 'up_columns',
           'down_rows', 'down_columns')
@@ -145,192 +137,6 @@ class _Level:
         return self._read(name)
 
 
-class _Steps:
-    """The steps of the recursion on planes of 16 channels, as routines of a kernel.
-
-    Planes are given by their address, border included, and the floats from row to row; other targets by
-    the address of their first pixel. Rows beyond the map are skipped, not stored.
-    """
-
-    def __init__(self, k: Kernel, side: int):
-        self.k, self.side, self.radius = k, side, side // 2
-        plane = 'source_p source_row source_rows'
-        target = 'target_p target_row target_column rows columns'
-        self.convolve = k.routine(f'{plane} taps_p {target}', functools.partial(self._convolve, 1))
-        self.halve = k.routine(f'{plane} taps_p {target}', functools.partial(self._convolve, 2))
-        self.border = k.routine('plane_p row height width', self._border)
-        self.pack = k.routine('kernel_p channels taps_p', self._pack)
-        tables = 'places_p weights_p row_table column_table'
-        self.add_up = k.routine(
-            f'source_p base_p {tables} line_p target_p target_row rows columns width',
-            functools.partial(self._resample, UP))
-
-    def prepare_gradients(self) -> None:
-        k = self.k
-        self.flip = k.routine('taps_p target_p', self._flip)
-        self.spread = k.routine('source_p source_row source_rows taps_p target_p target_row rows columns',
-                                self._spread)
-        self.weigh = k.routine('source_p source_row source_rows grad_p grad_row sums_p rows columns '
-                               'step', self._weigh)
-        self.fold = k.routine('source_p places_p weights_p row_table column_table line_p target_p '
-                              'target_row rows columns width', self._fold)
-        self.unpack = k.routine('taps_p channels kernel_p', self._unpack)
-
-    def _tiles(self, columns: Int, write) -> None:
-        """``write(first, width)`` for tiles of nearly equal width, at most `_PIXELS`."""
-        k = self.k
-        count = (columns + (_PIXELS - 1)) // _PIXELS
-        width = (columns + (count - 1)) // k.max(count, 1)
-        with k.loop(0, count) as index:
-            first = index * width
-            rest = k.min(width, columns - first)
-            for pixels in range(1, _PIXELS + 1):
-                with k.when(rest.compare('==', pixels)):
-                    write(first, pixels)
-
-    def _convolve(self, step, source, source_row, source_rows, taps, target, target_row,
-                  target_column, rows, columns) -> None:
-        k = self.k
-        with k.loop(0, rows) as row:
-            above = row * step - self.radius
-            kernel_rows = k.max(0, 0 - above), k.min(self.side, source_rows - above)
-
-            def tile(first, pixels):
-                sums = [k.variable(k.zero) for _ in range(pixels)]
-                with k.loop(*kernel_rows) as i:
-                    line = k.at(source, (above + i) * source_row + first * (step * LANES))
-                    taps_line = k.at(taps, i * (self.side * LANES))
-                    for j in range(self.side):
-                        factor = k.load(taps_line, j * LANES)
-                        for pixel, each in enumerate(sums):
-                            k.add_product(each, k.load(line, (j + pixel * step) * LANES), factor)
-                place = k.at(target, row * target_row + first * target_column)
-                for pixel, each in enumerate(sums):
-                    k.store(k.read(each), place, target_column * pixel)
-
-            self._tiles(columns, tile)
-
-    def _spread(self, source, source_row, source_rows, taps, target, target_row, rows,
-                columns) -> None:
-        """Add the gradient of `halve` with respect to its source to the target's plane.
-
-        Position p takes tap i from position (p + radius - i) / 2 of the incoming gradient.
-        """
-        k, radius = self.k, self.radius
-        with k.loop(0, rows) as row:
-            begin = k.max((row + radius) % 2, row + radius - (source_rows - 1) * 2)
-            end = k.min(self.side, row + (radius + 1))
-            for parity in (0, 1):
-                taps_of = [j for j in range(self.side) if (parity + radius - j) % 2 == 0]
-
-                def tile(first, pixels):
-                    place = k.at(target, row * target_row + (first * 2 + parity) * LANES)
-                    sums = [k.variable(k.load(place, 2 * pixel * LANES)) for pixel in range(pixels)]
-                    with k.loop(begin, end, 2) as i:
-                        line = k.at(source, (row + radius - i) // 2 * source_row + first * LANES)
-                        taps_line = k.at(taps, i * (self.side * LANES))
-                        for j in taps_of:
-                            shift = radius + (parity + radius - j) // 2
-                            factor = k.load(taps_line, j * LANES)
-                            for pixel, each in enumerate(sums):
-                                k.add_product(each, k.load(line, (shift + pixel) * LANES), factor)
-                    for pixel, each in enumerate(sums):
-                        k.store(k.read(each), place, 2 * pixel * LANES)
-
-                if taps_of:
-                    self._tiles((columns + (1 - parity)) // 2, tile)
-
-    def _weigh(self, source, source_row, source_rows, grad, grad_row, sums, rows, columns,
-               step) -> None:
-        """Add the gradient of a convolution's kernel to ``sums``; ``grad`` is a first pixel."""
-        k, radius = self.k, self.radius
-        band = k.max(1, k.int(_CACHED) // k.max(columns, 1))
-        with k.loop(0, (rows + band - 1) // band) as number:
-            top = number * band
-            bottom = k.min(rows, top + band)
-            with k.loop(0, self.side) as i:
-                begin = k.max(top, k.max(0, radius - i + step - 1) // step)
-                end = k.min(bottom, k.max(0, source_rows + radius - i + step - 1) // step)
-                taps = [k.variable(k.zero) for _ in range(self.side)]
-                with k.loop(begin, end) as row:
-                    line = k.at(source, (row * step + i - radius) * source_row)
-                    grad_line = k.at(grad, row * grad_row)
-                    with k.loop(0, columns) as column:
-                        factor = k.load(grad_line, column * LANES)
-                        place = k.at(line, column * step * LANES)
-                        for j, each in enumerate(taps):
-                            k.add_product(each, k.load(place, j * LANES), factor)
-                for j, each in enumerate(taps):
-                    place = (i * self.side + j) * LANES
-                    k.store(k.b.fadd(k.read(each), k.load(sums, place)), sums, place)
-
-    def _mix(self, source, places, weights, first, count: int, start=None):
-        """Sum of ``count`` weighted vectors at listed places after ``source``."""
-        k, total = self.k, start
-        for pair in range(count):
-            value = k.load(source, k.load_int(places, first + pair))
-            weight = k.load_splat(weights, first + pair)
-            total = k.b.fmul(value, weight) if total is None else k.fma(value, weight, total)
-        return total
-
-    def _resample(self, count, source, base, places, weights, row_table, column_table, line, target,
-                  target_row, rows, columns, width) -> None:
-        """``target = base + interpolated source``; ``width`` is the source's, all are first pixels."""
-        k = self.k
-        with k.loop(0, rows) as row:
-            self._mix_rows(count, source, places, weights, row_table + row * count, line, width)
-            with k.loop(0, columns) as column:
-                place = row * target_row + column * LANES
-                k.store(self._mix(line, places, weights, column_table + column * count, count,
-                                  k.load(base, place)), target, place)
-
-    def _fold(self, source, places, weights, row_table, column_table, line, target, target_row, rows,
-              columns, width) -> None:
-        """The gradient of the interpolation, from the fine plane to the coarse one."""
-        k = self.k
-        with k.loop(0, rows) as row:
-            self._mix_rows(DOWN, source, places, weights, row_table + row * DOWN, line, width)
-            with k.loop(0, columns) as column:
-                k.store(self._mix(line, places, weights, column_table + column * DOWN, DOWN),
-                        target, row * target_row + column * LANES)
-
-    def _mix_rows(self, count, source, places, weights, first, line, width) -> None:
-        k = self.k
-        rows = [k.at(source, k.load_int(places, first + pair)) for pair in range(count)]
-        factors = [k.variable(k.load_splat(weights, first + pair)) for pair in range(count)]
-        with k.loop(0, width) as column:
-            total = k.b.fmul(k.load(rows[0], column * LANES), k.read(factors[0]))
-            for row, factor in zip(rows[1:], factors[1:]):
-                total = k.fma(k.load(row, column * LANES), k.read(factor), total)
-            k.store(total, line, column * LANES)
-
-    def _border(self, plane, row, height, width) -> None:
-        k = self.k
-        with k.loop(0, height) as y:
-            line = k.at(plane, y * row)
-            for x in range(self.radius):
-                k.store(k.zero, line, x * LANES)
-                k.store(k.zero, line, (width + (self.radius + x)) * LANES)
-
-    def _pack(self, kernel_, channels, taps) -> None:
-        """Kernels (channels, taps) to one vector a tap; channels beyond repeat the last one."""
-        k, count = self.k, self.side**2
-        lanes = [k.min(lane, channels - 1) * count for lane in range(LANES)]
-        with k.loop(0, count) as tap:
-            k.store(k.gather([k.at(kernel_, lane + tap) for lane in lanes]), taps, tap * LANES)
-
-    def _unpack(self, taps, channels, kernel_) -> None:
-        k, count = self.k, self.side**2
-        with k.loop(0, k.min(channels, LANES)) as lane:
-            with k.loop(0, count) as tap:
-                k.copy_float(k.at(taps, tap * LANES + lane), k.at(kernel_, lane * count + tap))
-
-    def _flip(self, taps, target) -> None:
-        k, last = self.k, self.side**2 - 1
-        with k.loop(0, last + 1) as tap:
-            k.store(k.load(taps, tap * LANES), target, (last - tap) * LANES)
-
-
 class _Task:
     """One task's block of channels, planes and kernels, and the way down and up again.
 
@@ -340,7 +146,7 @@ class _Task:
         last: Number of the coarsest level.
     """
 
-    def __init__(self, k: Kernel, steps: _Steps, tables, scratch, line, channels, blocks, last):
+    def __init__(self, k: Kernel, steps: Steps, tables, scratch, line, channels, blocks, last):
         self.k, self.steps, self.last = k, steps, last
         self.levels, self.places, self.weights = tables
         self.scratch, self.line = scratch, k.at(scratch, line)
@@ -415,7 +221,7 @@ _COMMON = 'levels_p places_p weights_p scratch_p size line spare channels blocks
 @kernel(f'x_p y_p {_COMMON}')
 def _forward(k: Kernel, x, y, levels, places, weights, scratch, size, line, spare, channels, blocks,
              last, *, side):
-    steps = _Steps(k, side)
+    steps = Steps(k, side)
     scratch = k.at(scratch, k.worker * size)
     taps = k.at(scratch, size - (last + 2) * (side**2 * LANES))
     task = _Task(k, steps, (levels, places, weights), scratch, line, channels, blocks, last)
@@ -442,8 +248,8 @@ def _forward(k: Kernel, x, y, levels, places, weights, scratch, size, line, spar
 @kernel(f'x_p grad_p out_p sums_p {_COMMON} wants_x wants_down wants_weights')
 def _backward(k: Kernel, x, grad, out, sums, levels, places, weights, scratch, size, line, spare,
               channels, blocks, last, wants_x, wants_down, wants_weights, *, side):
-    steps = _Steps(k, side)
-    steps.prepare_gradients()
+    steps = Steps(k, side)
+    steps.write_gradients()
     scratch = k.at(scratch, k.worker * size)
     task = _Task(k, steps, (levels, places, weights), scratch, line, channels, blocks, last)
     full, kernels = task.full, last + 2
