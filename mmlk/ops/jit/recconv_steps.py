@@ -1,8 +1,8 @@
 """Steps of the recursive convolution on planes of 16 channels.
 
-A plane holds a level's map with k // 2 zero pixels at either end of each row. Its pixels are neighbouring
-vectors, so a convolution reads it with one address and no condition. Rows beyond the map are skipped,
-not stored.
+A plane holds a level's map with k // 2 zero pixels at either end of each row. Its pixels lie side by
+side, so a convolution reads it with one address and no condition. Rows beyond the map are skipped, not
+stored.
 """
 
 from __future__ import annotations
