@@ -1,7 +1,8 @@
 """Construction of DCLS kernels, forward and backward, without the grid of the definition.
 
-`dcls_kernel2d_reference` defines the kernel through a tensor of (elements x window) cells. Two much
-smaller computations give the same kernel:
+`dcls_kernel2d_reference` defines the kernel through a tensor of (elements x window) cells. Much
+smaller computations give the same kernel. On a CPU that can compile loops, two-dimensional float32
+windows are those of `mmlk.ops.jit.dcls`; otherwise:
 
 * sampling: the bilinear kernel of ``v0`` is the transpose of reading a picture at the elements'
   positions, and its gradients are that reading and its slopes, for which torch has vectorised code.
@@ -27,6 +28,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from mmlk.ops import jit
+from mmlk.ops.jit import dcls as compiled
 
 MASS_EPSILON = 1e-7
 SIGMA_OFFSET = {'max': 1.0, 'gauss': 0.27}
@@ -62,6 +66,10 @@ def construct(weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_si
     """Kernel (O, I, *kernel_size) from weight (O, I, m) and positions, sigma (N, O, I, m)."""
     with _plain_precision(weight):
         w, p, s = _arrange(weight, positions, sigma, version)
+        if _compiles(w, kernel_size):
+            kernel = compiled.construct(
+                w.contiguous(), _per_axis(p, version), _per_axis(s, version), kernel_size, version)
+            return kernel.view(*weight.shape[:2], *kernel_size)
         grid = _sampling_grid(p, kernel_size, version)
         if grid is not None:
             kernel = _sampled_kernel(w, grid, kernel_size, version)
@@ -80,8 +88,16 @@ def construct_backward(grad: Tensor, weight: Tensor, positions: Tensor, sigma: T
     with _plain_precision(weight):
         w, p, s = _arrange(weight, positions, sigma, version)
         g = grad.to(w.dtype).reshape(w.shape[0], *kernel_size)
-        grid = _sampling_grid(p, kernel_size, version)
-        if grid is not None:
+        grid = None if _compiles(w, kernel_size) else _sampling_grid(p, kernel_size, version)
+        if _compiles(w, kernel_size):
+            grad_weight, *others = compiled.gradients(
+                g.contiguous(), w.contiguous(), _per_axis(p, version), _per_axis(s, version), version)
+            order = driven_axes(version, 2)
+            grad_positions = torch.stack([others[axis] for axis in order])
+            if sigma is not None:
+                by_width = torch.stack([others[2 + axis] for axis in order])
+                grad_sigma = (by_width.view_as(sigma) * sigma.sign()).to(sigma.dtype)
+        elif grid is not None:
             grad_weight, grad_positions = _sampled_gradients(g, w, p, grid, version)
         else:
             results = w.new_empty(1 + len(p) * (1 if s is None else 2), *w.shape)
@@ -111,6 +127,19 @@ def _arrange(weight: Tensor, positions: Tensor, sigma: Tensor | None,
     if sigma is not None:
         s = sigma.to(dtype).reshape(shape).abs().add_(SIGMA_OFFSET[version])
     return weight.to(dtype).reshape(shape[1:]), p, s
+
+
+def _compiles(w: Tensor, kernel_size: Sequence[int]) -> bool:
+    return (len(kernel_size) == 2 and w.dtype == torch.float32 and w.is_cpu and w.numel() > 0
+            and jit.unavailable() is None
+            and compiled.refuses(w.shape[1], *kernel_size) is None)
+
+
+def _per_axis(components: Tensor | None, version: str) -> tuple[Tensor, Tensor] | None:
+    """(B, m) of the two axes."""
+    if components is None:
+        return None
+    return tuple(components[each].contiguous() for each in driven_axes(version, 2))
 
 
 def _by_component(per_axis: Sequence, version: str) -> list:

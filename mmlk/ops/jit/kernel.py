@@ -237,6 +237,10 @@ class Kernel:
         """The vector of one Python number."""
         return ir.Constant(_VECTOR, [number] * LANES)
 
+    def compare(self, sign: str, left, right):
+        """Truth values, lane by lane, for `both` and LLVM's ``select``."""
+        return self.b.fcmp_ordered(sign, left, right)
+
     def fma(self, left, right, addend):
         return self.intrinsic('llvm.fma', left, right, addend)
 
