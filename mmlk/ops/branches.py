@@ -2,8 +2,8 @@
 
 In training every branch has a norm of its own and the outputs stay apart (`large_kernel_branches`);
 folded they are summed (`large_kernel_sum`). As one operator the branches can share what they read,
-and the gradient of the map is written once instead of once per branch and then summed. On CPU, where
-a call is cheap next to the arithmetic, both are a composition of `depthwise_conv2d`.
+and the gradient of the map is written once instead of once per branch and then summed. On a CPU that
+is the work of `mmlk.ops.jit.branches`; where it refuses, both are a composition of `depthwise_conv2d`.
 
 The registered operators take up to three kernels as separate arguments rather than a list, which
 autograd of registered operators handles an order of magnitude slower.
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from mmlk.ops import cpu, dispatch
+from mmlk.ops.allocation import keep_freed_memory
+from mmlk.ops.jit import branches as jit
 from mmlk.ops.operators import layout
 from mmlk.ops.reference import large_kernel_branches_reference, large_kernel_sum_reference
 
@@ -155,17 +157,46 @@ sum_operator = dispatch.define(
 
 # --------------------------------------------------------------------------------- torch on any device
 
+def _prepared(x: Tensor, *weights: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    """Map and kernels in the type that is computed in, the kernels in plain strides."""
+    keep_freed_memory()
+    work = cpu._working(x)
+    return work, [each.to(work.dtype).contiguous() for each in _given(*weights)]
+
+
+def _compiled_backward(grads: Sequence[Tensor], x: Tensor, work: Tensor, weights: list[Tensor],
+                       mask: list[bool], dtype: torch.dtype) -> list[Tensor]:
+    """Gradients of the map and of three kernels of ``dtype``, empty where they are not wanted."""
+    # Those of a sum are one gradient.
+    grads = grads[:1] if grads[0] is grads[1] else grads[:len(weights)]
+    grad_x, taps = jit.gradients([cpu._working(each) for each in grads], work, weights, mask[0],
+                                 mask[1:1 + len(weights)])
+    return [
+        x.new_empty(0) if grad_x is None
+        else grad_x.to(x.dtype).contiguous(memory_format=layout(x)),
+        *(x.new_empty(0, dtype=dtype) if each is None else each.to(dtype)
+          for each in [*taps, *(None,) * (3 - len(taps))])]
+
+
 def compose_branches(x: Tensor, first: Tensor, second: Tensor,
                      third: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """`mmlk::large_kernel_branches` as separate convolutions."""
+    """`mmlk::large_kernel_branches`; 16-bit types are rounded once."""
+    work, weights = _prepared(x, first, second, third)
+    if jit.refuses(work, weights) is None:
+        parts = [each.to(x.dtype).contiguous(memory_format=layout(x))
+                 for each in jit.apart(work, weights)]
+        return *parts[:2], parts[2] if third is not None else x.new_empty(0)
     parts = [cpu._depthwise(x, weight, None, [1, 1]) for weight in _given(first, second, third)]
     return *parts[:2], parts[2] if third is not None else x.new_empty(0)
 
 
 def compose_sum(x: Tensor, first: Tensor, second: Tensor, third: Tensor | None,
                 bias: Tensor | None) -> Tensor:
-    """`mmlk::large_kernel_sum` as separate convolutions; 16-bit types are rounded once."""
-    work = cpu._working(x)
+    """`mmlk::large_kernel_sum`; 16-bit types are rounded once."""
+    work, weights = _prepared(x, first, second, third)
+    if jit.refuses(work, weights) is None:
+        y = jit.summed(work, weights, None if bias is None else bias.to(work.dtype).contiguous())
+        return y.to(x.dtype).contiguous(memory_format=layout(x))
     y = cpu._depthwise(work, first, bias, [1, 1])
     for weight in _given(second, third):
         y += cpu._depthwise(work, weight, None, [1, 1])
@@ -175,9 +206,14 @@ def compose_sum(x: Tensor, first: Tensor, second: Tensor, third: Tensor | None,
 def compose_backward(grad_first: Tensor, grad_second: Tensor, grad_third: Tensor, x: Tensor,
                      first: Tensor, second: Tensor, third: Tensor | None,
                      mask: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`mmlk::large_kernel_backward` as separate gradients; 16-bit types are rounded once."""
+    """`mmlk::large_kernel_backward`; 16-bit types are rounded once."""
     grads = (grad_first, grad_second, grad_third)
-    work, results = cpu._working(x), []
+    bias = cpu._working(grad_first).sum((0, 2, 3)).to(first.dtype) if mask[4] \
+        else first.new_empty(0)
+    work, weights = _prepared(x, first, second, third)
+    if jit.refuses(work, weights) is None:
+        return *_compiled_backward(grads, x, work, weights, mask, first.dtype), bias
+    results = []
     grad_x = None
     for grad, weight, wanted in zip(grads, (first, second, third), mask[1:4]):
         if weight is None:
@@ -188,21 +224,41 @@ def compose_backward(grad_first: Tensor, grad_second: Tensor, grad_third: Tensor
         results.append(grad_weight)
         if mask[0]:
             grad_x = part if grad_x is None else grad_x.add_(part)
-    bias = cpu._working(grad_first).sum((0, 2, 3)).to(first.dtype) if mask[4] \
-        else first.new_empty(0)
     return grad_x.to(x.dtype) if mask[0] else x.new_empty(0), *results, bias
 
 
-def _run_branches(x: Tensor, *weights: Tensor | None) -> list[Tensor]:
-    return [cpu._run_depthwise(x, weight, None, (1, 1)) for weight in _given(*weights)]
+class _Branches(torch.autograd.Function):
+    """The kernels of the registered operator for calls that nothing watches."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _setup(ctx, inputs, None)
+        return compose_branches(*inputs)
+
+    backward = staticmethod(_branches_gradient)
 
 
-def _run_sum(x: Tensor, first: Tensor, second: Tensor, third: Tensor | None,
-             bias: Tensor | None) -> Tensor:
-    y = cpu._run_depthwise(x, first, bias, (1, 1))
-    for weight in _given(second, third):
-        y = y.add_(cpu._run_depthwise(x, weight, None, (1, 1)))
-    return y
+class _Sum(torch.autograd.Function):
+    """The same of the sum."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _setup(ctx, inputs, None)
+        return compose_sum(*inputs)
+
+    backward = staticmethod(lambda ctx, grad: (*_sum_gradient(ctx, grad),))
+
+
+def _run_branches(x: Tensor, *weights: Tensor | None) -> Sequence[Tensor]:
+    if dispatch.watched(x):
+        return branches_operator(x, *weights)
+    return _Branches.apply(x, *weights)
+
+
+def _run_sum(x: Tensor, *parameters: Tensor | None) -> Tensor:
+    if dispatch.watched(x):
+        return sum_operator(x, *parameters)
+    return _Sum.apply(x, *parameters)
 
 
 def _refuses(x: Tensor, *_args) -> str | None:

@@ -1,7 +1,8 @@
 """SLaK's branches with a batch norm each, summed: one training step on a CPU as one function.
 
 torch computes the statistics of a batch norm and its gradient in scalar double precision, plane by
-plane, and reads every map several times more to add the branches. Here the statistics come from the
+plane, and reads every map several times more to add the branches. Where loops can be compiled,
+`mmlk.ops.jit.branches` takes the statistics with the convolutions. Elsewhere they come from the
 vectorised moments of a group norm with one plane per group, and each branch is read once more for the
 sum. The gradient of a branch through its norm is linear in the incoming gradient and the branch,
 ``A g + B z + C`` with three numbers per channel, so that one map of sums is enough to know it.
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from mmlk.ops import dispatch
 from mmlk.ops.allocation import keep_freed_memory
 from mmlk.ops.branches import compose_backward, compose_branches
+from mmlk.ops.jit import branches as jit
 from mmlk.ops.operators import layout
 
 
@@ -53,7 +55,8 @@ def normed_branches(x: Tensor, weights: Sequence[Tensor], norms: Sequence[nn.Bat
     """
     keep_freed_memory()
     affine = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
-    y, mean, var = _NormedBranches.apply(x, [norm.eps for norm in norms], *weights, *affine)
+    node = _NormedBranches if jit.refuses(x, weights) else _CompiledNormedBranches
+    y, mean, var = node.apply(x, [norm.eps for norm in norms], *weights, *affine)
     count = x.numel() // x.shape[1]
     with torch.no_grad():
         for index, norm in enumerate(norms):
@@ -133,4 +136,47 @@ class _NormedBranches(torch.autograd.Function):
             grads[2:] = grad_weights[:count]
         for i in range(count):
             grads += [by_scale[i], total]
+        return tuple(each if want else None for each, want in zip(grads, wanted))
+
+
+class _CompiledNormedBranches(torch.autograd.Function):
+    """Statistics and what follows from them are float64 numbers per channel."""
+
+    @staticmethod
+    def forward(ctx, x, eps, *parameters):
+        count = len(eps)
+        weights = [each.contiguous() for each in parameters[:count]]
+        maps, means, variances = jit.with_statistics(x, weights)
+        inverse = (variances + variances.new_tensor(eps)[:, None]).rsqrt_()
+        scales = torch.stack(parameters[count::2]) * inverse
+        # The maps are centred by what float32 has of the mean; the rest is part of the shift.
+        centres = means.float()
+        offsets = centres - means
+        shift = torch.stack(parameters[count + 1::2]).sum(0) + (scales * offsets).sum(0)
+        y = jit.affine(maps, centres, scales, shift)
+        ctx.save_for_backward(x, centres, offsets, inverse, scales, *weights, *maps)
+        means, variances = centres, variances.float()
+        ctx.mark_non_differentiable(means, variances)
+        return y.contiguous(memory_format=layout(x)), means, variances
+
+    @staticmethod
+    @dispatch.first_derivative_only('LargeKernelDWConv2d')
+    def backward(ctx, grad, *_):
+        x, centres, offsets, inverse, scales, *rest = ctx.saved_tensors
+        count, wanted = len(centres), ctx.needs_input_grad
+        weights, maps = rest[:count], rest[count:]
+        total, *products = jit.totals(grad, maps, centres)
+        by_scale = torch.addcmul(torch.stack(products), offsets, total).mul_(inverse)
+        grads = [None, None, *(None,) * count]
+        if wanted[0] or any(wanted[2:2 + count]):
+            share = -x.shape[1] / x.numel()
+            by_map = scales * inverse * by_scale * share
+            constant = torch.addcmul(by_map * offsets, scales, total, value=share)
+            table = torch.stack((scales, by_map, centres, constant), 1).float()
+            grad_x, grads[2:] = jit.gradients(
+                [grad], x, weights, wanted[0], wanted[2:2 + count], maps, table)
+            grads[0] = grad_x.contiguous(memory_format=layout(x)) if wanted[0] else None
+        total = total.float()
+        for each in by_scale.float():
+            grads += [each, total]
         return tuple(each if want else None for each, want in zip(grads, wanted))

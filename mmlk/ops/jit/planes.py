@@ -31,13 +31,17 @@ class Map(NamedTuple):
     def pixel(self, y, x) -> Int:
         return self.offset + y * self.row + x * self.column
 
+    def read(self, k: Kernel, y, x, slot):
+        """The pixel's 16 channels, or fewer and zeros; ``slot`` is a variable for those."""
+        return k.load_some(self.pointer, self.pixel(y, x), self.channels, slot)
 
-def fill(k: Kernel, plane, source: Map, rows, columns, size, slot) -> None:
+
+def fill(k: Kernel, plane, source, rows, columns, size, slot) -> None:
     """Copy rows ``rows[0]`` and following, columns ``columns[0]`` and following, zero outside the map.
 
     Args:
         plane: Scratch for rows[1] * columns[1] vectors.
-        source: What to copy from.
+        source: A `Map`, or anything that computes pixels as its `read` does.
         rows: First row, which may be negative, and number of rows.
         columns: The same of columns.
         size: Height and width of the map.
@@ -53,10 +57,8 @@ def fill(k: Kernel, plane, source: Map, rows, columns, size, slot) -> None:
             with within:
                 with k.loop(0, first) as x:
                     k.store(k.zero, plane, (line + x) * LANES)
-                begin = source.pixel(top + y, left)
                 with k.loop(first, end) as x:
-                    k.store(k.load_some(source.pointer, begin + x * source.column,
-                                        source.channels, slot), plane, (line + x) * LANES)
+                    k.store(source.read(k, top + y, left + x, slot), plane, (line + x) * LANES)
                 with k.loop(end, width) as x:
                     k.store(k.zero, plane, (line + x) * LANES)
             with beyond, k.loop(0, width) as x:
