@@ -10,7 +10,6 @@ per channel. Those are known after one pass over the incoming gradient and the b
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,15 +21,15 @@ from mmlk.ops.jit import planes
 from mmlk.ops.jit.engine import unavailable
 from mmlk.ops.jit.kernel import LANES, Int, Kernel, kernel
 
-# Wider kernels loop over their columns at run time and skip those outside the map.
-_UNROLLED = 11
 # Sums held in registers: pixels of a map, or taps of a kernel's gradient.
 _PIXELS, _TAPS = 7, 6
-# Columns beyond the map that the groups of pixels and taps of wide kernels may touch.
-_SLACK = max(_PIXELS, _TAPS) - 1
+# Longest short side of a kernel: these taps are written out.
+_SHORT = 11
+# Pixels of a map that stay in the first cache while all taps are summed.
+_BAND = 160
 # Vectors that any thread's stack holds.
 _LIMIT = 8192
-_COLUMNS = 64
+_SIDE = 64
 _TASKS = 16
 _BRANCHES = 3
 
@@ -45,18 +44,21 @@ class _Bands(NamedTuple):
         band_rows: Rows of each, fewer of the last.
         column_bands: Number of parts from left to right.
         band_columns: Columns of each, fewer of the last.
-        tiles: Groups of pixels in such a row.
         room: Vectors of the largest plane.
-        tile: Pixels of a group.
+        tiles: Pixels of a group along a row and along a column.
     """
 
     row_bands: int
     band_rows: int
     column_bands: int
     band_columns: int
-    tiles: int
     room: int
-    tile: int
+    tiles: tuple[int, int]
+
+
+def _tile(length: int) -> int:
+    """Pixels of a group: the fewest computed in vain, then the fewest groups."""
+    return min(range(1, _PIXELS + 1), key=lambda tile: -(-length // tile) * (tile + 0.7))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -69,18 +71,14 @@ def _bands(images: int, height: int, width: int, sizes: tuple) -> _Bands:
         width: Columns of the map.
         sizes: Rows and columns of the kernels.
     """
-    column_bands = -(-width // _COLUMNS)
+    column_bands = -(-width // _SIDE)
     columns = -(-width // column_bands)
-    # The fewest columns computed in vain, then the fewest groups.
-    tile = min(range(1, _PIXELS + 1), key=lambda tile: -(-columns // tile) * (tile + 0.7))
-    tiles = -(-columns // tile)
 
     def plane(rows: int, size) -> int:
-        kh, kw = size
-        padded = tiles * tile + 2 * (kw // 2)
-        if kw > _UNROLLED:
-            padded = min(padded, width + 2 * _SLACK)
-        return min(rows + kh - 1, height) * padded
+        (kh, kw), (long, short), most = size, (rows, columns), height
+        if kw > kh:
+            (kh, kw), (long, short), most = (kw, kh), (columns, rows), width
+        return min(long + kh - 1, most) * (short + _PIXELS + kw)
 
     def room(rows: int) -> int:
         return max(plane(rows, size) for size in sizes)
@@ -91,7 +89,7 @@ def _bands(images: int, height: int, width: int, sizes: tuple) -> _Bands:
     rows = min(rows, max(-(-height * images * column_bands // _TASKS), 4))
     bands = -(-height // rows)
     rows = -(-height // bands)
-    return _Bands(bands, rows, column_bands, columns, tiles, room(rows), tile)
+    return _Bands(bands, rows, column_bands, columns, room(rows), (_tile(columns), _tile(rows)))
 
 
 class _Part:
@@ -103,13 +101,11 @@ class _Part:
         width: Its columns.
         blocks: Blocks of channels.
         bands: The run-time fields of `_Bands`.
-        tile: Pixels of a group.
     """
 
-    def __init__(self, k: Kernel, channels, height, width, blocks, bands, tile: int):
-        row_bands, band_rows, column_bands, band_columns, self.tiles, room = bands
-        self.k, self.channels, self.tile = k, channels, tile
-        self.height, self.width = height, width
+    def __init__(self, k: Kernel, channels, height, width, blocks, bands):
+        row_bands, band_rows, column_bands, band_columns, room = bands
+        self.k, self.channels, self.height, self.width = k, channels, height, width
         self.number, self.channel = k.task // blocks, (k.task % blocks) * LANES
         self.count = channels - self.channel
         self.left = (self.number % column_bands) * band_columns
@@ -130,26 +126,77 @@ class _Part:
         """The block's numbers in a row of a table (rows, C)."""
         return self.k.load_some(pointer, self.channel + row * self.channels, self.count, self.slot)
 
-    def fill(self, source, size) -> _Plane:
-        """The plane of the part with what a kernel of that size reaches around it."""
-        k, (kh, kw) = self.k, size
+
+class _View:
+    """A part and a kernel that is at least as tall as wide: both transposed where it is not.
+
+    Rows of taps that meet no pixel can be skipped exactly, so the long side is made that of rows.
+
+    Args:
+        part: The part.
+        size: Rows and columns of the kernel as it is stored.
+        tiles: Pixels of a group along a row and along a column.
+    """
+
+    def __init__(self, part: _Part, size: tuple[int, int], tiles: tuple[int, int]):
+        self.part, self.k, self.transposed = part, part.k, size[1] > size[0]
+        turn = (1, -1)[self.transposed]
+        self.kh, self.kw = size[::turn]
+        self.row_step, self.column_step = (size[1], 1)[::turn]
+        self.height, self.width = (part.height, part.width)[::turn]
+        (self.top, self.bottom), (self.left, self.right) = (
+            (part.top, part.bottom), (part.left, part.right))[::turn]
+        self.tile = tiles[::turn][0]
+        self.tiles = (self.right - self.left + (self.tile - 1)) // self.tile
+
+    def map(self, pointer) -> planes.Map:
+        """The part's image in the dense map at ``pointer``."""
+        return self.seen(self.part.map(pointer))
+
+    def seen(self, image: planes.Map) -> planes.Map:
+        if not self.transposed:
+            return image
+        return image._replace(row=image.column, column=image.row)
+
+    def fill(self, source) -> _Plane:
+        """The plane of the part with what the kernel reaches around it."""
+        k, kh, kw = self.k, self.kh, self.kw
         first = k.max(self.top - kh // 2, 0)
         rows = k.min(self.bottom + kh // 2, self.height) - first
-        begin = self.left - kw // 2
-        end = self.left + self.tiles * self.tile + kw // 2
-        if kw > _UNROLLED:
-            begin, end = k.max(begin, -_SLACK), k.min(end, self.width + _SLACK)
-        planes.fill(k, self.plane, source, (first, rows), (begin, end - begin),
-                    (self.height, self.width), self.slot)
-        return _Plane(self.plane, first, begin, end - begin)
+        begin, columns = self.left - kw // 2, self.tiles * self.tile + 2 * (kw // 2)
+        planes.fill(k, self.part.plane, source, (first, rows), (begin, columns),
+                    (self.height, self.width), self.part.slot)
+        return _Plane(self.part.plane, first, begin, columns)
 
-    @contextlib.contextmanager
-    def groups(self, tall: bool):
-        """Code for each row and group; a tall kernel meets the same columns from row to row."""
-        rows, groups = (self.top, self.bottom), (0, self.tiles)
-        with self.k.loop(*(groups if tall else rows)) as outer:
-            with self.k.loop(*(rows if tall else groups)) as inner:
-                yield (inner, outer) if tall else (outer, inner)
+    def reached(self) -> tuple[Int, Int]:
+        """First row of taps that meets a pixel of the map, and the first after them that does not."""
+        k = self.k
+        return (k.max(0, self.kh // 2 + 1 - self.height),
+                k.min(self.kh, self.kh // 2 + self.height))
+
+    def pack(self, taps, weight, flip: bool) -> None:
+        """Copy the kernels (C, taps) of the block, as one vector a tap."""
+        k, part, count = self.k, self.part, self.kh * self.kw
+        with k.loop(*self.reached()) as i:
+            with k.when(part.count < LANES), k.loop(0, self.kw) as j:
+                k.store(k.zero, taps, (i * self.kw + j) * LANES)
+            with k.loop(0, k.min(part.count, LANES)) as lane:
+                line = (part.channel + lane) * count
+                for j in range(self.kw):
+                    source = i * self.row_step + j * self.column_step
+                    source = line + (count - 1 - source if flip else source)
+                    k.copy_float(k.at(weight, source), k.at(taps, (i * self.kw + j) * LANES + lane))
+
+    def unpack(self, taps, result) -> None:
+        """Write flipped taps that meet the map, one vector each, to the part's kernels (C, taps)."""
+        k, part, count = self.k, self.part, self.kh * self.kw
+        with k.loop(0, k.min(part.count, LANES)) as lane:
+            line = (part.number * part.channels + part.channel + lane) * count
+            with k.loop(*self.reached()) as i:
+                for j in range(self.kw):
+                    target = count - 1 - (i * self.row_step + j * self.column_step)
+                    k.copy_float(k.at(taps, (i * self.kw + j) * LANES + lane),
+                                 k.at(result, line + target))
 
 
 class _Plane(NamedTuple):
@@ -180,67 +227,52 @@ class _Gradient(NamedTuple):
         return k.fma(centred, k.read(self.by_branch), total)
 
 
-def _convolve(part: _Part, plane: _Plane, taps, size, start, target: planes.Map,
-              accumulate: bool) -> None:
-    """Convolve the plane with the kernel ``taps`` (one vector each) into the part of ``target``."""
-    k, (kh, kw), tile = part.k, size, part.tile
-    with part.groups(kh > kw) as (row, index):
-        above, column = row - kh // 2, part.left + index * tile
-        before = column - kw // 2
-        sums = [k.variable(start) for _ in range(tile)]
+def _convolve(view: _View, plane: _Plane, taps, start, target: planes.Map, accumulate: bool) -> None:
+    """Convolve the plane with the kernel ``taps`` (one vector each) into the part of ``target``.
 
-        def add(i, j):
-            factor, line = k.load(taps, (i * kw + j) * LANES), plane.at(above + i, before + j)
-            for pixel, each in enumerate(sums):
-                k.add_product(each, k.load(plane.pointer, line + pixel * LANES), factor)
-
-        with k.loop(k.max(0, 0 - above), k.min(kh, part.height - above)) as i:
-            if kw <= _UNROLLED:
-                for j in range(kw):
-                    add(i, j)
-            else:
-                with k.loop(k.max(0, 0 - before - (tile - 1)), k.min(kw, part.width - before)) as j:
-                    add(i, j)
+    One group of columns after another stays in the first cache from row to row.
+    """
+    k, part, kh, kw, tile = view.k, view.part, view.kh, view.kw, view.tile
+    with k.loop(0, view.tiles) as index, k.loop(view.top, view.bottom) as row:
+        above, column = row - kh // 2, view.left + index * tile
+        sums = [k.variable(k.zero) for _ in range(tile)]
+        for each in sums:
+            k.write(each, start)
+        with k.loop(k.max(0, 0 - above), k.min(kh, view.height - above)) as i:
+            line = plane.at(above + i, column - kw // 2)
+            for j in range(kw):
+                factor = k.load(taps, (i * kw + j) * LANES)
+                for pixel, each in enumerate(sums):
+                    k.add_product(each, k.load(plane.pointer, line + (j + pixel) * LANES), factor)
+                # LLVM would keep pixels that taps share in registers it does not have.
+                k.forget(plane.pointer)
         for pixel, each in enumerate(sums):
-            with k.when(column + pixel < part.right):
-                value, offset = k.read(each), target.pixel(row, column + pixel)
+            with k.when(column + pixel < view.right):
+                value = k.read(each)
                 if accumulate:
-                    value = k.b.fadd(value, k.load_some(
-                        target.pointer, offset, part.count, part.slot))
-                k.store_some(value, target.pointer, offset, part.count, part.slot)
-
-
-def _pack(part: _Part, taps, weight, size, flip: bool) -> None:
-    """Copy the rows of a kernel that reach the map, as one vector a tap."""
-    k, (kh, kw) = part.k, size
-    with k.loop(k.max(0, kh // 2 + 1 - part.height), k.min(kh, kh // 2 + part.height)) as i:
-        with k.when(part.count < LANES), k.loop(0, kw) as j:
-            k.store(k.zero, taps, (i * kw + j) * LANES)
-        line = (kh - 1 - i) * kw if flip else i * kw
-        with k.loop(0, k.min(part.count, LANES)) as lane:
-            source = (part.channel + lane) * (kh * kw) + line
-            with k.loop(0, kw) as j:
-                k.copy_float(k.at(weight, source + (kw - 1 - j if flip else j)),
-                             k.at(taps, (i * kw + j) * LANES + lane))
+                    value = k.b.fadd(value, target.read(k, row, column + pixel, part.slot))
+                k.store_some(value, target.pointer, target.pixel(row, column + pixel), part.count,
+                             part.slot)
 
 
 # ------------------------------------------------------------------------------------ forward
 
 @kernel('x_p first_p second_p third_p bias_p y_0_p y_1_p y_2_p moments_p channels height width blocks '
-        'row_bands band_rows column_bands band_columns tiles room')
+        'row_bands band_rows column_bands band_columns room')
 def _forward(k: Kernel, x, first, second, third, bias, y_0, y_1, y_2, moments, channels, height,
-             width, blocks, *bands, sizes, tile, has_bias, summed, has_moments):
-    part = _Part(k, channels, height, width, blocks, bands, tile)
+             width, blocks, *bands, sizes, tiles, has_bias, summed, has_moments):
+    part = _Part(k, channels, height, width, blocks, bands)
     taps = k.scratch(max(kh * kw for kh, kw in sizes))
     for index, (size, weight, y) in enumerate(
             zip(sizes, (first, second, third), (y_0, y_1, y_2))):
-        plane = part.fill(part.map(x), size)
-        _pack(part, taps, weight, size, False)
-        target = part.map(y_0 if summed else y)
+        view = _View(part, size, tiles)
+        plane = view.fill(view.map(x))
+        view.pack(taps, weight, False)
+        target = y_0 if summed else y
         start = part.row_of(bias, 0) if has_bias and index == 0 else k.zero
-        _convolve(part, plane, taps, size, start, target, summed and index > 0)
+        _convolve(view, plane, taps, start, view.map(target), summed and index > 0)
         if has_moments:
-            _moments(part, target, moments, (part.number * len(sizes) + index) * 2)
+            _moments(part, part.map(target), moments, (part.number * len(sizes) + index) * 2)
 
 
 def _moments(part: _Part, source: planes.Map, moments, row) -> None:
@@ -304,7 +336,7 @@ def summed(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """
     x, sizes = _rows(x), _sizes(weights)
     y, bands = torch.empty_like(x), _bands_of(x, sizes)
-    compiled = _forward(sizes=sizes, tile=bands.tile, has_bias=bias is not None, summed=True,
+    compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=bias is not None, summed=True,
                         has_moments=False)
     _run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights),
          0 if bias is None else bias.data_ptr(), *_addresses([y]), 0)
@@ -327,7 +359,7 @@ def apart(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 def _apart(x: Tensor, weights: Sequence[Tensor], moments: Tensor | None) -> list[Tensor]:
     maps, sizes = [torch.empty_like(x) for _ in weights], _sizes(weights)
     bands = _bands_of(x, sizes)
-    compiled = _forward(sizes=sizes, tile=bands.tile, has_bias=False, summed=False,
+    compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=False, summed=False,
                         has_moments=moments is not None)
     _run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights), 0, *_addresses(maps),
          0 if moments is None else moments.data_ptr())
@@ -411,10 +443,10 @@ def affine(maps: Sequence[Tensor], means: Tensor, scales: Tensor, shift: Tensor)
 # ------------------------------------------------------------------------------------ backward
 
 @kernel('z_0_p z_1_p z_2_p grad_p means_p totals_p channels height width blocks '
-        'row_bands band_rows column_bands band_columns tiles room')
+        'row_bands band_rows column_bands band_columns room')
 def _totals(k: Kernel, z_0, z_1, z_2, grad, means, totals, channels, height, width, blocks, *bands,
             count):
-    part = _Part(k, channels, height, width, blocks, bands, 1)
+    part = _Part(k, channels, height, width, blocks, bands)
     incoming = part.map(grad)
     branches = [part.map(each) for each in (z_0, z_1, z_2)[:count]]
     centres = [part.row_of(means, index) for index in range(count)]
@@ -438,72 +470,67 @@ def _totals(k: Kernel, z_0, z_1, z_2, grad, means, totals, channels, height, wid
 
 @kernel('x_p grad_0_p grad_1_p grad_2_p z_0_p z_1_p z_2_p table_p first_p second_p third_p out_p '
         'taps_0_p taps_1_p taps_2_p channels height width blocks '
-        'row_bands band_rows column_bands band_columns tiles room')
+        'row_bands band_rows column_bands band_columns room')
 def _backward(k: Kernel, x, grad_0, grad_1, grad_2, z_0, z_1, z_2, table, first, second, third, out,
-              taps_0, taps_1, taps_2, channels, height, width, blocks, *bands, sizes, tile, normed,
+              taps_0, taps_1, taps_2, channels, height, width, blocks, *bands, sizes, tiles, normed,
               wants_map, wants_taps):
-    part = _Part(k, channels, height, width, blocks, bands, tile)
+    part = _Part(k, channels, height, width, blocks, bands)
     taps = k.scratch(max(kh * kw for kh, kw in sizes))
     columns = part.right - part.left
     pixels = k.scratch((part.bottom - part.top) * columns)
     if any(wants_taps):
         planes.fill(k, pixels, part.map(x), (part.top, part.bottom - part.top),
                     (part.left, columns), (height, width), part.slot)
-    held = _Plane(pixels, part.top, part.left, columns)
-    target = part.map(out)
     for index, (size, grad, z, weight, result) in enumerate(zip(
             sizes, (grad_0, grad_1, grad_2), (z_0, z_1, z_2), (first, second, third),
             (taps_0, taps_1, taps_2))):
         if not wants_map and not wants_taps[index]:
             continue
-        source = part.map(grad)
+        view = _View(part, size, tiles)
+        source = view.map(grad)
         if normed:
             numbers = (k.variable(part.row_of(table, 4 * index + i)) for i in range(4))
-            source = _Gradient(source, part.map(z), *numbers)
-        plane = part.fill(source, size)
+            source = _Gradient(source, view.map(z), *numbers)
+        plane = view.fill(source)
         if wants_map:
-            _pack(part, taps, weight, size, True)
-            _convolve(part, plane, taps, size, k.zero, target, index > 0)
+            view.pack(taps, weight, True)
+            _convolve(view, plane, taps, k.zero, view.map(out), index > 0)
         if wants_taps[index]:
-            _sum_taps(part, plane, held, taps, size)
-            _unpack(part, taps, result, size)
+            _sum_taps(view, plane, pixels, columns, taps)
+            view.unpack(taps, result)
 
 
-def _sum_taps(part: _Part, plane: _Plane, pixels: _Plane, taps, size) -> None:
-    """Sums over the part of pixels times the plane, one vector a tap of the flipped kernel."""
-    k, (kh, kw) = part.k, size
-    across = min(kw, _TAPS)
+def _sum_taps(view: _View, plane: _Plane, pixels, columns, taps) -> None:
+    """Sums over the part of pixels times the plane, one vector a tap of the flipped kernel.
 
-    def add(i, j, wide: int):
-        sums = [k.variable(k.zero) for _ in range(wide)]
-        for each in sums:
-            k.write(each, k.zero)
-        # Rows and columns in which at least one of the taps meets the map.
-        begin, end = k.max(part.top, kh // 2 - i), k.min(part.bottom, part.height + kh // 2 - i)
-        left = k.max(part.left, kw // 2 - (wide - 1) - j)
-        right = k.min(part.right, part.width + kw // 2 - j)
-        with k.loop(begin, end) as row, k.loop(left, right) as column:
-            factor = k.load(pixels.pointer, pixels.at(row, column))
-            line = plane.at(row + i - kh // 2, column + j - kw // 2)
-            for dj, each in enumerate(sums):
-                k.add_product(each, k.load(plane.pointer, line + dj * LANES), factor)
-        for dj, each in enumerate(sums):
-            k.store(k.read(each), taps, (i * kw + j + dj) * LANES)
-
-    with k.loop(0, kh) as i:
-        with k.loop(0, kw - kw % across, across) as j:
-            add(i, j, across)
-        if kw % across:
-            add(i, k.int(kw - kw % across), kw % across)
-
-
-def _unpack(part: _Part, taps, result, size) -> None:
-    """Write flipped taps, one vector each, as the part's kernels (C, kh * kw)."""
-    k, count = part.k, size[0] * size[1]
-    with k.loop(0, k.min(part.count, LANES)) as lane:
-        line = (part.number * part.channels + part.channel + lane) * count
-        with k.loop(0, count) as tap:
-            k.copy_float(k.at(taps, tap * LANES + lane), k.at(result, line + (count - 1 - tap)))
+    Args:
+        pixels: The part's own vectors, row by row.
+        columns: Number of them in a row.
+    """
+    k, part, kh, kw = view.k, view.part, view.kh, view.kw
+    own = view.seen(planes.Map(pixels, k.int(0), columns * LANES, k.int(LANES), part.count))
+    first, after = view.reached()
+    with k.loop(first * kw, after * kw) as tap:
+        k.store(k.zero, taps, tap * LANES)
+    rows = k.max(1, k.int(_BAND) // (view.right - view.left))
+    with k.loop(0, (view.bottom - view.top + rows - 1) // rows) as band, \
+            k.loop(first, after) as i:
+        top = view.top + band * rows
+        bottom = k.min(top + rows, view.bottom)
+        begin, end = k.max(top, kh // 2 - i), k.min(bottom, view.height + kh // 2 - i)
+        with k.when(begin < end):
+            for j in range(0, kw, _TAPS):
+                wide = min(_TAPS, kw - j)
+                sums = [k.variable(k.zero) for _ in range(wide)]
+                for dj, each in enumerate(sums):
+                    k.write(each, k.load(taps, (i * kw + j + dj) * LANES))
+                with k.loop(begin, end) as row, k.loop(view.left, view.right) as column:
+                    factor = k.load(pixels, own.pixel(row - view.top, column - view.left))
+                    line = plane.at(row + i - kh // 2, column + j - kw // 2)
+                    for dj, each in enumerate(sums):
+                        k.add_product(each, k.load(plane.pointer, line + dj * LANES), factor)
+                for dj, each in enumerate(sums):
+                    k.store(k.read(each), taps, (i * kw + j + dj) * LANES)
 
 
 def totals(grad: Tensor, maps: Sequence[Tensor], means: Tensor) -> Tensor:
@@ -550,9 +577,10 @@ def gradients(grads: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], wan
     n, c, bands = x.shape[0], x.shape[3], _bands_of(x, sizes)
     parts = n * bands.row_bands * bands.column_bands
     out = torch.empty_like(x) if wants_map else None
-    taps = [x.new_empty((parts, c, 1, *size)) if want else x.new_empty(0)
+    # Taps that meet no pixel are left out.
+    taps = [x.new_zeros((parts, c, 1, *size)) if want else x.new_empty(0)
             for size, want in zip(sizes, wants_taps)]
-    compiled = _backward(sizes=sizes, tile=bands.tile, normed=table is not None,
+    compiled = _backward(sizes=sizes, tiles=bands.tiles, normed=table is not None,
                          wants_map=wants_map, wants_taps=wants_taps)
     _run(compiled, x, bands, sizes, 2, x.data_ptr(), *_addresses(grads), *_addresses(maps),
          0 if table is None else table.data_ptr(), *_addresses(weights),
@@ -573,6 +601,6 @@ def refuses(x: Tensor, weights: Sequence[Tensor]) -> str | None:
         return 'only float32 is compiled'
     if x.numel() == 0:
         return 'the map is empty'
-    if any(min(each.shape[2:]) > _UNROLLED for each in weights):
+    if any(min(each.shape[2:]) > _SHORT for each in weights):
         return 'a large square kernel is faster by way of its spectrum'
     return None

@@ -346,6 +346,12 @@ class Kernel:
         """Copy one float from address to address."""
         self.b.store(self.b.load(source, typ=_F32, align=4), target, align=4)
 
+    def forget(self, pointer) -> None:
+        """Loads from there are made again after this: earlier ones occupy no registers."""
+        nothing = ir.InlineAsm(
+            ir.FunctionType(ir.VoidType(), [_POINTER]), '', 'r,~{memory}', True)
+        self.b.call(nothing, [pointer])
+
     # End -------------------------------------------------------------------------------------------
 
     def finish(self) -> str:
