@@ -22,6 +22,12 @@ CASES = {
 }
 
 
+@pytest.fixture(params=['compiled', 'torch'], autouse=True)
+def loops(request, monkeypatch):
+    """With compiled loops where they can be had, and as without them."""
+    monkeypatch.setenv('MMLK_JIT', str(int(request.param == 'compiled')))
+
+
 def branches(x, *weights):
     return torch.cat(large_kernel_branches(x, weights))
 

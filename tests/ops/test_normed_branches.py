@@ -11,6 +11,12 @@ from tests.cases import GRADCHECK, TOLERANCE, assert_close
 from tests.ops.helpers import LAYOUTS, leaf, outputs_and_gradients
 
 
+@pytest.fixture(params=['compiled', 'torch'], autouse=True)
+def loops(request, monkeypatch):
+    """With compiled loops where they can be had, and as without them."""
+    monkeypatch.setenv('MMLK_JIT', str(int(request.param == 'compiled')))
+
+
 def module_of(channels, kernel_size, small, **norm):
     module = LargeKernelDWConv2d(
         channels, kernel_size, small, norm=lambda width: nn.BatchNorm2d(width, **norm))

@@ -1,0 +1,194 @@
+"""Compiled branches, their norms and gradients, against torch's in float64."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmlk.ops import jit, large_kernel_branches, large_kernel_sum, normed_branches
+from mmlk.ops.jit import branches
+from tests.cases import TOLERANCE, assert_close
+
+pytestmark = pytest.mark.skipif(
+    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}')
+
+OUTPUT, PARAMETER = TOLERANCE[torch.float32]
+THREE, TWO = ((13, 5), (5, 13), (5, 5)), ((31, 3), (3, 31))
+PUBLISHED = ((51, 5), (5, 51), (5, 5))
+# One pixel, partial and several channel blocks, kernels beyond the map, bands of rows and columns.
+CASES = {
+    'pixel': ((2, 3, 1, 1), THREE), 'small': ((2, 16, 5, 7), PUBLISHED),
+    'square': ((3, 62, 14, 14), TWO), 'tall': ((1, 17, 33, 17), THREE),
+    'stage': ((2, 16, 56, 56), PUBLISHED), 'bands': ((1, 5, 70, 130), TWO),
+    'order': ((2, 3, 9, 20), ((3, 9), (1, 1), (11, 3))),
+}
+
+
+def last(shape, offset=0.0):
+    n, c, h, w = shape
+    return (torch.randn(n, h, w, c) + offset).permute(0, 3, 1, 2)
+
+
+def problem(case):
+    """Map, kernels, and in float64: both as leaves, and the branches."""
+    shape, sizes = CASES[case]
+    x, weights = last(shape, 2.0), [torch.randn(shape[1], 1, *size) for size in sizes]
+    leaves = [each.double().requires_grad_() for each in (x, *weights)]
+    maps = [F.conv2d(leaves[0], each, padding=(each.shape[2] // 2, each.shape[3] // 2),
+                     groups=shape[1]) for each in leaves[1:]]
+    return x, weights, leaves, maps
+
+
+def per_channel(values):
+    return values.double().view(-1, 1, 1)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_convolutions_equal_float64(case):
+    x, weights, leaves, maps = problem(case)
+    bias = torch.randn(x.shape[1])
+    assert_close('sum', branches.summed(x, weights, bias), sum(maps) + per_channel(bias), OUTPUT)
+    got, means, variances = branches.with_statistics(x, weights)
+    for index, (mine, wanted, alone) in enumerate(zip(got, maps, branches.apart(x, weights))):
+        assert_close('map', mine, wanted, OUTPUT)
+        assert torch.equal(mine, alone)
+        # The statistics are those of the rounded map.
+        exact = mine.double()
+        assert_close('mean', means[index], exact.mean((0, 2, 3)), 1e-7)
+        assert_close('variance', variances[index], exact.var((0, 2, 3), correction=0), 1e-6)
+    grads = [last(x.shape) for _ in weights]
+    wanted = torch.autograd.grad(maps, leaves, [each.double() for each in grads])
+    grad_x, taps = branches.gradients(grads, x, weights, True, [True] * len(weights))
+    assert_close('grad_x', grad_x, wanted[0], OUTPUT)
+    for mine, theirs in zip(taps, wanted[1:], strict=True):
+        assert_close('taps', mine, theirs, PARAMETER)
+    alone, nothing = branches.gradients(grads, x, weights, True, [False] * len(weights))
+    assert torch.equal(alone, grad_x) and not any(each is not None for each in nothing)
+    nothing, alone = branches.gradients(grads, x, weights, False, [True] * len(weights))
+    assert nothing is None and all(torch.equal(*each) for each in zip(alone, taps))
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_passes_of_the_norms_equal_float64(case):
+    x, weights, leaves, maps = problem(case)
+    count, channels = len(weights), x.shape[1]
+    held = [each.detach().float() for each in maps]
+    means, scales = torch.randn(2, count, channels)
+    shift, grad = torch.randn(channels), last(x.shape)
+    centred = [each.double() - per_channel(mean) for each, mean in zip(held, means)]
+    wanted = sum(z * per_channel(scale) for z, scale in zip(centred, scales)) + per_channel(shift)
+    assert_close('affine', branches.affine(held, means, scales, shift), wanted, OUTPUT)
+    wanted = torch.stack([(z * grad).sum((0, 2, 3)) for z in (torch.ones(()).double(), *centred)])
+    assert_close('totals', branches.totals(grad, held, means.contiguous()), wanted, PARAMETER)
+    table = torch.randn(count, 4, channels)
+    table[:, 2] = means
+    flows = [per_channel(a) * grad + per_channel(b) * z + per_channel(c)
+             for (a, b, _, c), z in zip(table, centred)]
+    wanted = torch.autograd.grad(maps, leaves, flows)
+    grad_x, taps = branches.gradients(
+        [grad], x, weights, True, [True] * count, held, table)
+    assert_close('grad_x', grad_x, wanted[0], OUTPUT)
+    for mine, theirs in zip(taps, wanted[1:], strict=True):
+        assert_close('taps', mine, theirs, PARAMETER)
+
+
+def norms(weights, **options):
+    made = [nn.BatchNorm2d(each.shape[0], **options) for each in weights]
+    for norm in made:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias)
+    return made
+
+
+@pytest.mark.parametrize('offset', [0.0, 300.0])
+def test_batch_norm_keeps_its_digits_far_from_zero(offset):
+    """Kernels of one tap: the branches' means are large next to their deviations."""
+    x = last((2, 19, 33, 17), offset).requires_grad_()
+    weights = [torch.full((19, 1, 1, 1), value, requires_grad=True) for value in (1.0, -2.0)]
+    made = norms(weights)
+    exact = copy.deepcopy(made)
+    leaves = [each.detach().double().requires_grad_() for each in (x, *weights)]
+    y = normed_branches.normed_branches(x, weights, made)
+    wanted = sum(norm.double()(leaves[0] * weight.view(-1, 1, 1))
+                 for norm, weight in zip(exact, leaves[1:]))
+    assert_close('y', y, wanted, 2 * OUTPUT)
+    for mine, theirs in zip(made, exact):
+        assert_close('mean', mine.running_mean, theirs.running_mean, OUTPUT)
+        assert_close('variance', mine.running_var, theirs.running_var, OUTPUT)
+    grad = last(x.shape)
+    parameters = [each for norm in made for each in norm.parameters()]
+    theirs = [each for norm in exact for each in norm.parameters()]
+    got = torch.autograd.grad(y, [x, *parameters], grad)
+    want = torch.autograd.grad(wanted, [leaves[0], *theirs], grad.double())
+    assert_close('grad_x', got[0], want[0], 2 * OUTPUT)
+    for mine, theirs in zip(got[1:], want[1:]):
+        assert_close('parameter', mine, theirs, PARAMETER)
+
+
+def test_nothing_is_written_beyond_the_results(monkeypatch):
+    """Every tensor made here lies between sentinels."""
+    frames = []
+
+    def framed(shape):
+        size = torch.Size(shape).numel()
+        whole = torch.full((size + 64,), 7.0)
+        frames.append((whole, size))
+        return whole[32:32 + size].view(*shape)
+
+    x, weights, _, maps = problem('tall')
+    held, grad = [each.detach().float() for each in maps], last(x.shape)
+    means, table = torch.randn(3, 17), torch.randn(3, 4, 17)
+    monkeypatch.setattr(torch, 'empty_like', lambda like: framed(like.shape))
+    for name in ('new_empty', 'new_zeros'):
+        monkeypatch.setattr(torch.Tensor, name, lambda self, shape: framed(tuple(
+            shape if isinstance(shape, tuple) else (shape,))).zero_())
+    branches.summed(x, weights, None)
+    branches.with_statistics(x, weights)
+    branches.affine(held, means, means, means[0])
+    branches.totals(grad, held, means)
+    branches.gradients([grad], x, weights, True, [True] * 3, held, table)
+    monkeypatch.undo()
+    assert len(frames) >= 10
+    for whole, size in frames:
+        assert (whole[:32] == 7).all() and (whole[32 + size:] == 7).all()
+
+
+@pytest.mark.parametrize('case', ['square', 'bands'])
+def test_threads_do_not_change_a_bit(case, monkeypatch):
+    monkeypatch.setattr(jit.engine.Compiled, 'WORTH_A_THREAD', 1)
+    x, weights, _, _ = problem(case)
+    grad, table = last(x.shape), torch.randn(2, 4, x.shape[1])
+    means = torch.randn(2, x.shape[1])
+
+    def run():
+        maps, *statistics = branches.with_statistics(x, weights)
+        grad_x, taps = branches.gradients([grad], x, weights, True, [True] * 2, maps, table)
+        return (*maps, *statistics, branches.affine(maps, means, means, means[0]),
+                branches.totals(grad, maps, means), grad_x, *taps)
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run()
+        torch.set_num_threads(2)
+        assert all(torch.equal(*each) for each in zip(alone, run()))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_without_compiled_loops_torch_computes(monkeypatch):
+    x, weights, _, maps = problem('tall')
+    assert branches.refuses(x, weights) is None
+    assert 'float32' in branches.refuses(x.double(), weights)
+    assert 'empty' in branches.refuses(x[:0], weights)
+    assert 'square' in branches.refuses(x, [torch.randn(17, 1, 13, 13)])
+    monkeypatch.setenv('MMLK_JIT', '0')
+    monkeypatch.setattr(branches, '_forward', None)
+    assert 'MMLK_JIT' in branches.refuses(x, weights)
+    assert_close('sum', large_kernel_sum(x, weights), sum(maps), 2 * OUTPUT)
+    for mine, theirs in zip(large_kernel_branches(x, weights), maps, strict=True):
+        assert_close('map', mine, theirs, OUTPUT)
+    y = normed_branches.normed_branches(x, weights, norms(weights))
+    assert torch.isfinite(y).all()
