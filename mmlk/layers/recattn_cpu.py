@@ -14,8 +14,9 @@ from mmlk.layers.eager_cpu import (
     unobserved,
     uses_own_batch,
 )
-from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, dispatch, recconv_cpu
+from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, dispatch, jit, recconv_cpu
 from mmlk.ops.blocked import BlockedWeights, eager, usable
+from mmlk.ops.jit import depthwise
 
 
 def attends_as_one(x: Tensor, qk: nn.Module) -> bool:
@@ -136,13 +137,22 @@ class _Attention(torch.autograd.Function):
         return as_map(grad_x, x), grad_weight, grad_scale, grad_shift, None, None, None
 
 
-def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights, name: str) -> Tensor:
-    """``layer(x)`` of a normed or folded depthwise convolution, by its CPU code where that applies."""
-    if eager(x) and x.numel() > 0 and x.shape[1] > 1:
+def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights, name: str,
+                     onto: Tensor | None = None) -> Tensor:
+    """``layer(x) [+ onto]`` of a normed or folded depthwise convolution, by its CPU code if it has one.
+
+    Args:
+        onto: Map of the result's shape, which may be overwritten.
+    """
+    if eager(x, *(() if onto is None else (onto,))) and x.numel() > 0 and x.shape[1] > 1:
         if type(layer) is DepthwiseConv2d:
             if not torch.is_grad_enabled() and usable(layer.weight) and unobserved(layer):
-                return recconv_cpu.convolve_blocked(
+                if _loops(x):
+                    return depthwise.forward(x, layer.weight, layer.bias, layer.stride, out=onto,
+                                             accumulate=onto is not None)
+                y = recconv_cpu.convolve_blocked(
                     x, layer.weight, layer.bias, layer.stride[0], blocked, name)
+                return y if onto is None else y.add_(onto)
         elif (torch.is_grad_enabled() and type(layer.conv) is DepthwiseConv2d
               and layer.conv.bias is None and uses_own_batch(layer.norm)
               and layer.conv.weight.dtype == torch.float32
@@ -150,8 +160,13 @@ def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights, name:
               * -(-x.shape[3] // layer.conv.stride[1]) > 1
               and unobserved(layer, layer.conv, layer.norm)):
             return _DepthwiseNorm.apply(x, layer.conv.weight, layer.norm.weight, layer.norm.bias,
-                                        layer.norm, layer.conv.stride)
-    return layer(x)
+                                        layer.norm, layer.conv.stride, onto)
+    return layer(x) if onto is None else layer(x) + onto
+
+
+def _loops(x: Tensor) -> bool:
+    """Whether compiled loops convolve ``x``: they hold some rows of it on a thread's stack."""
+    return jit.unavailable() is None and x.shape[3] <= 2048
 
 
 def add_nearest(x: Tensor, coarse: Tensor) -> Tensor:
@@ -164,14 +179,17 @@ def add_nearest(x: Tensor, coarse: Tensor) -> Tensor:
 
 
 class _DepthwiseNorm(torch.autograd.Function):
-    """Depthwise convolution and batch norm in training mode."""
+    """Depthwise convolution and batch norm in training mode, and a map added to them."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.Module,
-                stride: tuple[int, int]) -> Tensor:
-        padding = weight.shape[2] // 2, weight.shape[3] // 2
-        convolved = torch.conv2d(x, weight.contiguous(), None, stride, padding, 1, x.shape[1])
-        y, mean, deviation = normalise(convolved, norm)
+                stride: tuple[int, int], onto: Tensor | None) -> Tensor:
+        if _loops(x):
+            convolved = depthwise.forward(x, weight, None, stride)
+        else:
+            padding = weight.shape[2] // 2, weight.shape[3] // 2
+            convolved = torch.conv2d(x, weight.contiguous(), None, stride, padding, 1, x.shape[1])
+        y, mean, deviation = normalise(convolved, norm, residual=onto)
         ctx.save_for_backward(x, weight, scale, convolved, mean, deviation)
         ctx.stride, ctx.eps = stride, norm.eps
         return y
@@ -181,9 +199,16 @@ class _DepthwiseNorm(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight, scale, convolved, mean, deviation = ctx.saved_tensors
         wants = ctx.needs_input_grad
+        grad = grad.contiguous(memory_format=torch.channels_last)
         flow, grad_scale, grad_shift = normalise_gradients(
-            grad.contiguous(memory_format=torch.channels_last), convolved, scale, mean, deviation,
-            ctx.eps, [True, wants[2], wants[3]])
-        grad_x, grad_weight = recconv_cpu.gradients(
-            flow, x, weight.contiguous(), tuple(ctx.stride), wants[0], wants[1])
-        return grad_x, grad_weight, grad_scale, grad_shift, None, None
+            grad, convolved, scale, mean, deviation, ctx.eps, [True, wants[2], wants[3]])
+        if _loops(x):
+            grad_x = depthwise.input_gradient(
+                flow, weight, tuple(x.shape), ctx.stride) if wants[0] else None
+            grad_weight = depthwise.weight_gradient(
+                flow, x, tuple(weight.shape[2:]), ctx.stride)[0] if wants[1] else None
+        else:
+            grad_x, grad_weight = recconv_cpu.gradients(
+                flow, x, weight.contiguous(), tuple(ctx.stride), wants[0], wants[1])
+        return (grad_x, grad_weight, grad_scale, grad_shift, None, None,
+                grad if wants[6] else None)
