@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 PACKAGES = {
     'torch': (None, 'torch', 'everything'),
     'triton': (None, 'triton', 'fast operators on a GPU'),
+    'llvmlite': (None, 'llvmlite', 'fast operators on a CPU'),
     'mmengine': ('onedl-mmengine', 'mmengine', 'backbones and training'),
     'mmcv': ('onedl-mmcv', 'mmcv', 'training'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation', 'segmentation'),
@@ -29,7 +30,7 @@ PACKAGES = {
     'onnxscript': (None, 'onnxscript', 'ONNX export only'),
     'tensorboard': (None, 'tensorboard', 'TensorBoard logs only'),
 }
-OPTIONAL = ('triton', 'timm', 'onnxscript', 'tensorboard')
+OPTIONAL = ('triton', 'llvmlite', 'timm', 'onnxscript', 'tensorboard')
 
 
 def installed(distribution: str | None) -> str | None:

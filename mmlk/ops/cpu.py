@@ -310,8 +310,9 @@ def _refuses(x: Tensor, *_args) -> str | None:
 def _describe(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride=(1, 1)) -> str:
     kernel = _kernel(weight, x.shape[2:], weight.dtype)
     chosen = _plan_for(x, kernel, pair(stride))
-    return ', '.join(f'{name.replace("_", " ")} {route}'
-                     for name, route in chosen._asdict().items())
+    words = [f'{name.replace("_", " ")} {route}' for name, route in chosen._asdict().items()]
+    reason = jit.unavailable()
+    return ', '.join([*words, *([] if reason is None else [f'no compiled loops: {reason}'])])
 
 
 def _is_plain_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:

@@ -25,6 +25,12 @@ from mmlk.ops.dcls_construct import driven_axes
 from tests.cases import GOLDEN_OPERATOR, TOLERANCE, assert_close
 from tests.golden_weights import golden_input, load_golden, sampled
 
+
+@pytest.fixture(autouse=True, params=['compiled', 'torch'])
+def _loops(request, monkeypatch):
+    monkeypatch.setenv('MMLK_JIT', '1' if request.param == 'compiled' else '0')
+
+
 FILES = ('construct1d', 'construct2d-v0', 'construct2d-v1', 'construct2d-max', 'construct2d-gauss',
          'construct3d')
 RECORDS = {name: load_golden(f'dcls_convnext/operator-{name}')['cases'] for name in FILES}
