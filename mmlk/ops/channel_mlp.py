@@ -53,8 +53,7 @@ class _ChannelMlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight1, bias1, weight2, bias2, scale):
-        wide = products.linear(x, weight1, bias1)
-        active = torch.nn.functional.gelu(wide)
+        wide, active = products.linear_gelu(x, weight1, bias1)
         y = products.linear(active, weight2, bias2)
         ctx.save_for_backward(x, wide, active, y if scale is not None else None, weight1, weight2,
                               scale)
@@ -76,8 +75,7 @@ class _ChannelMlp(torch.autograd.Function):
         if wants[2]:
             gradients[3] = products.weight_gradient(grad, active)
         if wants_x or wants[0] or wants[1]:
-            grad = products.input_gradient(grad, weight2)
-            grad = torch.ops.aten.gelu_backward.grad_input(grad, wide, grad_input=grad)
+            grad = products.input_gradient(grad, weight2, wide)
             if wants[1]:
                 gradients[2] = grad.sum(0)
             if wants[0]:

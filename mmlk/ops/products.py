@@ -18,6 +18,8 @@ from mmlk.ops.blocked import BlockedWeights
 from mmlk.ops.jit.linear import linear as compiled_linear
 from mmlk.ops.jit.linear import pack
 
+# Rows from which packing a weight for one product pays.
+MANY_ROWS = 128
 # Rows up to which MKL sums a weight gradient slowly.
 FEW_ROWS = 512
 
@@ -33,13 +35,36 @@ def has_onednn(x: Tensor) -> bool:
             and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
 
 
+def compiles(*operands: Tensor | None) -> bool:
+    """Whether the compiled product takes the operands, the first of which has the rows.
+
+    With few rows it costs more to pack the weight than is won.
+    """
+    return (operands[0].shape[0] >= MANY_ROWS and jit.unavailable() is None
+            and all(each is None or each.dtype == torch.float32 and each.device.type == 'cpu'
+                    for each in operands)
+            and torch._C._len_torch_dispatch_stack() == 0
+            and torch._C._functorch.peek_interpreter_stack() is None)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """``x W^T + b``, or the exact GELU of it, without gradients: (..., K) and (N, K) to (..., N)."""
+    """``x W^T + b``, or the exact GELU of it, without gradients: (M, K) and (N, K) to (M, N)."""
+    if compiles(x, weight, bias):
+        return compiled_linear(_matrix(x), pack(weight), bias, gelu=gelu)
     if has_onednn(x):
         activation = ('gelu', [], 'none') if gelu else ('none', [], '')
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``x W^T + b`` and the exact GELU of it."""
+    if compiles(x, weight, bias):
+        wide = x.new_empty(x.shape[0], weight.shape[0])
+        return wide, compiled_linear(_matrix(x), pack(weight), bias, gelu=True, before=wide)
+    wide = linear(x, weight, bias)
+    return wide, F.gelu(wide)
 
 
 def keeps_copies(*weights: Tensor) -> bool:
@@ -93,8 +118,22 @@ def _matrix(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
-    """``g W``: (M, N) and (N, K) to (M, K)."""
+def input_gradient(grad: Tensor, weight: Tensor, before: Tensor | None = None) -> Tensor:
+    """``g W``: (M, N) and (N, K) to (M, K).
+
+    Args:
+        before: (M, K), contiguous; the result is multiplied with the derivative of GELU there.
+    """
+    if compiles(grad, weight, before):
+        return compiled_linear(
+            _matrix(grad), pack(weight.t()), before=before, slope=before is not None)
+    y = _plain_input_gradient(grad, weight)
+    if before is None:
+        return y
+    return torch.ops.aten.gelu_backward.grad_input(y, before, grad_input=y)
+
+
+def _plain_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     if has_onednn(grad):
         return torch.ops.mkldnn._linear_pointwise(grad, weight.t(), None, 'none', [], '')
     return torch.mm(grad, weight)

@@ -29,7 +29,6 @@ if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
     _POINTER, _VECTOR = ir.PointerType(), ir.VectorType(_F32, LANES)
     _QUARTER = ir.VectorType(_F32, 4)
-    _INDICES = ir.VectorType(_I32, LANES)
 
 
 def kernel(arguments: str) -> Callable:
@@ -267,7 +266,7 @@ class Kernel:
 
     def _everywhere(self, single):
         vector = self.b.insert_element(self.zero, single, _I32(0))
-        return self.b.shuffle_vector(vector, self.zero, ir.Constant(_INDICES, [0] * LANES))
+        return self.shuffle(vector, self.zero, [0] * LANES)
 
     # Memory ----------------------------------------------------------------------------------------
 
@@ -307,6 +306,16 @@ class Kernel:
             number = self.b.load(address, typ=_F32, align=4)
             vector = self.b.insert_element(vector, number, _I32(lane))
         return vector
+
+    def load_four(self, pointer, offset=0):
+        """Four floats, for `shuffle`."""
+        return self.b.load(self.at(pointer, offset), typ=_QUARTER, align=4)
+
+    def shuffle(self, left, right, lanes):
+        """The lanes with these numbers of two vectors of one length, those of ``right`` counting on."""
+        lanes = [_I32(each) for each in lanes]
+        return self.b.shuffle_vector(
+            left, right, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
 
     def store(self, vector, pointer, offset=0) -> None:
         self.b.store(vector, self.at(pointer, offset), align=4)

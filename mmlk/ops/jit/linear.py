@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmlk.ops.jit.gelu import gelu as gelu_of
+from mmlk.ops.jit.gelu import slope as gelu_slope
 from mmlk.ops.jit.kernel import LANES, kernel
 
 # Rows of a tile: on AVX2 twelve of the sixteen registers hold sums.
@@ -21,10 +22,10 @@ TILE_ROWS = 6
 UNROLL = 4
 
 # Rows of ``x`` that a task goes through for each panel, from its core's cache.
-TASK_ROWS = 256
+TASK_ROWS = 96
 # Tasks per thread, so that one held up does not hold up the others; and the fewest multiplications
 # that are worth a task, some 50 microseconds.
-TASKS_PER_THREAD = 4
+TASKS_PER_THREAD = 8
 TASK_COST = 2_000_000
 
 
@@ -32,7 +33,7 @@ class Panels(NamedTuple):
     """A weight (N, K) in the order in which it is read.
 
     Attributes:
-        panels: (ceil(N / 16), K, 16), zero beyond N.
+        panels: (ceil(N / 16), K, 16); what stands beyond N does not matter.
         features: N.
     """
 
@@ -40,19 +41,57 @@ class Panels(NamedTuple):
     features: int
 
 
+@kernel('weight_p panels_p features depth stride')
+def _pack(k, weight, panels, features, depth, stride, *, transposed):
+    """Task ``t`` writes panel ``t``."""
+    column = k.task * LANES
+    panel = k.at(panels, column * depth)
+    if transposed:
+        slot, left = k.variable(k.zero), features - column
+        with k.loop(0, depth) as i:
+            k.store(k.load_some(weight, i * stride + column, left, slot), panel, i * LANES)
+        return
+    # Beyond the last row the last one is read again.
+    lines = [k.at(weight, k.min(column + r, features - 1) * stride) for r in range(LANES)]
+    whole = depth - depth % 4
+    with k.loop(0, whole, 4) as i:
+        for offset, vector in enumerate(_columns(k, [k.load_four(line, i) for line in lines])):
+            k.store(vector, panel, (i + offset) * LANES)
+    with k.loop(whole, depth) as i:
+        for r, line in enumerate(lines):
+            k.copy_float(k.at(line, i), k.at(panel, i * LANES + r))
+
+
+def _columns(k, fours):
+    """The four columns, 16 floats each, of 16 rows of four floats."""
+    # Four rows at a time: their first floats, their second, third and fourth.
+    by_column = [4 * row + column for column in range(4) for row in range(4)]
+    quarters = [k.shuffle(*(k.shuffle(*fours[r:r + 2], range(8)) for r in (first, first + 2)), by_column)
+                for first in range(0, LANES, 4)]
+    for column in range(4):
+        lanes = [*range(4 * column, 4 * column + 4), *range(16 + 4 * column, 20 + 4 * column)]
+        yield k.shuffle(k.shuffle(*quarters[:2], lanes), k.shuffle(*quarters[2:], lanes), range(16))
+
+
 def pack(weight: Tensor) -> Panels:
-    """Panels of a float32 weight (N, K) of any strides."""
+    """Panels of a float32 weight (N, K); fast if its rows or its columns are contiguous."""
     features, depth = weight.shape
+    transposed = weight.stride(0) == 1 and features > 1
+    if not transposed and weight.stride(1) != 1:
+        weight = weight.contiguous()
     count = -(-features // LANES)
-    padded = weight.new_zeros(count * LANES, depth)
-    padded[:features] = weight
-    return Panels(padded.view(count, LANES, depth).transpose(1, 2).contiguous(), features)
+    panels = weight.new_empty(count, depth, LANES)
+    _pack(transposed=transposed)(
+        count, 8 * weight.numel(), weight.data_ptr(), panels.data_ptr(), features, depth,
+        weight.stride(1 if transposed else 0))
+    return Panels(panels, features)
 
 
-@kernel('x_p panels_p bias_p residual_p y_p rows features depth x_stride residual_stride y_stride '
-        'groups task_rows task_panels')
-def _product(k, x, panels, bias, residual, y, rows, features, depth, x_stride, residual_stride,
-             y_stride, groups, task_rows, task_panels, *, biased, gelu, add):
+@kernel('x_p panels_p bias_p residual_p before_p y_p rows features depth x_stride residual_stride '
+        'y_stride groups task_rows task_panels')
+def _product(k, x, panels, bias, residual, before, y, rows, features, depth, x_stride,
+             residual_stride, y_stride, groups, task_rows, task_panels, *, biased, gelu, keep, slope,
+             add):
     """Task ``t`` computes row block ``t / groups`` of panel group ``t % groups``."""
     top = k.task // groups * task_rows
     rows = k.min(task_rows, rows - top)
@@ -74,14 +113,18 @@ def _product(k, x, panels, bias, residual, y, rows, features, depth, x_stride, r
             for each in range(TILE_ROWS, 0, -1):
                 with k.when(height.compare('==', each)):
                     _sums(k, each, start, k.at(x, row * x_stride), x_stride, weights, depth, done)
-            with k.loop(0, height) as index:
-                value = k.load(done, index * LANES)
+            with k.loop(0, height) as r:
+                value, place = k.load(done, r * LANES), (row + r) * y_stride + column
+                if keep:
+                    k.store_some(value, before, place, left, slot)
                 if gelu:
                     value = gelu_of(k, value)
+                if slope:
+                    value = k.b.fmul(value, gelu_slope(k, k.load_some(before, place, left, slot)))
                 if add:
-                    place = (row + index) * residual_stride + column
-                    value = k.b.fadd(value, k.load_some(residual, place, left, slot))
-                k.store_some(value, y, (row + index) * y_stride + column, left, slot)
+                    other = (row + r) * residual_stride + column
+                    value = k.b.fadd(value, k.load_some(residual, other, left, slot))
+                k.store_some(value, y, place, left, slot)
 
 
 def _sums(k, height, start, x, x_stride, weights, depth, done):
@@ -124,7 +167,8 @@ def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool = False,
-           residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+           residual: Tensor | None = None, out: Tensor | None = None,
+           before: Tensor | None = None, slope: bool = False) -> Tensor:
     """``[residual +] act(x W^T + b)`` in float32, without gradients.
 
     Args:
@@ -134,12 +178,14 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
         gelu: Apply the exact GELU.
         residual: (M, N), rows contiguous.
         out: (M, N), rows contiguous, to write to; it may be ``residual``, and must not overlap ``x``.
+        before: (M, N) with the strides of the result: takes ``x W^T + b``, the value before ``gelu``.
+        slope: Multiply with the derivative of GELU at ``before``, which is read instead.
 
     Returns:
         (M, N), contiguous, or ``out``.
 
     Raises:
-        ValueError: if shapes do not fit, or an operand is not float32 on the CPU with contiguous rows.
+        ValueError: if shapes do not fit, or an operand is not float32 on the CPU in the order said.
     """
     panels, features = weight
     rows, depth = x.shape[0], panels.shape[1]
@@ -152,15 +198,20 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
         out = x.new_empty(rows, features)
     else:
         _check('out', out, (rows, features))
+    if before is not None:
+        _check('before', before, (rows, features))
+        if before.stride() != out.stride():
+            raise ValueError(f'linear: strides {before.stride()} of before are not {out.stride()}')
     if rows == 0:
         return out
     count, threads = panels.shape[0], torch.get_num_threads()
     task_rows, task_panels = _division(rows, count, depth, threads)
     groups = -(-count // task_panels)
     other = out if residual is None else residual
-    _product(biased=bias is not None, gelu=gelu, add=residual is not None)(
+    _product(biased=bias is not None, gelu=gelu, keep=before is not None and not slope, slope=slope,
+             add=residual is not None)(
         groups * -(-rows // task_rows), rows * features * depth,
         x.data_ptr(), panels.data_ptr(), 0 if bias is None else bias.data_ptr(), other.data_ptr(),
-        out.data_ptr(), rows, features, depth, x.stride(0), other.stride(0), out.stride(0), groups,
-        task_rows, task_panels)
+        0 if before is None else before.data_ptr(), out.data_ptr(), rows, features, depth,
+        x.stride(0), other.stride(0), out.stride(0), groups, task_rows, task_panels)
     return out
