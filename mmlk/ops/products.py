@@ -3,8 +3,9 @@
 torch sends ``F.linear`` and its gradients to MKL, which loses up to half of its rate where a side of
 a matrix is no multiple of the vector width (the widths of SLaK are 124, 249, 499 and 998) and where
 the rows are few. oneDNN, which torch carries as well, multiplies such shapes faster and takes its
-operands transposed or not; `docs/benchmarks.md` has the rates. Where oneDNN cannot be used the
-functions here are torch's products.
+operands transposed or not; `docs/benchmarks.md` has the rates. The compiled product of
+`mmlk.ops.jit.linear` is faster still where rows are many, and takes GELU or its derivative along. Where
+neither can be used the functions here are torch's products.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mmlk.ops import blocked, jit
 from mmlk.ops.blocked import BlockedWeights
+from mmlk.ops.jit.kernel import LANES
 from mmlk.ops.jit.linear import linear as compiled_linear
 from mmlk.ops.jit.linear import pack
 
@@ -35,21 +37,23 @@ def has_onednn(x: Tensor) -> bool:
             and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
 
 
-def compiles(*operands: Tensor | None) -> bool:
-    """Whether the compiled product takes the operands, the first of which has the rows.
+def compiles(features: int, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the compiled product of (M, K) ``x`` to (M, features) is possible and worth packing for.
 
-    With few rows it costs more to pack the weight than is won.
+    It is not with few rows, nor where much of the work is to store rows that end within a line of
+    the cache.
     """
-    return (operands[0].shape[0] >= MANY_ROWS and jit.unavailable() is None
+    return (x.shape[0] >= MANY_ROWS and (features % LANES == 0 or x.shape[1] > features)
+            and jit.unavailable() is None
             and all(each is None or each.dtype == torch.float32 and each.device.type == 'cpu'
-                    for each in operands)
+                    for each in (x, *others))
             and torch._C._len_torch_dispatch_stack() == 0
             and torch._C._functorch.peek_interpreter_stack() is None)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """``x W^T + b``, or the exact GELU of it, without gradients: (M, K) and (N, K) to (M, N)."""
-    if compiles(x, weight, bias):
+    if compiles(weight.shape[0], x, weight, bias):
         return compiled_linear(_matrix(x), pack(weight), bias, gelu=gelu)
     if has_onednn(x):
         activation = ('gelu', [], 'none') if gelu else ('none', [], '')
@@ -60,7 +64,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """``x W^T + b`` and the exact GELU of it."""
-    if compiles(x, weight, bias):
+    if compiles(weight.shape[0], x, weight, bias):
         wide = x.new_empty(x.shape[0], weight.shape[0])
         return wide, compiled_linear(_matrix(x), pack(weight), bias, gelu=True, before=wide)
     wide = linear(x, weight, bias)
@@ -124,7 +128,7 @@ def input_gradient(grad: Tensor, weight: Tensor, before: Tensor | None = None) -
     Args:
         before: (M, K), contiguous; the result is multiplied with the derivative of GELU there.
     """
-    if compiles(grad, weight, before):
+    if compiles(weight.shape[1], grad, weight, before):
         return compiled_linear(
             _matrix(grad), pack(weight.t()), before=before, slope=before is not None)
     y = _plain_input_gradient(grad, weight)
