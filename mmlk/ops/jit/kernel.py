@@ -28,7 +28,7 @@ _serial = itertools.count()
 if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
     _POINTER, _VECTOR = ir.PointerType(), ir.VectorType(_F32, LANES)
-    _QUARTER = ir.VectorType(_F32, 4)
+    _QUARTER, _INDICES = ir.VectorType(_F32, 4), ir.VectorType(_I32, LANES)
 
 
 def kernel(arguments: str) -> Callable:

@@ -99,7 +99,8 @@ def test_derivative_of_gelu():
     assert linear(ones[:1], weight, before=torch.full((1, 1), math.nan), slope=True).isnan()
 
 
-@pytest.mark.parametrize(('rows', 'depth', 'features'), [(7, 5, 17), (130, 24, 48), (130, 24, 40), (130, 48, 20)])
+@pytest.mark.parametrize(('rows', 'depth', 'features'), [
+    (7, 5, 17), (130, 24, 48), (130, 24, 40), (130, 48, 20)])
 def test_products_of_a_training_step(rows, depth, features):
     x, weight, bias, grad = operands(rows, depth, features)
     wide, active = products.linear_gelu(x, weight, bias)
