@@ -27,11 +27,11 @@ _BRANCHES = 3
 
 # ------------------------------------------------------------------------------------ forward
 
-@kernel('x_p first_p second_p third_p bias_p y_0_p y_1_p y_2_p moments_p channels height width blocks '
+@kernel('x_p first_p second_p third_p bias_p y_0_p y_1_p y_2_p moments_p channels height width parts '
         'row_bands band_rows column_bands band_columns room')
 def _forward(k: Kernel, x, first, second, third, bias, y_0, y_1, y_2, moments, channels, height,
-             width, blocks, *bands, sizes, tiles, has_bias, summed, has_moments):
-    part = Part(k, channels, height, width, blocks, bands)
+             width, parts, *bands, sizes, tiles, has_bias, summed, has_moments):
+    part = Part(k, channels, height, width, parts, bands)
     taps = k.scratch(max(kh * kw for kh, kw in sizes))
     for index, (size, weight, y) in enumerate(
             zip(sizes, (first, second, third), (y_0, y_1, y_2))):
@@ -82,10 +82,9 @@ def _sizes(weights: Sequence[Tensor]) -> tuple:
 
 def _run(compiled, x: Tensor, bands: Bands, sizes, passes: int, *addresses: int) -> None:
     n, height, width, c = x.shape
-    blocks = -(-c // LANES)
+    parts = n * bands.row_bands * bands.column_bands
     cost = passes * x.numel() * sum(min(kh, 2 * height) * min(kw, 2 * width) for kh, kw in sizes)
-    compiled(n * blocks * bands.row_bands * bands.column_bands, cost, *addresses, c, height, width,
-             blocks, *bands[:-1])
+    compiled(-(-c // LANES) * parts, cost, *addresses, c, height, width, parts, *bands[:-1])
 
 
 def _bands_of(x: Tensor, sizes) -> Bands:
@@ -228,11 +227,11 @@ class _Gradient(NamedTuple):
         return k.fma(centred, k.read(self.by_branch), total)
 
 
-@kernel('z_0_p z_1_p z_2_p grad_p means_p totals_p channels height width blocks '
+@kernel('z_0_p z_1_p z_2_p grad_p means_p totals_p channels height width parts '
         'row_bands band_rows column_bands band_columns room')
-def _totals(k: Kernel, z_0, z_1, z_2, grad, means, totals, channels, height, width, blocks, *bands,
+def _totals(k: Kernel, z_0, z_1, z_2, grad, means, totals, channels, height, width, parts, *bands,
             count):
-    part = Part(k, channels, height, width, blocks, bands)
+    part = Part(k, channels, height, width, parts, bands)
     incoming = part.map(grad)
     branches = [part.map(each) for each in (z_0, z_1, z_2)[:count]]
     centres = [part.row_of(means, index) for index in range(count)]
@@ -255,12 +254,12 @@ def _totals(k: Kernel, z_0, z_1, z_2, grad, means, totals, channels, height, wid
 
 
 @kernel('x_p grad_0_p grad_1_p grad_2_p z_0_p z_1_p z_2_p table_p first_p second_p third_p out_p '
-        'taps_0_p taps_1_p taps_2_p channels height width blocks '
+        'taps_0_p taps_1_p taps_2_p channels height width parts '
         'row_bands band_rows column_bands band_columns room')
 def _backward(k: Kernel, x, grad_0, grad_1, grad_2, z_0, z_1, z_2, table, first, second, third, out,
-              taps_0, taps_1, taps_2, channels, height, width, blocks, *bands, sizes, tiles, normed,
+              taps_0, taps_1, taps_2, channels, height, width, parts, *bands, sizes, tiles, normed,
               wants_map, wants_taps):
-    part = Part(k, channels, height, width, blocks, bands)
+    part = Part(k, channels, height, width, parts, bands)
     taps = k.scratch(max(kh * kw for kh, kw in sizes))
     columns = part.right - part.left
     pixels = k.scratch((part.bottom - part.top) * columns)

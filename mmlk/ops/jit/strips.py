@@ -89,14 +89,14 @@ class Part:
         channels: Channels of the map.
         height: Its rows.
         width: Its columns.
-        blocks: Blocks of channels.
+        parts: Number of parts, of all images.
         bands: The run-time fields of `Bands`.
     """
 
-    def __init__(self, k: Kernel, channels, height, width, blocks, bands):
+    def __init__(self, k: Kernel, channels, height, width, parts, bands):
         row_bands, band_rows, column_bands, band_columns, room = bands
         self.k, self.channels, self.height, self.width = k, channels, height, width
-        self.number, self.channel = k.task // blocks, (k.task % blocks) * LANES
+        self.number, self.channel = k.task % parts, (k.task // parts) * LANES
         self.count = channels - self.channel
         self.left = (self.number % column_bands) * band_columns
         rest = self.number // column_bands
