@@ -194,8 +194,9 @@ def compose_sum(x: Tensor, first: Tensor, second: Tensor, third: Tensor | None,
                 bias: Tensor | None) -> Tensor:
     """`mmlk::large_kernel_sum`; 16-bit types are rounded once."""
     work, weights = _prepared(x, first, second, third)
-    if jit.refuses(work, weights) is None:
-        y = jit.summed(work, weights, None if bias is None else bias.to(work.dtype).contiguous())
+    work_bias = None if bias is None else bias.to(work.dtype).contiguous()
+    if jit.refuses(work, weights, work_bias) is None:
+        y = jit.summed(work, weights, work_bias)
         return y.to(x.dtype).contiguous(memory_format=layout(x))
     y = cpu._depthwise(work, first, bias, [1, 1])
     for weight in _given(second, third):

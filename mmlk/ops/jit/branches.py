@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmlk.ops.jit import planes
 from mmlk.ops.jit.engine import unavailable
@@ -342,14 +342,15 @@ def gradients(grads: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], wan
              for each, want in zip(taps, wants_taps)])
 
 
-def refuses(x: Tensor, weights: Sequence[Tensor]) -> str | None:
+def refuses(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None) -> str | None:
     """Reason why the functions here cannot or should not take a map and kernels, or None."""
     reason = unavailable()
     if reason is not None:
         return reason
-    if x.device.type != 'cpu':
-        return f'the map is on {x.device.type}'
-    if x.dtype != torch.float32 or any(each.dtype != torch.float32 for each in weights):
+    tensors = (x, *weights, *(() if bias is None else (bias,)))
+    if any(type(each) not in (Tensor, nn.Parameter) or not each.is_cpu for each in tensors):
+        return 'something is no plain tensor on the CPU'
+    if any(each.dtype != torch.float32 for each in tensors):
         return 'only float32 is compiled'
     if x.numel() == 0:
         return 'the map is empty'

@@ -182,6 +182,7 @@ def test_without_compiled_loops_torch_computes(monkeypatch):
     x, weights, _, maps = problem('tall')
     assert branches.refuses(x, weights) is None
     assert 'float32' in branches.refuses(x.double(), weights)
+    assert 'plain tensor' in branches.refuses(x, weights, torch.empty(17, device='meta'))
     assert 'empty' in branches.refuses(x[:0], weights)
     assert 'square' in branches.refuses(x, [torch.randn(17, 1, 13, 13)])
     monkeypatch.setenv('MMLK_JIT', '0')
