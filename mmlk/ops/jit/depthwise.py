@@ -27,22 +27,24 @@ _COLUMNS = 64
 _TASKS = 16
 
 
-def _block(k: Kernel, task, channels, blocks):
-    """Image, first channel and number of channels from there on, of a task; and the rest of it."""
-    rest = task // blocks
-    channel = (task % blocks) * LANES
-    return channel, channels - channel, rest
+def _block(k: Kernel, channels, parts):
+    """First channel of the task, number of channels from there on, and the part of the map.
+
+    Parts count fastest: threads at work on neighbouring channels would share lines of the cache.
+    """
+    channel = (k.task // parts) * LANES
+    return channel, channels - channel, k.task % parts
 
 
 @kernel('x_p weight_p bias_p y_p channels height width rows columns x_image x_row x_column '
-        'y_image y_row y_column blocks row_bands band_rows column_bands band_columns tiles kh kw')
+        'y_image y_row y_column parts row_bands band_rows column_bands band_columns tiles kh kw')
 def _forward(k: Kernel, x, weight, bias, y, channels, height, width, rows, columns, x_image, x_row,
-             x_column, y_image, y_row, y_column, blocks, row_bands, band_rows, column_bands,
+             x_column, y_image, y_row, y_column, parts, row_bands, band_rows, column_bands,
              band_columns, tiles, kh, kw, *, unrolled, stride, tile, flip, has_bias, accumulate):
     """``unrolled`` is the width of the kernel if its columns are written out, else 0."""
     sh, sw = stride
     kw = unrolled or kw
-    channel, count, rest = _block(k, k.task, channels, blocks)
+    channel, count, rest = _block(k, channels, parts)
     left = (rest % column_bands) * band_columns
     rest = rest // column_bands
     top, image = (rest % row_bands) * band_rows, rest // row_bands
@@ -80,6 +82,7 @@ def _forward(k: Kernel, x, weight, bias, y, channels, height, width, rows, colum
                 if unrolled:
                     for j in range(unrolled):
                         add(line, taps_line, j)
+                        k.forget(plane)  # pixels shared with the next tap would not fit the registers
                 else:
                     before = (left + column) * sw - kw // 2
                     with k.loop(k.max(0, 0 - before - (tile - 1) * sw),
@@ -159,19 +162,19 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
                         has_bias=bias is not None, accumulate=accumulate)
     compiled(n * blocks * row_bands * column_bands, n * c * rows * columns * kh * kw,
              x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-             out.data_ptr(), c, height, width, rows, columns, *_strides(x), *_strides(out), blocks,
-             row_bands, band_rows, column_bands, band_columns, -(-band_columns // tile), kh, kw)
+             out.data_ptr(), c, height, width, rows, columns, *_strides(x), *_strides(out),
+             n * row_bands * column_bands, row_bands, band_rows, column_bands, band_columns, -(-band_columns // tile), kh, kw)
     return out
 
 
 @kernel('grad_p x_p out_p bias_p channels height width rows columns grad_image grad_row grad_column '
-        'x_image x_row x_column blocks band_rows kh kw')
+        'x_image x_row x_column parts band_rows kh kw')
 def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, rows, columns,
-                     grad_image, grad_row, grad_column, x_image, x_row, x_column, blocks, band_rows,
+                     grad_image, grad_row, grad_column, x_image, x_row, x_column, parts, band_rows,
                      kh, kw, *, stride, tile, rest):
     """Sums of ``tile`` taps, (down, across), and what ``rest`` leaves of the kernel's two sides."""
     (sh, sw), (down, across), (rest_down, rest_across) = stride, tile, rest
-    channel, count, image = _block(k, k.task, channels, blocks)
+    channel, count, image = _block(k, channels, parts)
     slot, bias_sum = k.variable(k.zero), k.variable(k.zero)
     taps = k.scratch(kh * kw)
     with k.loop(0, kh * kw) as tap:
@@ -272,18 +275,18 @@ def weight_gradient(grad: Tensor, x: Tensor, size: tuple[int, int],
         stride=tuple(stride), tile=(down, across), rest=(kh % down, kw % across))
     compiled(n * blocks, n * c * rows * columns * kh * kw, grad.data_ptr(), x.data_ptr(),
              taps.data_ptr(), bias.data_ptr(), c, height, width, rows, columns, *_strides(grad),
-             *_strides(x), blocks, band_rows, kh, kw)
+             *_strides(x), n, band_rows, kh, kw)
     return (taps[0], bias[0]) if n == 1 else (taps.sum(0), bias.sum(0))
 
 
 @kernel('grad_p weight_p out_p channels height width rows columns grad_image grad_row grad_column '
-        'out_image out_row out_column blocks bands band_rows tiles')
+        'out_image out_row out_column parts bands band_rows tiles')
 def _strided_input_gradient(k: Kernel, grad, weight, out, channels, height, width, rows, columns,
                             grad_image, grad_row, grad_column, out_image, out_row, out_column,
-                            blocks, bands, band_rows, tiles, *, size, stride, tile):
+                            parts, bands, band_rows, tiles, *, size, stride, tile):
     """``height`` and ``width`` are the result's, ``rows`` and ``columns`` the incoming gradient's."""
     (kh, kw), (sh, sw) = size, stride
-    channel, count, rest = _block(k, k.task, channels, blocks)
+    channel, count, rest = _block(k, channels, parts)
     top, image = (rest % bands) * band_rows, rest // bands
     bottom = k.min(top + band_rows, height)
     slot = k.variable(k.zero)
@@ -353,5 +356,5 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: tuple[int, ...],
     compiled = _strided_input_gradient(size=size, stride=stride, tile=tile)
     compiled(n * blocks * bands, n * c * rows * columns * kh * kw, grad.data_ptr(),
              weight.data_ptr(), out.data_ptr(), c, height, width, rows, columns, *_strides(grad),
-             *_strides(out), blocks, bands, band_rows, tiles)
+             *_strides(out), n * bands, bands, band_rows, tiles)
     return out
