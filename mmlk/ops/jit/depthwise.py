@@ -163,7 +163,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
     compiled(n * blocks * row_bands * column_bands, n * c * rows * columns * kh * kw,
              x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
              out.data_ptr(), c, height, width, rows, columns, *_strides(x), *_strides(out),
-             n * row_bands * column_bands, row_bands, band_rows, column_bands, band_columns, -(-band_columns // tile), kh, kw)
+             n * row_bands * column_bands, row_bands, band_rows, column_bands, band_columns,
+             -(-band_columns // tile), kh, kw)
     return out
 
 
