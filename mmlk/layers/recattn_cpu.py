@@ -16,6 +16,7 @@ from mmlk.layers.eager_cpu import (
 )
 from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, dispatch, jit, recconv_cpu
 from mmlk.ops.blocked import BlockedWeights, eager, usable
+from mmlk.ops.jit import attention as jit_attention
 from mmlk.ops.jit import depthwise
 
 
@@ -63,7 +64,36 @@ def _project(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _attend(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> tuple[Tensor, ...]:
-    """Attention from raw queries and keys; the output first, then what its gradient needs.
+    """Attention from raw queries and keys; the output first, then what `_attend_gradients` needs."""
+    n, c, h, w = x.shape
+    if (jit.unavailable() is None and scores.shape[1] == 2 * c
+            and jit_attention.takes(c // heads, x, scores)):
+        pixels, scores = (rows(each).view(n, h * w, -1) for each in (x, scores))
+        out, summary = jit_attention.forward(pixels, scores, heads, epsilon)
+        return as_map(out, x), scores, out, summary
+    return _attend_by_products(x, scores, heads, epsilon)
+
+
+def _attend_gradients(grad: Tensor, x: Tensor, saved: tuple[Tensor, ...], heads: int,
+                      epsilon: float) -> tuple[Tensor, Tensor]:
+    """Gradients of scores and values, rows of pixels.
+
+    Args:
+        grad: (N, C, H, W), channels-last.
+        x: As of `_attend`.
+        saved: What `_attend` returned behind the output.
+    """
+    if len(saved) > 3:
+        return _gradients_by_products(grad, x, *saved, heads)
+    n, c, h, w = x.shape
+    grad, pixels = (rows(each).view(n, h * w, c) for each in (grad, x))
+    gradients = jit_attention.backward(grad, pixels, *saved, heads, epsilon)
+    return tuple(each.flatten(0, 1) for each in gradients)
+
+
+def _attend_by_products(x: Tensor, scores: Tensor, heads: int,
+                        epsilon: float) -> tuple[Tensor, ...]:
+    """`_attend` by torch.
 
     A column of ones beside the values makes the sum of the weights come out of the same two products.
     Both are sums over the pixels, not means, so the epsilon counts once per pixel.
@@ -82,7 +112,35 @@ def _attend(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> tuple[Tens
     mixed = torch.bmm(query, summary).view(n, heads, length, depth + 1).transpose(1, 2)
     total = mixed[..., depth:] + length * epsilon
     out = torch.div(mixed[..., :depth], total, out=x.new_empty(n, length, heads, depth))
-    return as_map(out, x), positive, query, key, value, summary, total
+    out = as_map(out, x)
+    return out, out, positive, query, key, value, summary, total
+
+
+def _gradients_by_products(grad: Tensor, x: Tensor, out: Tensor, positive: Tensor, query: Tensor,
+                           key: Tensor, value: Tensor, summary: Tensor, total: Tensor,
+                           heads: int) -> tuple[Tensor, Tensor]:
+    """`_attend_gradients` by torch."""
+    n, c, h, w = x.shape
+    length, depth = h * w, c // heads
+    shape = n, length, heads, depth
+    grad = rows(grad)
+    # Gradient of the products before the division, the column of their totals included.
+    flow = grad.new_empty(n, heads, length, depth + 1)
+    inverse = total.reciprocal()
+    torch.mul(grad.view(shape), inverse, out=flow[..., :depth].transpose(1, 2))
+    lost = (grad * rows(out)).view(shape).sum(-1, keepdim=True)
+    torch.mul(lost, inverse, out=flow[..., depth:].transpose(1, 2)).neg_()
+    flow = flow.view(n * heads, length, depth + 1)
+    grad_summary = torch.bmm(query.transpose(1, 2), flow)
+    grad_positive = grad.new_empty(n, length, 2, heads, query.shape[2])
+    parts = (torch.bmm(flow, summary.transpose(1, 2)),
+             torch.bmm(value, grad_summary.transpose(1, 2)))
+    for index, part in enumerate(parts):
+        grad_positive[:, :, index] = part.view(n, heads, length, -1).transpose(1, 2)
+    # The derivative of elu(a) + 1 is 1 above zero and the function itself below.
+    grad_scores = grad_positive.view(positive.shape).mul_(positive.clamp_max(1))
+    grad_value = torch.bmm(key, grad_summary).view(n, heads, length, -1)[..., :depth]
+    return grad_scores, grad_value.transpose(1, 2).reshape(n * length, c)
 
 
 class _Attention(torch.autograd.Function):
@@ -94,46 +152,26 @@ class _Attention(torch.autograd.Function):
         projected = as_map(_project(rows(x), weight, None), x)
         scores, mean, deviation = normalise(projected, norm)
         out, *saved = _attend(x, scores, heads, epsilon)
-        ctx.save_for_backward(x, weight, scale, projected, mean, deviation, out, *saved)
-        ctx.heads, ctx.eps = heads, norm.eps
+        ctx.save_for_backward(x, weight, scale, projected, mean, deviation, *saved)
+        ctx.attention, ctx.eps = (heads, epsilon), norm.eps
         return out
 
     @staticmethod
     @dispatch.first_derivative_only('RecAttn2d')
     def backward(ctx, grad: Tensor):
-        (x, weight, scale, projected, mean, deviation, out, positive, query, key, value, summary,
-         total) = ctx.saved_tensors
-        n, c, h, w = x.shape
-        heads, length, depth = ctx.heads, h * w, c // ctx.heads
-        shape = n, length, heads, depth
-        grad = rows(grad.contiguous(memory_format=torch.channels_last))
-        # Gradient of the products before the division, the column of their totals included.
-        flow = grad.new_empty(n, heads, length, depth + 1)
-        inverse = total.reciprocal()
-        torch.mul(grad.view(shape), inverse, out=flow[..., :depth].transpose(1, 2))
-        lost = (grad * rows(out)).view(shape).sum(-1, keepdim=True)
-        torch.mul(lost, inverse, out=flow[..., depth:].transpose(1, 2)).neg_()
-        flow = flow.view(n * heads, length, depth + 1)
-        grad_summary = torch.bmm(query.transpose(1, 2), flow)
-        grad_positive = grad.new_empty(n, length, 2, heads, query.shape[2])
-        parts = (torch.bmm(flow, summary.transpose(1, 2)),
-                 torch.bmm(value, grad_summary.transpose(1, 2)))
-        for index, part in enumerate(parts):
-            grad_positive[:, :, index] = part.view(n, heads, length, -1).transpose(1, 2)
-        # The derivative of elu(a) + 1 is 1 above zero and the function itself below.
-        grad_scores = grad_positive.view(positive.shape).mul_(positive.clamp_max(1))
+        x, weight, scale, projected, mean, deviation, *saved = ctx.saved_tensors
+        grad_scores, grad_x = _attend_gradients(
+            grad.contiguous(memory_format=torch.channels_last), x, saved, *ctx.attention)
         wants = ctx.needs_input_grad
         grad_projected, grad_scale, grad_shift = normalise_gradients(
             as_map(grad_scores, x), projected, scale, mean, deviation, ctx.eps,
             [True, wants[2], wants[3]])
         flow, pixels = rows(grad_projected), rows(x)
-        grad_weight, grad_x = weight.new_empty(weight.shape), torch.empty_like(pixels)
+        grad_weight = weight.new_empty(weight.shape)
         for (part, matrix, columns), target in zip(
-                _groups(pixels, weight), grad_x.chunk(c // weight.shape[1], 1)):
+                _groups(pixels, weight), grad_x.chunk(x.shape[1] // weight.shape[1], 1)):
             torch.mm(flow[:, columns].t(), part, out=grad_weight.flatten(1)[columns])
-            torch.mm(flow[:, columns], matrix, out=target)
-        grad_value = torch.bmm(key, grad_summary).view(n, heads, length, -1)[..., :depth]
-        grad_x.view(shape).add_(grad_value.transpose(1, 2))
+            target.addmm_(flow[:, columns], matrix)
         return as_map(grad_x, x), grad_weight, grad_scale, grad_shift, None, None, None
 
 

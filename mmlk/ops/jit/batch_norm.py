@@ -8,14 +8,13 @@ The variance is summed around a band's first pixel, which keeps its digits where
 from __future__ import annotations
 
 import functools
-import struct
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from mmlk.ops.jit import gelu as gelus
-from mmlk.ops.jit.kernel import LANES, Int, Kernel, kernel
+from mmlk.ops.jit.kernel import LANES, Int, Kernel, bits, kernel
 
 _LONGEST, _SHORTEST, _TASKS = 1024, 64, 32
 """Pixels of a band, and tasks above which bands are not cut shorter."""
@@ -207,11 +206,6 @@ def _shape(pixels: int, channels: int) -> tuple[int, int, int, int, int]:
     return pixels, channels, blocks, -(-pixels // size), size
 
 
-@functools.lru_cache(maxsize=4096)
-def _bits(number: float) -> int:
-    return struct.unpack('<I', struct.pack('<f', number))[0]
-
-
 def takes(*tensors: Tensor) -> bool:
     """Whether all are float32, on a CPU and dense, maps (N, C, H, W) channels-last."""
     return all(each.dtype == torch.float32 and each.device.type == 'cpu' and (
@@ -246,7 +240,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, runni
         tasks, cost * 4 if gelu else cost, x.data_ptr(), y.data_ptr(),
         y.data_ptr() if residual is None else residual.data_ptr(), weight.data_ptr(),
         bias.data_ptr(), running_mean.data_ptr(), running_variance.data_ptr(), mean.data_ptr(),
-        deviation.data_ptr(), partial.data_ptr(), _bits(epsilon), _bits(momentum), *shape)
+        deviation.data_ptr(), partial.data_ptr(), bits(epsilon), bits(momentum), *shape)
     return y, mean, deviation
 
 

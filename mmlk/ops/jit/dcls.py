@@ -8,10 +8,9 @@ integers; arithmetic is float32.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
+from mmlk.ops.jit.exponential import exponential
 from mmlk.ops.jit.kernel import LANES, Kernel, kernel
 
 _EPSILON = 1e-7
@@ -24,19 +23,6 @@ def _at_least(k: Kernel, x, least: float):
     """The larger of both; what is not a number stays so."""
     least = k.splat(least)
     return k.b.select(k.compare('<', x, least), least, x)
-
-
-def _exponential(k: Kernel, x):
-    """``exp(x)`` of vectors not above zero: powers of two times a Taylor polynomial on ln(2) / 2."""
-    x = _at_least(k, x, -87.0)
-    power = k.intrinsic('llvm.rint', k.b.fmul(x, k.splat(1 / math.log(2))))
-    # ln(2) in two parts, the first with few bits, so that the remainder is exact.
-    rest = k.fma(power, k.splat(-0.693359375), x)
-    rest = k.fma(power, k.splat(0.693359375 - math.log(2)), rest)
-    value = k.splat(1 / math.factorial(7))
-    for degree in range(6, -1, -1):
-        value = k.fma(value, rest, k.splat(1 / math.factorial(degree)))
-    return k.b.fmul(value, k.power_of_two(power))
 
 
 def _gather(k: Kernel, target, source, row, rows, elements) -> None:
@@ -67,7 +53,7 @@ def _profile(k: Kernel, version: str, distance, width):
     """Value of a profile, and the distance as the slopes need it."""
     if version == 'gauss':
         distance = k.b.fdiv(distance, width)
-        return _exponential(k, k.b.fmul(k.b.fmul(distance, distance), k.splat(-0.5))), distance
+        return exponential(k, k.b.fmul(k.b.fmul(distance, distance), k.splat(-0.5))), distance
     top = width if version == 'max' else k.splat(1.0)
     height = k.b.fsub(top, k.intrinsic('llvm.fabs', distance))
     return _at_least(k, height, 0.0), distance

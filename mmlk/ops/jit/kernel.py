@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import struct
 from collections.abc import Callable
 
 from mmlk.ops.jit import engine
@@ -55,6 +56,12 @@ def kernel(arguments: str) -> Callable:
         return compiled
 
     return decorate
+
+
+@functools.lru_cache(maxsize=4096)
+def bits(number: float) -> int:
+    """The argument that `Kernel.float_of_bits` takes for ``number``."""
+    return struct.unpack('<I', struct.pack('<f', number))[0]
 
 
 class Int:
@@ -234,7 +241,11 @@ class Kernel:
 
     def splat(self, number: float):
         """The vector of one Python number."""
-        return ir.Constant(_VECTOR, [number] * LANES)
+        return self.lanes([number] * LANES)
+
+    def lanes(self, numbers: list[float]):
+        """The vector of 16 Python numbers."""
+        return ir.Constant(_VECTOR, numbers)
 
     def compare(self, sign: str, left, right):
         """Truth values, lane by lane, for `both` and LLVM's ``select``."""
