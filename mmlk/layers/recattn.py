@@ -72,7 +72,7 @@ class LinearAttention2d(KeepsBlockedWeights, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if recattn_cpu.attends_as_one(x, self.qk):
-            out = recattn_cpu.attention(x, self.qk, self.num_heads, _EPSILON)
+            out = recattn_cpu.attention(x, self.qk, self._blocked, self.num_heads, _EPSILON)
             return normed_depthwise(x, self.pe, self._blocked, 'pe', onto=out)
         query, key = (F.elu(self.qk(x)) + 1).chunk(2, 1)
         out = linear_attention(*(self._tokens(each) for each in (query, key, x)))

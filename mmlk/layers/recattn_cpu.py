@@ -14,10 +14,12 @@ from mmlk.layers.eager_cpu import (
     unobserved,
     uses_own_batch,
 )
-from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, dispatch, jit, recconv_cpu
+from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, dispatch, jit, products, recconv_cpu
 from mmlk.ops.blocked import BlockedWeights, eager, usable
 from mmlk.ops.jit import attention as jit_attention
 from mmlk.ops.jit import depthwise
+from mmlk.ops.jit.kernel import LANES
+from mmlk.ops.jit.linear import linear, pack
 
 
 def attends_as_one(x: Tensor, qk: nn.Module) -> bool:
@@ -36,10 +38,21 @@ def attends_as_one(x: Tensor, qk: nn.Module) -> bool:
             and x.shape[0] * x.shape[2] * x.shape[3] > 1 and unobserved(qk, qk.conv, qk.norm))
 
 
-def attention(x: Tensor, qk: nn.Module, heads: int, epsilon: float) -> Tensor:
-    """Normalised linear attention of the map's pixels, (N, C, H, W) to the same shape."""
+def attention(x: Tensor, qk: nn.Module, blocked: BlockedWeights, heads: int,
+              epsilon: float) -> Tensor:
+    """Normalised linear attention of the map's pixels, (N, C, H, W) to the same shape.
+
+    Args:
+        blocked: Keeps a reordered copy of the folded weight.
+    """
     if type(qk) is PointwiseConv2d:
-        scores = as_map(_project(rows(x), qk.weight, qk.bias), x)
+        pixels, blocks = rows(x), x.shape[1] // qk.weight.shape[1]
+        if (jit.unavailable() is None and qk.weight.shape[0] % (blocks * LANES) == 0
+                and products.keeps_copies(qk.weight)):
+            panels = blocked.get('qk', qk.weight, lambda plain: pack(plain.flatten(1)))
+            scores = as_map(linear(pixels, panels, qk.bias, blocks=blocks), x)
+        else:
+            scores = as_map(_project(pixels, qk.weight, qk.bias), x)
         return _attend(x, scores, heads, epsilon)[0]
     return _Attention.apply(x, qk.conv.weight, qk.norm.weight, qk.norm.bias, qk.norm, heads, epsilon)
 

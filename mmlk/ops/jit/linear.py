@@ -88,11 +88,14 @@ def pack(weight: Tensor) -> Panels:
 
 
 @kernel('x_p panels_p bias_p residual_p before_p y_p rows features depth x_stride residual_stride '
-        'y_stride groups task_rows task_panels')
+        'y_stride block groups task_rows task_panels')
 def _product(k, x, panels, bias, residual, before, y, rows, features, depth, x_stride,
-             residual_stride, y_stride, groups, task_rows, task_panels, *, biased, gelu, keep, slope,
-             add):
-    """Task ``t`` computes row block ``t / groups`` of panel group ``t % groups``."""
+             residual_stride, y_stride, block, groups, task_rows, task_panels, *, biased, gelu, keep,
+             slope, add):
+    """Task ``t`` computes row block ``t / groups`` of panel group ``t % groups``.
+
+    Every ``block`` features see the next ``depth`` columns of ``x``.
+    """
     top = k.task // groups * task_rows
     rows = k.min(task_rows, rows - top)
     first = k.task % groups * task_panels
@@ -104,6 +107,7 @@ def _product(k, x, panels, bias, residual, before, y, rows, features, depth, x_s
         column = panel * LANES
         left = features - column
         weights = k.at(panels, column * depth)
+        seen = k.at(x, column // block * depth)
         start = k.load_some(bias, column, left, slot) if biased else k.zero
         with k.loop(0, tiles) as tile:
             # Tiles of nearly equal height: 50 rows are not eight tiles of 6 and a slow one of 2.
@@ -112,7 +116,7 @@ def _product(k, x, panels, bias, residual, before, y, rows, features, depth, x_s
             row = row + top
             for each in range(TILE_ROWS, 0, -1):
                 with k.when(height.compare('==', each)):
-                    _sums(k, each, start, k.at(x, row * x_stride), x_stride, weights, depth, done)
+                    _sums(k, each, start, k.at(seen, row * x_stride), x_stride, weights, depth, done)
             with k.loop(0, height) as r:
                 value, place = k.load(done, r * LANES), (row + r) * y_stride + column
                 if keep:
@@ -168,11 +172,11 @@ def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool = False,
            residual: Tensor | None = None, out: Tensor | None = None,
-           before: Tensor | None = None, slope: bool = False) -> Tensor:
+           before: Tensor | None = None, slope: bool = False, blocks: int = 1) -> Tensor:
     """``[residual +] act(x W^T + b)`` in float32, without gradients.
 
     Args:
-        x: (M, K), rows contiguous.
+        x: (M, K), or (M, blocks K), rows contiguous.
         weight: `pack` of (N, K).
         bias: (N,), contiguous.
         gelu: Apply the exact GELU.
@@ -180,6 +184,8 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
         out: (M, N), rows contiguous, to write to; it may be ``residual``, and must not overlap ``x``.
         before: (M, N) with the strides of the result: takes ``x W^T + b``, the value before ``gelu``.
         slope: Multiply with the derivative of GELU at ``before``, which is read instead.
+        blocks: Number of blocks on the diagonal of W: every N / blocks features, a multiple of 16,
+            see K columns of their own. K stands for the depth of one block.
 
     Returns:
         (M, N), contiguous, or ``out``.
@@ -189,7 +195,9 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
     """
     panels, features = weight
     rows, depth = x.shape[0], panels.shape[1]
-    _check('x', x, (rows, depth))
+    _check('x', x, (rows, blocks * depth))
+    if blocks > 1 and features % (blocks * LANES):
+        raise ValueError(f'linear: {features} features are not {blocks} blocks of whole vectors')
     if bias is not None:
         _check('bias', bias, (features,))
     if residual is not None:
@@ -213,5 +221,6 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
         groups * -(-rows // task_rows), rows * features * depth,
         x.data_ptr(), panels.data_ptr(), 0 if bias is None else bias.data_ptr(), other.data_ptr(),
         0 if before is None else before.data_ptr(), out.data_ptr(), rows, features, depth,
-        x.stride(0), other.stride(0), out.stride(0), groups, task_rows, task_panels)
+        x.stride(0), other.stride(0), out.stride(0), features // blocks, groups, task_rows,
+        task_panels)
     return out

@@ -55,6 +55,21 @@ def test_many_tasks_cover_the_result(rows, depth, features):
     assert_close('product', y, expected(x, weight, bias, residual=residual), LIMIT)
 
 
+@pytest.mark.parametrize(('rows', 'depth', 'features', 'blocks'), [
+    (7, 5, 32, 2), (200, 24, 96, 3), (13, 40, 160, 2)])
+def test_blocks_of_the_weight_see_columns_of_their_own(rows, depth, features, blocks):
+    x, weight, bias, residual = operands(rows, depth, features)
+    parts = [x + number for number in range(blocks)]
+    want = torch.cat([expected(part, *each) for part, *each in zip(
+        parts, weight.chunk(blocks), bias.chunk(blocks))], 1)
+    panels, wide = pack(weight), torch.cat(parts, 1)
+    assert_close('blocks', linear(wide, panels, bias, blocks=blocks), want, LIMIT)
+    with pytest.raises(ValueError, match='blocks of whole vectors'):
+        linear(wide, pack(weight[:-1]), blocks=blocks)
+    with pytest.raises(ValueError, match='x '):
+        linear(x, panels, blocks=blocks)
+
+
 def test_the_values_before_the_activation_are_kept():
     x, weight, bias, residual = operands(40, 20, 35)
     before = torch.empty(40, 35)
