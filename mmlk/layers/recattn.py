@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmlk.layers import recattn_cpu
 from mmlk.layers.conv import ConvNorm
-from mmlk.layers.recattn_cpu import add_nearest, normed_depthwise
+from mmlk.layers.recattn_cpu import normed_depthwise, normed_depthwise_of_sum
 from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
 from mmlk.ops.operators import channels_last
 
@@ -118,4 +118,4 @@ class RecAttn2d(KeepsBlockedWeights, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         coarse = self.down[1](normed_depthwise(x, self.down[0], self._blocked, 'down'))
-        return normed_depthwise(add_nearest(x, coarse), self.conv, self._blocked, 'conv')
+        return normed_depthwise_of_sum(x, coarse, self.conv, self._blocked, 'conv')

@@ -197,7 +197,7 @@ def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights, name:
     """
     if eager(x, *(() if onto is None else (onto,))) and x.numel() > 0 and x.shape[1] > 1:
         if type(layer) is DepthwiseConv2d:
-            if not torch.is_grad_enabled() and usable(layer.weight) and unobserved(layer):
+            if _infers(layer):
                 if _loops(x):
                     return depthwise.forward(x, layer.weight, layer.bias, layer.stride, out=onto,
                                              accumulate=onto is not None)
@@ -213,6 +213,21 @@ def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights, name:
             return _DepthwiseNorm.apply(x, layer.conv.weight, layer.norm.weight, layer.norm.bias,
                                         layer.norm, layer.conv.stride, onto)
     return layer(x) if onto is None else layer(x) + onto
+
+
+def normed_depthwise_of_sum(x: Tensor, coarse: Tensor, layer: nn.Module, blocked: BlockedWeights,
+                            name: str) -> Tensor:
+    """`normed_depthwise` of ``x + up(coarse)``, nearest."""
+    if (x.shape[2:] == (2 * coarse.shape[2], 2 * coarse.shape[3]) and x.shape[1] > 1
+            and eager(x, coarse) and x.numel() > 0 and type(layer) is DepthwiseConv2d
+            and _infers(layer) and _loops(x)):
+        return depthwise.forward(x, layer.weight, layer.bias, layer.stride, coarse=coarse)
+    return normed_depthwise(add_nearest(x, coarse), layer, blocked, name)
+
+
+def _infers(layer: DepthwiseConv2d) -> bool:
+    """Whether the convolution is to be computed without gradients, and nothing else happens."""
+    return not torch.is_grad_enabled() and usable(layer.weight) and unobserved(layer)
 
 
 def _loops(x: Tensor) -> bool:

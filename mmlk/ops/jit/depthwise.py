@@ -11,6 +11,7 @@ and in columns where the kernel is wide.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -36,11 +37,24 @@ def _block(k: Kernel, channels, parts):
     return channel, channels - channel, k.task % parts
 
 
+class _Sum(NamedTuple):
+    """A map plus one of half the size, each pixel of which counts for four: read as a `planes.Map`."""
+
+    fine: planes.Map
+    coarse: planes.Map
+
+    def read(self, k: Kernel, y, x, slot):
+        value = self.fine.read(k, y, x, slot)
+        return k.b.fadd(value, self.coarse.read(k, y // 2, x // 2, slot))
+
+
 @kernel('x_p weight_p bias_p y_p channels height width rows columns x_image x_row x_column '
-        'y_image y_row y_column parts row_bands band_rows column_bands band_columns tiles kh kw')
+        'y_image y_row y_column parts row_bands band_rows column_bands band_columns tiles kh kw '
+        'coarse_p coarse_image coarse_row coarse_column')
 def _forward(k: Kernel, x, weight, bias, y, channels, height, width, rows, columns, x_image, x_row,
              x_column, y_image, y_row, y_column, parts, row_bands, band_rows, column_bands,
-             band_columns, tiles, kh, kw, *, unrolled, stride, tile, flip, has_bias, accumulate):
+             band_columns, tiles, kh, kw, coarse, coarse_image, coarse_row, coarse_column, *, unrolled,
+             stride, tile, flip, has_bias, accumulate, adds):
     """``unrolled`` is the width of the kernel if its columns are written out, else 0."""
     sh, sw = stride
     kw = unrolled or kw
@@ -58,6 +72,9 @@ def _forward(k: Kernel, x, weight, bias, y, channels, height, width, rows, colum
     plane = k.scratch(copied * padded)
     taps = k.scratch(kh * kw)
     source = planes.Map(x, image * x_image + channel, x_row, x_column, count)
+    if adds:
+        source = _Sum(source, planes.Map(
+            coarse, image * coarse_image + channel, coarse_row, coarse_column, count))
     planes.fill(k, plane, source, (first, copied), (left * sw - kw // 2, padded), (height, width),
                 slot)
     planes.pack_kernel(k, taps, weight, channel, count, kh * kw, flip)
@@ -133,7 +150,8 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1), *,
-            out: Tensor | None = None, flip: bool = False, accumulate: bool = False) -> Tensor:
+            out: Tensor | None = None, flip: bool = False, accumulate: bool = False,
+            coarse: Tensor | None = None) -> Tensor:
     """The convolution, zero padded by ``k // 2``.
 
     Args:
@@ -144,9 +162,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
         out: Where to write, (N, C, ceil(H / sh), ceil(W / sw)) with stride 1 along C.
         flip: Turn the kernel by half a circle.
         accumulate: Add to ``out`` instead of overwriting it.
+        coarse: (N, C, H / 2, W / 2) with stride 1 along C: ``x`` plus this, enlarged to the nearest
+            pixel, is convolved.
 
     Returns:
         ``out``, or a new channels-last map.
+
+    Raises:
+        ValueError: if ``coarse`` has another size.
     """
     n, c, height, width = x.shape
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
@@ -155,16 +178,22 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
     rows, columns = (height - 1) // sh + 1, (width - 1) // sw + 1
     if out is None:
         out = x.new_empty((n, rows, columns, c)).permute(0, 3, 1, 2)
+    if coarse is not None and (n, c, height, width) != (
+            *coarse.shape[:2], 2 * coarse.shape[2], 2 * coarse.shape[3]):
+        raise ValueError(f'depthwise: coarse map {tuple(coarse.shape)} is not half of '
+                         f'{tuple(x.shape)}')
+    added = x if coarse is None else coarse
     blocks = -(-c // LANES)
     row_bands, band_rows, column_bands, band_columns, tile = _bands(
         n * blocks, rows, columns, size, stride)
     compiled = _forward(unrolled=kw if kw <= _UNROLLED else 0, stride=stride, tile=tile, flip=flip,
-                        has_bias=bias is not None, accumulate=accumulate)
+                        has_bias=bias is not None, accumulate=accumulate,
+                        adds=coarse is not None)
     compiled(n * blocks * row_bands * column_bands, n * c * rows * columns * kh * kw,
              x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
              out.data_ptr(), c, height, width, rows, columns, *_strides(x), *_strides(out),
              n * row_bands * column_bands, row_bands, band_rows, column_bands, band_columns,
-             -(-band_columns // tile), kh, kw)
+             -(-band_columns // tile), kh, kw, added.data_ptr(), *_strides(added))
     return out
 
 

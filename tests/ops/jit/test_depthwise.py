@@ -52,6 +52,20 @@ def test_equals_float64(case):
     assert_close('grad_bias', total, grad_bias, PARAMETER)
 
 
+@pytest.mark.parametrize('shape', [(2, 5, 6, 8), (1, 35, 12, 10), (1, 18, 70, 70)], ids=str)
+@pytest.mark.parametrize('stride', [1, 2])
+def test_an_enlarged_map_is_added_to_the_input(shape, stride):
+    n, c, h, w = shape
+    x, coarse = last(shape), last((n, c, h // 2, w // 2))
+    weight, bias = torch.randn(c, 1, 5, 5), torch.randn(c)
+    total = x.double() + F.interpolate(coarse.double(), size=(h, w), mode='nearest')
+    want = F.conv2d(total, weight.double(), bias.double(), stride, 2, groups=c)
+    y = depthwise.forward(x, weight, bias, (stride, stride), coarse=coarse)
+    assert_close('y', y, want, OUTPUT)
+    with pytest.raises(ValueError, match='coarse map'):
+        depthwise.forward(x[:, :, 1:], weight, bias, coarse=coarse)
+
+
 @pytest.mark.parametrize('case', ['k3', 'k5-two-blocks', 'k5-two-blocks-stride2', 'k7-bands'])
 def test_slices_are_read_and_written_in_place(case):
     """Poisoned neighbours stay as they are and do not reach the result."""
