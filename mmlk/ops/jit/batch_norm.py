@@ -208,9 +208,12 @@ def _shape(pixels: int, channels: int) -> tuple[int, int, int, int, int]:
 
 def takes(*tensors: Tensor) -> bool:
     """Whether all are float32, on a CPU and dense, maps (N, C, H, W) channels-last."""
-    return all(each.dtype == torch.float32 and each.device.type == 'cpu' and (
-        each.is_contiguous(memory_format=torch.channels_last) if each.dim() == 4
-        else each.is_contiguous()) for each in tensors)
+    for each in tensors:  # a training step asks of a thousand tensors: a generator costs twice as much
+        dense = (each.is_contiguous(memory_format=torch.channels_last) if each.dim() == 4
+                 else each.is_contiguous())
+        if not (dense and each.dtype is torch.float32 and each.is_cpu):
+            return False
+    return True
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_variance: Tensor,
