@@ -12,6 +12,7 @@ import ctypes
 import functools
 import glob
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +29,8 @@ HEADER = 3
 """Words before a kernel's arguments."""
 
 _lock = threading.Lock()
+# Bytes for a thread whose default may not hold a task's scratch (512 KB on macOS).
+_STACK = 8 << 20
 
 
 @functools.cache
@@ -46,6 +49,8 @@ def _missing() -> str | None:
         return "llvmlite is not installed (pip install 'mmlk[cpu]')"
     if not hasattr(llvm, 'create_pass_builder'):
         return 'llvmlite is older than 0.45'
+    if sys.platform == 'win32':
+        return 'large stack frames need a run-time symbol that Windows does not offer to compiled code'
     try:
         _machine()
     except RuntimeError as error:
@@ -74,7 +79,12 @@ def _team():
         pool = ThreadPoolExecutor(thread_name_prefix='mmlk')
 
         def run(function, words, threads):
-            for each in [pool.submit(function, words) for _ in range(threads)]:
+            before = threading.stack_size(_STACK)  # of threads that the pool may start now
+            try:
+                futures = [pool.submit(function, words) for _ in range(threads)]
+            finally:
+                threading.stack_size(before)
+            for each in futures:
                 each.result()
 
         return run
