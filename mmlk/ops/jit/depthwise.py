@@ -198,13 +198,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
 
 
 @kernel('grad_p x_p out_p bias_p channels height width rows columns grad_image grad_row grad_column '
-        'x_image x_row x_column parts band_rows kh kw')
+        'x_image x_row x_column parts pieces band_rows kh kw')
 def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, rows, columns,
-                     grad_image, grad_row, grad_column, x_image, x_row, x_column, parts, band_rows,
-                     kh, kw, *, stride, tile, rest):
+                     grad_image, grad_row, grad_column, x_image, x_row, x_column, parts, pieces,
+                     band_rows, kh, kw, *, stride, tile, rest):
     """Sums of ``tile`` taps, (down, across), and what ``rest`` leaves of the kernel's two sides."""
     (sh, sw), (down, across), (rest_down, rest_across) = stride, tile, rest
-    channel, count, image = _block(k, channels, parts)
+    channel, count, part = _block(k, channels, parts)
+    image, piece = part // pieces, part % pieces
     slot, bias_sum = k.variable(k.zero), k.variable(k.zero)
     taps = k.scratch(kh * kw)
     with k.loop(0, kh * kw) as tap:
@@ -214,7 +215,8 @@ def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, row
     source = planes.Map(x, image * x_image + channel, x_row, x_column, count)
     incoming = planes.Map(grad, image * grad_image + channel, grad_row, grad_column, count)
 
-    with k.loop(0, (rows + band_rows - 1) // band_rows) as band:
+    bands = (rows + band_rows - 1) // band_rows
+    with k.loop(piece * bands // pieces, (piece + 1) * bands // pieces) as band:
         top = band * band_rows
         bottom = k.min(top + band_rows, rows)
         above = top * sh - kh // 2
@@ -259,10 +261,10 @@ def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, row
             add_columns(kw - rest_across, rest_across)
 
     with k.loop(0, k.min(count, LANES)) as lane:
-        line = (image * channels + channel + lane) * (kh * kw)
+        line = (part * channels + channel + lane) * (kh * kw)
         with k.loop(0, kh * kw) as tap:
             k.copy_float(k.at(taps, tap * LANES + lane), k.at(out, line + tap))
-    k.store_some(k.read(bias_sum), bias, image * channels + channel, count, slot)
+    k.store_some(k.read(bias_sum), bias, part * channels + channel, count, slot)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -282,7 +284,7 @@ def _gradient_rows(rows: int, columns: int, size, stride) -> int:
 
 def weight_gradient(grad: Tensor, x: Tensor, size: tuple[int, int],
                     stride: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
-    """Gradients of kernel and bias, summed over images in their order.
+    """Gradients of kernel and bias, summed over images and bands of rows in their order.
 
     Args:
         grad: (N, C, ceil(H / sh), ceil(W / sw)) float32, stride 1 along C.
@@ -298,15 +300,18 @@ def weight_gradient(grad: Tensor, x: Tensor, size: tuple[int, int],
     kh, kw = size
     blocks = -(-c // LANES)
     band_rows = _gradient_rows(rows, columns, tuple(size), tuple(stride))
-    taps, bias = x.new_empty((n, c, 1, kh, kw)), x.new_empty((n, c))
+    # Where tasks are few, images are taken in pieces of several bands.
+    pieces = min(-(-rows // band_rows), -(-_TASKS // (n * blocks)))
+    parts = n * pieces
+    taps, bias = x.new_empty((parts, c, 1, kh, kw)), x.new_empty((parts, c))
     across = min(kw, _TAPS)
     down = min(_TAPS // across, kh)
     compiled = _weight_gradient(
         stride=tuple(stride), tile=(down, across), rest=(kh % down, kw % across))
-    compiled(n * blocks, n * c * rows * columns * kh * kw, grad.data_ptr(), x.data_ptr(),
+    compiled(parts * blocks, n * c * rows * columns * kh * kw, grad.data_ptr(), x.data_ptr(),
              taps.data_ptr(), bias.data_ptr(), c, height, width, rows, columns, *_strides(grad),
-             *_strides(x), n, band_rows, kh, kw)
-    return (taps[0], bias[0]) if n == 1 else (taps.sum(0), bias.sum(0))
+             *_strides(x), parts, pieces, band_rows, kh, kw)
+    return (taps[0], bias[0]) if parts == 1 else (taps.sum(0), bias.sum(0))
 
 
 @kernel('grad_p weight_p out_p channels height width rows columns grad_image grad_row grad_column '

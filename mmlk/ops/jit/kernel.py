@@ -354,6 +354,18 @@ class Kernel:
                 self.write(slot, vector)
                 self._copy_some(slot, self.at(pointer, offset), count)
 
+    def copy_block(self, source, target, count: Int) -> None:
+        """Copy a vector of which only ``count`` floats may be read; the rest of the target is zero.
+
+        Unlike `load_some` it does not wait for what it has written.
+        """
+        with self.either(count >= LANES) as (full, part):
+            with full:
+                self.store(self.load(source), target)
+            with part:
+                self.store(self.zero, target)
+                self._copy_some(source, target, count)
+
     def _copy_some(self, source, target, count: Int) -> None:
         """Copy ``count`` floats, four at a time as far as they go."""
         with self.loop(0, count - 3, 4) as lane:

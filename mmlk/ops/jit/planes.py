@@ -58,7 +58,12 @@ def fill(k: Kernel, plane, source, rows, columns, size, slot) -> None:
                 with k.loop(0, first) as x:
                     k.store(k.zero, plane, (line + x) * LANES)
                 with k.loop(first, end) as x:
-                    k.store(source.read(k, top + y, left + x, slot), plane, (line + x) * LANES)
+                    place = k.at(plane, (line + x) * LANES)
+                    if isinstance(source, Map):
+                        pixel = k.at(source.pointer, source.pixel(top + y, left + x))
+                        k.copy_block(pixel, place, source.channels)
+                    else:
+                        k.store(source.read(k, top + y, left + x, slot), place)
                 with k.loop(end, width) as x:
                     k.store(k.zero, plane, (line + x) * LANES)
             with beyond, k.loop(0, width) as x:
