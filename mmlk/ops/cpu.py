@@ -133,6 +133,12 @@ def _compiles(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.is_cpu and jit.unavailable() is None
 
 
+def _addressable(*tensors: Tensor | None) -> bool:
+    """Whether compiled loops may read the memory of all tensors as float32."""
+    return all(each is None or type(each) in (Tensor, torch.nn.Parameter) and each.is_cpu
+               and each.dtype == torch.float32 for each in tensors)
+
+
 def _working(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
@@ -389,18 +395,19 @@ class _Compiled(torch.autograd.Function):
         return *(each if needed else None for each, needed in zip(gradients, wanted)), None
 
 
-def _takes_loops_as_it_is(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
+def _takes_loops_as_it_is(x: Tensor, weight: Tensor, bias: Tensor | None,
+                          stride: tuple[int, int]) -> bool:
     """Whether the loops are the route, without conversion or clipping."""
     kh, kw = weight.shape[2:]
     h, w = x.shape[2:]
-    return (x.dtype == torch.float32 == weight.dtype and x.is_cpu and channels_last(x)
+    return (_addressable(x, weight, bias) and channels_last(x)
             and kh < 2 * h and kw < 2 * w and x.numel() > 0
             and plan((h, w), (kh, kw), stride, True, jit.unavailable() is None) is _COMPILED)
 
 
 def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:
     watched = dispatch.watched(x)
-    if not watched and _takes_loops_as_it_is(x, weight, stride):
+    if not watched and _takes_loops_as_it_is(x, weight, bias, stride):
         keep_freed_memory()
         return (_Compiled.apply if torch.is_grad_enabled() else compiled.forward)(
             x, weight, bias, stride)
@@ -420,8 +427,8 @@ def _run_inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_
     Calling it directly spares small maps the cost of a registered operator.
     """
     g, last = weight_hw.shape[0], channels_last(x)
-    if last and not dispatch.watched(x) and _compiles(x):
-        parameters = weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h
+    parameters = weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h
+    if last and not dispatch.watched(x) and _compiles(x) and _addressable(*parameters):
         return _Inception.apply(x, *parameters) if torch.is_grad_enabled() else \
             _inception(x, *parameters)
     identity, square, wide, tall = torch.split(x, (x.shape[1] - 3 * g, g, g, g), dim=1)

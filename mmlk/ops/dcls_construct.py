@@ -66,7 +66,7 @@ def construct(weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_si
     """Kernel (O, I, *kernel_size) from weight (O, I, m) and positions, sigma (N, O, I, m)."""
     with _plain_precision(weight):
         w, p, s = _arrange(weight, positions, sigma, version)
-        if _compiles(w, kernel_size):
+        if _compiles(w, p, kernel_size):
             kernel = compiled.construct(
                 w.contiguous(), _per_axis(p, version), _per_axis(s, version), kernel_size, version)
             return kernel.view(*weight.shape[:2], *kernel_size)
@@ -88,8 +88,8 @@ def construct_backward(grad: Tensor, weight: Tensor, positions: Tensor, sigma: T
     with _plain_precision(weight):
         w, p, s = _arrange(weight, positions, sigma, version)
         g = grad.to(w.dtype).reshape(w.shape[0], *kernel_size)
-        grid = None if _compiles(w, kernel_size) else _sampling_grid(p, kernel_size, version)
-        if _compiles(w, kernel_size):
+        grid = None if _compiles(w, p, kernel_size) else _sampling_grid(p, kernel_size, version)
+        if _compiles(w, p, kernel_size):
             grad_weight, *others = compiled.gradients(
                 g.contiguous(), w.contiguous(), _per_axis(p, version), _per_axis(s, version), version)
             order = driven_axes(version, 2)
@@ -129,8 +129,9 @@ def _arrange(weight: Tensor, positions: Tensor, sigma: Tensor | None,
     return weight.to(dtype).reshape(shape[1:]), p, s
 
 
-def _compiles(w: Tensor, kernel_size: Sequence[int]) -> bool:
-    return (len(kernel_size) == 2 and w.dtype == torch.float32 and w.is_cpu and w.numel() > 0
+def _compiles(w: Tensor, p: Tensor, kernel_size: Sequence[int]) -> bool:
+    return (len(kernel_size) == 2 and w.dtype == torch.float32 and w.is_cpu and p.is_cpu
+            and w.numel() > 0
             and jit.unavailable() is None
             and compiled.refuses(w.shape[1], *kernel_size) is None)
 

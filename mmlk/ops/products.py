@@ -76,7 +76,8 @@ def keeps_copies(*weights: Tensor) -> bool:
     if jit.unavailable() is not None:
         return blocked.usable(*weights)
     # Without a version counter a changed weight could not be told.
-    return all(each.dtype == torch.float32 and not each.is_inference() for each in weights)
+    return all(each.dtype == torch.float32 and each.is_cpu and not each.is_inference()
+               for each in weights)
 
 
 def folded_linear(copies: BlockedWeights, name: str, x: Tensor, weight: Tensor,

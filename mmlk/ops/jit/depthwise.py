@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mmlk.ops.jit import planes
@@ -144,6 +145,13 @@ def _bands(images: int, rows: int, columns: int, size, stride) -> tuple[int, int
     return row_bands, -(-rows // row_bands), column_bands, band_columns, tile
 
 
+def _check(*tensors: Tensor | None) -> None:
+    for each in tensors:
+        if each is not None and not (each.is_cpu and each.dtype == torch.float32):
+            raise ValueError(f'depthwise: {each.dtype} on {each.device}, expected float32 on the CPU '
+                             'like the map')
+
+
 def _strides(x: Tensor) -> tuple[int, int, int]:
     image, _, row, column = x.stride()
     return image, row, column
@@ -171,6 +179,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
     Raises:
         ValueError: if ``coarse`` has another size.
     """
+    _check(x, weight, bias, out, coarse)
     n, c, height, width = x.shape
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     kh, kw = size = tuple(weight.shape[2:])
@@ -295,6 +304,7 @@ def weight_gradient(grad: Tensor, x: Tensor, size: tuple[int, int],
     Returns:
         (C, 1, kh, kw) and (C,).
     """
+    _check(grad, x)
     n, c, height, width = x.shape
     rows, columns = grad.shape[2:]
     kh, kw = size
@@ -372,6 +382,7 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: tuple[int, ...],
     Returns:
         ``out``, or a new channels-last map.
     """
+    _check(grad, weight, out)
     if tuple(stride) == (1, 1):
         return forward(grad, weight, None, out=out, flip=True, accumulate=accumulate)
     n, c, height, width = shape
