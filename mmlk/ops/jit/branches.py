@@ -20,51 +20,91 @@ from torch import Tensor, nn
 from mmlk.ops.jit import planes
 from mmlk.ops.jit.engine import unavailable
 from mmlk.ops.jit.kernel import LANES, Kernel, kernel
-from mmlk.ops.jit.strips import SHORT, Bands, Part, View, convolve, divide, sum_taps
+from mmlk.ops.jit.strips import (
+    SHORT,
+    Bands,
+    Block,
+    Own,
+    Part,
+    Strip,
+    View,
+    convolve,
+    divide,
+    lanes,
+    sum_taps,
+)
 
 _BRANCHES = 3
+# Sums side by side.
+_CHAINS = 4
 
 
 # ------------------------------------------------------------------------------------ forward
 
-@kernel('x_p first_p second_p third_p bias_p y_0_p y_1_p y_2_p moments_p channels height width parts '
-        'row_bands band_rows column_bands band_columns room')
-def _forward(k: Kernel, x, first, second, third, bias, y_0, y_1, y_2, moments, channels, height,
-             width, parts, *bands, sizes, tiles, has_bias, summed, has_moments):
-    part = Part(k, channels, height, width, parts, bands)
-    taps = k.scratch(max(kh * kw for kh, kw in sizes))
-    for index, (size, weight, y) in enumerate(
-            zip(sizes, (first, second, third), (y_0, y_1, y_2))):
-        view = View(part, size, tiles)
-        plane = view.fill(view.map(x))
-        view.pack(taps, weight, False)
-        target = y_0 if summed else y
-        start = part.row_of(bias, 0) if has_bias and index == 0 else k.zero
-        convolve(view, plane, taps, start, view.map(target), summed and index > 0)
+_ARGUMENTS = ('channels height width parts group room row_bands band_rows column_bands band_columns')
+
+
+@kernel(f'x_p first_p second_p third_p bias_p y_p moments_p {_ARGUMENTS}')
+def _forward(k: Kernel, x, first, second, third, bias, y, moments, channels, height, width, parts,
+             group, room, *bands, sizes, tiles, has_bias, summed, has_moments):
+    block = Block(k, channels, height, width, parts, group)
+    strips = [Strip(block, *each) for each in zip(sizes, tiles)]
+    memory, taps = k.scratch(room * block.halves), [each.taps() for each in strips]
+    with block.each_half() as half:
+        for strip, weight, place in zip(strips, (first, second, third), taps):
+            strip.kernels.pack(half, weight, strip.of_half(place, half), False)
+    # A plane holds what a shorter kernel of the same width needs, too.
+    order = sorted(range(len(sizes)), key=lambda each: (strips[each].form, -strips[each].kh))
+    with block.each_part() as number:
+        part, form = Part(block, number, bands), None
+        for position, index in enumerate(order):
+            strip = strips[index]
+            view, target = View(part, strip), y if summed else part.of_branch(y, index)
+            if strip.form != form:
+                plane, form = view.fill(memory, room, part.halves(x), 0), strip.form
+            with block.each_half() as half:
+                begins = has_bias and position == 0
+                convolve(view, plane, half, strip.of_half(taps[index], half),
+                         block.row_of(bias, 0, half) if begins else k.zero,
+                         part.map(target, half), summed and position > 0)
         if has_moments:
-            _moments(part, part.map(target), moments, (part.number * len(sizes) + index) * 2)
+            with k.loop(0, len(sizes)) as index, block.each_half() as half:
+                _moments(part, half, part.of_branch(y, index), moments,
+                         (number * len(sizes) + index) * 2)
 
 
-def _moments(part: Part, source: planes.Map, moments, row) -> None:
+def _moments(part: Part, half, pointer, moments, row) -> None:
     """Mean and sum of squared deviations of the part, to two rows of a table (rows, C)."""
-    k = part.k
-    total, number = k.variable(k.zero), k.variable(k.zero)
-    with k.loop(part.top, part.bottom) as y, k.loop(part.left, part.right) as x:
-        k.write(total, k.b.fadd(k.read(total), source.read(k, y, x, part.slot)))
-        k.write(number, k.b.fadd(k.read(number), k.splat(1.0)))
-    share = k.b.fdiv(k.splat(1.0), k.read(number))
-    mean = k.b.fmul(k.read(total), share)
+    k, block, source = part.k, part.block, part.map(pointer, half)
+    share = k.b.fdiv(k.splat(1.0), k.number((part.bottom - part.top) * (part.right - part.left)))
+
+    def sums(count: int, write) -> list:
+        """Sums over the pixels, in chains since an addition waits for the one before."""
+        chains = [[k.variable(k.zero) for _ in range(count)] for _ in range(_CHAINS)]
+        whole = part.right - (part.right - part.left) % _CHAINS
+        with k.loop(part.top, part.bottom) as y:
+            with k.loop(part.left, whole, _CHAINS) as x:
+                for offset, chain in enumerate(chains):
+                    write(chain, source.read(k, y, x + offset, block.slot))
+            with k.loop(whole, part.right) as x:
+                write(chains[0], source.read(k, y, x, block.slot))
+        return [functools.reduce(k.b.fadd, map(k.read, each)) for each in zip(*chains)]
+
+    def add(chain, value) -> None:
+        k.write(chain[0], k.b.fadd(k.read(chain[0]), value))
+
+    def add_square(chain, value) -> None:
+        deviation = k.b.fsub(value, mean)
+        add(chain, deviation)
+        k.add_product(chain[1], deviation, deviation)
+
+    mean = k.b.fmul(*sums(1, add), share)
     # What rounding left of the deviations' own mean corrects both.
-    off, squares = k.variable(k.zero), k.variable(k.zero)
-    with k.loop(part.top, part.bottom) as y, k.loop(part.left, part.right) as x:
-        deviation = k.b.fsub(source.read(k, y, x, part.slot), mean)
-        k.write(off, k.b.fadd(k.read(off), deviation))
-        k.add_product(squares, deviation, deviation)
-    shift = k.b.fmul(k.read(off), share)
-    deviations = k.b.fsub(k.read(squares), k.b.fmul(shift, k.read(off)))
+    off, squares = sums(2, add_square)
+    shift = k.b.fmul(off, share)
+    deviations = k.b.fsub(squares, k.b.fmul(shift, off))
     for index, each in enumerate((k.b.fadd(mean, shift), deviations)):
-        k.store_some(each, moments, part.channel + (row + index) * part.channels, part.count,
-                     part.slot)
+        block.set_row(each, moments, row + index, half)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -80,16 +120,19 @@ def _sizes(weights: Sequence[Tensor]) -> tuple:
     return tuple(tuple(each.shape[2:]) for each in weights)
 
 
-def _run(compiled, x: Tensor, bands: Bands, sizes, passes: int, *addresses: int) -> None:
+def _run(write, x: Tensor, bands: Bands, sizes, passes: int, *addresses: int, **parameters) -> None:
+    """Compile the kernel ``write`` and run it."""
     n, height, width, c = x.shape
     parts = n * bands.row_bands * bands.column_bands
     cost = passes * x.numel() * sum(min(kh, 2 * height) * min(kw, 2 * width) for kh, kw in sizes)
-    compiled(-(-c // LANES) * parts, cost, *addresses, c, height, width, parts, *bands[:-1])
+    write(sizes=sizes, tiles=bands.tiles, lanes=lanes(), **parameters)(
+        -(-c // LANES) * -(-parts // bands.group), cost, *addresses, c, height, width, parts,
+        bands.group, bands.room, *bands[:4])
 
 
 def _bands_of(x: Tensor, sizes) -> Bands:
     n, height, width, c = x.shape
-    return divide(n * -(-c // LANES), height, width, sizes)
+    return divide(n, -(-c // LANES), height, width, sizes)
 
 
 def summed(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
@@ -105,10 +148,9 @@ def summed(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """
     x, sizes = _rows(x), _sizes(weights)
     y, bands = torch.empty_like(x), _bands_of(x, sizes)
-    compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=bias is not None, summed=True,
-                        has_moments=False)
-    _run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights),
-         0 if bias is None else bias.data_ptr(), *_addresses([y]), 0)
+    _run(_forward, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights),
+         0 if bias is None else bias.data_ptr(), y.data_ptr(), 0, has_bias=bias is not None,
+         summed=True, has_moments=False)
     return y.permute(0, 3, 1, 2)
 
 
@@ -126,13 +168,12 @@ def apart(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _apart(x: Tensor, weights: Sequence[Tensor], moments: Tensor | None) -> list[Tensor]:
-    maps, sizes = [torch.empty_like(x) for _ in weights], _sizes(weights)
+    maps, sizes = x.new_empty((len(weights), *x.shape)), _sizes(weights)
     bands = _bands_of(x, sizes)
-    compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=False, summed=False,
-                        has_moments=moments is not None)
-    _run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights), 0, *_addresses(maps),
-         0 if moments is None else moments.data_ptr())
-    return [each.permute(0, 3, 1, 2) for each in maps]
+    _run(_forward, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights), 0, maps.data_ptr(),
+         0 if moments is None else moments.data_ptr(), has_bias=False, summed=False,
+         has_moments=moments is not None)
+    return list(maps.permute(0, 1, 4, 2, 3))
 
 
 def with_statistics(x: Tensor, weights: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -226,63 +267,79 @@ class _Gradient(NamedTuple):
         total = k.fma(self.grad.read(k, y, x, slot), k.read(self.by_grad), k.read(self.constant))
         return k.fma(centred, k.read(self.by_branch), total)
 
+    def prefetch(self, k: Kernel, y, x) -> None:
+        self.grad.prefetch(k, y, x)
+        self.branch.prefetch(k, y, x)
 
-@kernel('z_0_p z_1_p z_2_p grad_p means_p totals_p channels height width parts '
-        'row_bands band_rows column_bands band_columns room')
-def _totals(k: Kernel, z_0, z_1, z_2, grad, means, totals, channels, height, width, parts, *bands,
-            count):
-    part = Part(k, channels, height, width, parts, bands)
-    incoming = part.map(grad)
-    branches = [part.map(each) for each in (z_0, z_1, z_2)[:count]]
-    centres = [part.row_of(means, index) for index in range(count)]
-    sums = [k.variable(k.zero) for _ in range(count + 1)]
-    # Sums of rows first: the error of a long sum grows with its length.
-    with k.loop(part.top, part.bottom) as y:
-        line = [k.variable(k.zero) for _ in sums]
-        for each in line:
-            k.write(each, k.zero)
-        with k.loop(part.left, part.right) as x:
-            value = incoming.read(k, y, x, part.slot)
-            k.write(line[0], k.b.fadd(k.read(line[0]), value))
-            for each, branch, centre in zip(line[1:], branches, centres):
-                k.add_product(each, k.b.fsub(branch.read(k, y, x, part.slot), centre), value)
-        for each, total in zip(line, sums):
-            k.write(total, k.b.fadd(k.read(total), k.read(each)))
-    for index, each in enumerate(sums):
-        row = part.number * (count + 1) + index
-        k.store_some(k.read(each), totals, part.channel + row * channels, part.count, part.slot)
+
+@kernel(f'z_0_p z_1_p z_2_p grad_p means_p totals_p {_ARGUMENTS}')
+def _totals(k: Kernel, z_0, z_1, z_2, grad, means, totals, channels, height, width, parts, group,
+            room, *bands, sizes, tiles, count):
+    block = Block(k, channels, height, width, parts, group)
+    with block.each_part() as number, block.each_half() as half:
+        part = Part(block, number, bands)
+        incoming = part.map(grad, half)
+        branches = [part.map(each, half) for each in (z_0, z_1, z_2)[:count]]
+        centres = [block.row_of(means, index, half) for index in range(count)]
+        sums = [k.variable(k.zero) for _ in range(count + 1)]
+        # Sums of rows first: the error of a long sum grows with its length.
+        with k.loop(part.top, part.bottom) as y:
+            line = [k.variable(k.zero) for _ in sums]
+            with k.loop(part.left, part.right) as x:
+                value = incoming.read(k, y, x, block.slot)
+                k.write(line[0], k.b.fadd(k.read(line[0]), value))
+                for each, branch, centre in zip(line[1:], branches, centres):
+                    k.add_product(each, k.b.fsub(branch.read(k, y, x, block.slot), centre), value)
+            for each, total in zip(line, sums):
+                k.write(total, k.b.fadd(k.read(total), k.read(each)))
+        for index, each in enumerate(sums):
+            block.set_row(k.read(each), totals, number * (count + 1) + index, half)
 
 
 @kernel('x_p grad_0_p grad_1_p grad_2_p z_0_p z_1_p z_2_p table_p first_p second_p third_p out_p '
-        'taps_0_p taps_1_p taps_2_p channels height width parts '
-        'row_bands band_rows column_bands band_columns room')
+        f'taps_0_p taps_1_p taps_2_p {_ARGUMENTS}')
 def _backward(k: Kernel, x, grad_0, grad_1, grad_2, z_0, z_1, z_2, table, first, second, third, out,
-              taps_0, taps_1, taps_2, channels, height, width, parts, *bands, sizes, tiles, normed,
-              wants_map, wants_taps):
-    part = Part(k, channels, height, width, parts, bands)
-    taps = k.scratch(max(kh * kw for kh, kw in sizes))
-    columns = part.right - part.left
-    pixels = k.scratch((part.bottom - part.top) * columns)
-    if any(wants_taps):
-        planes.fill(k, pixels, part.map(x), (part.top, part.bottom - part.top),
-                    (part.left, columns), (height, width), part.slot)
-    for index, (size, grad, z, weight, result) in enumerate(zip(
-            sizes, (grad_0, grad_1, grad_2), (z_0, z_1, z_2), (first, second, third),
-            (taps_0, taps_1, taps_2))):
-        if not wants_map and not wants_taps[index]:
-            continue
-        view = View(part, size, tiles)
-        source = view.map(grad)
-        if normed:
-            numbers = (k.variable(part.row_of(table, 4 * index + i)) for i in range(4))
-            source = _Gradient(source, view.map(z), *numbers)
-        plane = view.fill(source)
-        if wants_map:
-            view.pack(taps, weight, True)
-            convolve(view, plane, taps, k.zero, view.map(out), index > 0)
-        if wants_taps[index]:
-            sum_taps(view, plane, pixels, columns, taps)
-            view.unpack(taps, result)
+              taps_0, taps_1, taps_2, channels, height, width, parts, group, room, *bands, sizes,
+              tiles, normed, wants_map, wants_taps):
+    block = Block(k, channels, height, width, parts, group)
+    branches = [index for index in range(len(sizes)) if wants_map or wants_taps[index]]
+    strips = [Strip(block, *each) for each in zip(sizes, tiles)]
+    memory = k.scratch(room * block.halves)
+    pixels = Own(block, bands) if any(wants_taps) else None
+    taps, sums = ([each.taps() for each in strips] for _ in range(2))
+    numbers = [[block.rows_of(table, 4 * index + i) for i in range(4)] if normed else None
+               for index in range(len(sizes))]
+    with block.each_half() as half:
+        for index in branches:
+            strip = strips[index]
+            if wants_map:
+                strip.kernels.pack(half, (first, second, third)[index],
+                                   strip.of_half(taps[index], half), True)
+            if wants_taps[index]:
+                strip.clear(strip.of_half(sums[index], half))
+    with block.each_part() as number:
+        part = Part(block, number, bands)
+        if any(wants_taps):
+            pixels.fill(part, x)
+        for position, index in enumerate(branches):
+            strip, view = strips[index], View(part, strips[index])
+            sources = part.halves((grad_0, grad_1, grad_2)[index])
+            if normed:
+                sources = [_Gradient(*each) for each in zip(
+                    sources, part.halves((z_0, z_1, z_2)[index]), *numbers[index])]
+            plane = view.fill(memory, room, sources, strip.tap_rows - 1 if wants_taps[index] else 0)
+            with block.each_half() as half:
+                if wants_map:
+                    convolve(view, plane, half, strip.of_half(taps[index], half), k.zero,
+                             part.map(out, half), position > 0)
+                if wants_taps[index]:
+                    sum_taps(view, plane, half, pixels.map(half), strip.of_half(sums[index], half))
+    with block.each_half() as half:
+        for index in branches:
+            if wants_taps[index]:
+                strip, shift = strips[index], block.number * channels * strips[index].kernels.count
+                strip.kernels.unpack(half, strip.of_half(sums[index], half),
+                                     k.at((taps_0, taps_1, taps_2)[index], shift))
 
 
 def totals(grad: Tensor, maps: Sequence[Tensor], means: Tensor) -> Tensor:
@@ -300,8 +357,8 @@ def totals(grad: Tensor, maps: Sequence[Tensor], means: Tensor) -> Tensor:
     bands = _bands_of(grad, size)
     parts = grad.shape[0] * bands.row_bands * bands.column_bands
     sums = grad.new_empty((parts, count + 1, grad.shape[3]))
-    _run(_totals(count=count), grad, bands, size, 2 * count, *_addresses(maps), grad.data_ptr(),
-         means.data_ptr(), sums.data_ptr())
+    _run(_totals, grad, bands, size, 2 * count, *_addresses(maps), grad.data_ptr(),
+         means.data_ptr(), sums.data_ptr(), count=count)
     return sums.double().sum(0)
 
 
@@ -327,18 +384,16 @@ def gradients(grads: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], wan
     grads = [_rows(each) for each in grads]
     grads *= len(weights) // len(grads)
     n, c, bands = x.shape[0], x.shape[3], _bands_of(x, sizes)
-    parts = n * bands.row_bands * bands.column_bands
+    groups = -(-n * bands.row_bands * bands.column_bands // bands.group)
     out = torch.empty_like(x) if wants_map else None
-    # Taps that meet no pixel are left out.
-    taps = [x.new_zeros((parts, c, 1, *size)) if want else x.new_empty(0)
+    taps = [x.new_empty((groups, c, 1, *size) if want else 0)
             for size, want in zip(sizes, wants_taps)]
-    compiled = _backward(sizes=sizes, tiles=bands.tiles, normed=table is not None,
-                         wants_map=wants_map, wants_taps=wants_taps)
-    _run(compiled, x, bands, sizes, 2, x.data_ptr(), *_addresses(grads), *_addresses(maps),
+    _run(_backward, x, bands, sizes, 2, x.data_ptr(), *_addresses(grads), *_addresses(maps),
          0 if table is None else table.data_ptr(), *_addresses(weights),
-         out.data_ptr() if wants_map else 0, *_addresses(taps))
+         out.data_ptr() if wants_map else 0, *_addresses(taps), normed=table is not None,
+         wants_map=wants_map, wants_taps=wants_taps)
     return (out.permute(0, 3, 1, 2) if wants_map else None,
-            [(each.sum(0) if parts > 1 else each[0]) if want else None
+            [(each.sum(0) if groups > 1 else each[0]) if want else None
              for each, want in zip(taps, wants_taps)])
 
 

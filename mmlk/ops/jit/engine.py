@@ -66,6 +66,12 @@ def unavailable() -> str | None:
 
 
 @functools.cache
+def has(feature: str) -> bool:
+    """Whether the processor has what LLVM calls ``feature``, for instance ``avx512f``."""
+    return bool(llvm.get_host_cpu_features().get(feature))
+
+
+@functools.cache
 def _team():
     """``run(address, words, threads)``: several threads enter the function at once.
 

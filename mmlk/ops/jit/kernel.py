@@ -28,8 +28,7 @@ _serial = itertools.count()
 
 if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-    _POINTER, _VECTOR = ir.PointerType(), ir.VectorType(_F32, LANES)
-    _QUARTER, _INDICES = ir.VectorType(_F32, 4), ir.VectorType(_I32, LANES)
+    _POINTER, _QUARTER = ir.PointerType(), ir.VectorType(_F32, 4)
 
 
 def kernel(arguments: str) -> Callable:
@@ -38,17 +37,19 @@ def kernel(arguments: str) -> Callable:
     Args:
         arguments: Names of the run-time arguments, for the count of words; names that end in ``_p`` are
             addresses.
+
+    The result also takes ``lanes``, the floats of this kernel's vectors, where they are not 16.
     """
     names = arguments.split()
 
     def decorate(write: Callable) -> Callable[..., engine.Compiled]:
         @functools.cache
-        def compiled(**parameters) -> engine.Compiled:
+        def compiled(lanes: int = LANES, **parameters) -> engine.Compiled:
             reason = engine.unavailable()
             if reason is not None:
                 raise RuntimeError(f'{write.__name__}: nothing can be compiled, {reason}')
             name = f'{write.__module__.rpartition(".")[2]}_{write.__name__}_{next(_serial)}'
-            k = Kernel(name, names)
+            k = Kernel(name, names, lanes)
             write(k, *k.arguments, **parameters)
             return engine.compile_module(k.finish(), name)
 
@@ -132,10 +133,12 @@ class Kernel:
         task: Number of the task, an `Int`.
         worker: Number of the thread that runs it, below `Compiled.threads`.
         arguments: The run-time arguments: `Int`, or a pointer where the name ends in ``_p``.
+        width: Floats in a vector.
     """
 
-    def __init__(self, name: str, names: list[str]):
-        self.name = name
+    def __init__(self, name: str, names: list[str], lanes: int = LANES):
+        self.name, self.width = name, lanes
+        self._vector, self._indices = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
         self.module = ir.Module(name)
         self.module.triple = engine.llvm.get_default_triple()
         self._function = ir.Function(
@@ -149,7 +152,7 @@ class Kernel:
         for index, each in enumerate(names):
             word = self.load_int(self._words, engine.HEADER + index)
             self.arguments.append(self.pointer(word) if each.endswith('_p') else word)
-        self.zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        self.zero = ir.Constant(self._vector, [0.0] * lanes)
 
     # Integers --------------------------------------------------------------------------------------
 
@@ -225,12 +228,12 @@ class Kernel:
     def variable(self, value):
         """A register that code may read (`read`) and overwrite (`write`), from ``value`` on."""
         with self.b.goto_entry_block():
-            place = _untyped(self.b.alloca(_VECTOR))
+            place = _untyped(self.b.alloca(self._vector))
         self.b.store(value, place)
         return place
 
     def read(self, variable):
-        return self.b.load(variable, typ=_VECTOR)
+        return self.b.load(variable, typ=self._vector)
 
     def write(self, variable, value) -> None:
         self.b.store(value, variable)
@@ -241,11 +244,11 @@ class Kernel:
 
     def splat(self, number: float):
         """The vector of one Python number."""
-        return self.lanes([number] * LANES)
+        return self.lanes([number] * self.width)
 
     def lanes(self, numbers: list[float]):
-        """The vector of 16 Python numbers."""
-        return ir.Constant(_VECTOR, numbers)
+        """The vector of as many Python numbers as it has lanes."""
+        return ir.Constant(self._vector, numbers)
 
     def compare(self, sign: str, left, right):
         """Truth values, lane by lane, for `both` and LLVM's ``select``."""
@@ -256,16 +259,16 @@ class Kernel:
 
     def intrinsic(self, name: str, *vectors):
         """LLVM's ``name`` on vectors."""
-        full = f'{name}.v{LANES}f32'
+        full = f'{name}.v{self.width}f32'
         function = self.module.globals.get(full) or ir.Function(
-            self.module, ir.FunctionType(_VECTOR, [_VECTOR] * len(vectors)), full)
+            self.module, ir.FunctionType(self._vector, [self._vector] * len(vectors)), full)
         return self.b.call(function, vectors)
 
     def power_of_two(self, vector):
         """2 to the power of floats that are integers from -126 to 127."""
-        bias, shift = (ir.Constant(_INDICES, [each] * LANES) for each in (127, 23))
-        bits = self.b.add(self.b.fptosi(vector, _INDICES), bias)
-        return self.b.bitcast(self.b.shl(bits, shift), _VECTOR)
+        bias, shift = (ir.Constant(self._indices, [each] * self.width) for each in (127, 23))
+        bits = self.b.add(self.b.fptosi(vector, self._indices), bias)
+        return self.b.bitcast(self.b.shl(bits, shift), self._vector)
 
     def number(self, value: Int):
         """The vector of an integer of the kernel."""
@@ -277,13 +280,13 @@ class Kernel:
 
     def _everywhere(self, single):
         vector = self.b.insert_element(self.zero, single, _I32(0))
-        return self.shuffle(vector, self.zero, [0] * LANES)
+        return self.shuffle(vector, self.zero, [0] * self.width)
 
     # Memory ----------------------------------------------------------------------------------------
 
     def scratch(self, vectors):
         """Memory for that many vectors, the task's own."""
-        return _untyped(self.b.alloca(_VECTOR, self.int(vectors).value))
+        return _untyped(self.b.alloca(self._vector, self.int(vectors).value))
 
     def further(self, index) -> Int:
         """The argument with that number behind those that have names."""
@@ -303,15 +306,15 @@ class Kernel:
         return self.b.gep(pointer, [self.int(offset).value], source_etype=_F32)
 
     def load(self, pointer, offset=0):
-        """16 floats from ``offset`` on."""
-        return self.b.load(self.at(pointer, offset), typ=_VECTOR, align=4)
+        """A vector from ``offset`` on."""
+        return self.b.load(self.at(pointer, offset), typ=self._vector, align=4)
 
     def load_splat(self, pointer, offset=0):
         """The vector of one float in memory."""
         return self._everywhere(self.b.load(self.at(pointer, offset), typ=_F32, align=4))
 
     def gather(self, addresses: list):
-        """The vector of the floats at 16 addresses."""
+        """The vector of the floats at as many addresses."""
         vector = self.zero
         for lane, address in enumerate(addresses):
             number = self.b.load(address, typ=_F32, align=4)
@@ -337,7 +340,7 @@ class Kernel:
         Args:
             slot: Variable that serves as a buffer.
         """
-        with self.either(count >= LANES) as (full, part):
+        with self.either(count >= self.width) as (full, part):
             with full:
                 self.write(slot, self.load(pointer, offset))
             with part:
@@ -347,7 +350,7 @@ class Kernel:
 
     def store_some(self, vector, pointer, offset, count: Int, slot) -> None:
         """As `store`, of the first ``count`` floats."""
-        with self.either(count >= LANES) as (full, part):
+        with self.either(count >= self.width) as (full, part):
             with full:
                 self.store(vector, pointer, offset)
             with part:
@@ -359,7 +362,7 @@ class Kernel:
 
         Unlike `load_some` it does not wait for what it has written.
         """
-        with self.either(count >= LANES) as (full, part):
+        with self.either(count >= self.width) as (full, part):
             with full:
                 self.store(self.load(source), target)
             with part:
@@ -373,6 +376,13 @@ class Kernel:
             self.b.store(four, self.at(target, lane), align=4)
         with self.loop(count - count % 4, count) as lane:
             self.copy_float(self.at(source, lane), self.at(target, lane))
+
+    def prefetch(self, pointer, offset=0, *, write: bool = False) -> None:
+        """Ask for the cache line ``offset`` floats on; it may lie beyond the memory."""
+        name = 'llvm.prefetch.p0'
+        function = self.module.globals.get(name) or ir.Function(
+            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I32, _I32, _I32]), name)
+        self.b.call(function, [self.at(pointer, offset), *map(_I32, (int(write), 3, 1))])
 
     def copy_float(self, source, target) -> None:
         """Copy one float from address to address."""

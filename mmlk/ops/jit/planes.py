@@ -32,8 +32,13 @@ class Map(NamedTuple):
         return self.offset + y * self.row + x * self.column
 
     def read(self, k: Kernel, y, x, slot):
-        """The pixel's 16 channels, or fewer and zeros; ``slot`` is a variable for those."""
+        """The pixel's vector of channels, or fewer and zeros; ``slot`` is a variable for those."""
         return k.load_some(self.pointer, self.pixel(y, x), self.channels, slot)
+
+    def prefetch(self, k: Kernel, y, x) -> None:
+        """Ask for the pixel's 16 channels, which rarely start where a cache line does."""
+        for offset in (0, LANES - 1):
+            k.prefetch(self.pointer, self.pixel(y, x) + offset)
 
 
 def fill(k: Kernel, plane, source, rows, columns, size, slot) -> None:
