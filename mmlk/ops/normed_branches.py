@@ -2,7 +2,7 @@
 
 torch computes the statistics of a batch norm and its gradient in scalar double precision, plane by
 plane, and reads every map several times more to add the branches. Where loops can be compiled,
-`mmlk.ops.jit.branches` takes the statistics with the convolutions. Elsewhere they come from the
+`mmlk.ops.jit.branches` takes the moments with the convolutions. Elsewhere they come from the
 vectorised moments of a group norm with one plane per group, and each branch is read once more for the
 sum. The gradient of a branch through its norm is linear in the incoming gradient and the branch,
 ``A g + B z + C`` with three numbers per channel, so that one map of sums is enough to know it.
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from mmlk.ops import dispatch
 from mmlk.ops.allocation import keep_freed_memory
 from mmlk.ops.branches import compose_backward, compose_branches
+from mmlk.ops.jit import branch_norms
 from mmlk.ops.jit import branches as jit
+from mmlk.ops.jit.batch_norm import takes
 from mmlk.ops.operators import layout
 
 
@@ -54,25 +56,27 @@ def normed_branches(x: Tensor, weights: Sequence[Tensor], norms: Sequence[nn.Bat
         (N, C, H, W) in the layout of ``x``.
     """
     keep_freed_memory()
-    affine = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
-    node = _NormedBranches if jit.refuses(x, weights) else _CompiledNormedBranches
-    y, mean, var = node.apply(x, [norm.eps for norm in norms], *weights, *affine)
+    epsilons, momenta = [norm.eps for norm in norms], [_count(norm) for norm in norms]
+    tensors = [(norm.weight, norm.bias, norm.running_mean, norm.running_var) for norm in norms]
+    affine = [each for weight, bias, *_ in tensors for each in (weight, bias)]
+    if jit.refuses(x, weights) is None and all([takes(*each) for each in tensors]):
+        return _CompiledNormedBranches.apply(x, tensors, epsilons, momenta, *weights, *affine)
+    y, mean, var = _NormedBranches.apply(x, epsilons, *weights, *affine)
     count = x.numel() // x.shape[1]
     with torch.no_grad():
-        for index, norm in enumerate(norms):
-            _record(norm, mean[index], var[index] * (count / (count - 1)))
+        for index, ((_, _, running_mean, running_var), momentum) in enumerate(zip(tensors, momenta)):
+            running_mean.lerp_(mean[index], momentum)
+            running_var.lerp_(var[index] * (count / (count - 1)), momentum)
     return y
 
 
-def _record(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor) -> None:
-    """Running statistics, as the forward pass of the module updates them."""
-    momentum = norm.momentum
+def _count(norm: nn.BatchNorm2d) -> float:
+    """Count the batch, as the module does; the share of it in the running statistics."""
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-        if momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
-    norm.running_mean.lerp_(mean, momentum or 0.0)
-    norm.running_var.lerp_(var, momentum or 0.0)
+        if norm.momentum is None:
+            return 1.0 / float(norm.num_batches_tracked)
+    return norm.momentum or 0.0
 
 
 def _moments(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,43 +144,38 @@ class _NormedBranches(torch.autograd.Function):
 
 
 class _CompiledNormedBranches(torch.autograd.Function):
-    """Statistics and what follows from them are float64 numbers per channel."""
 
     @staticmethod
-    def forward(ctx, x, eps, *parameters):
-        count = len(eps)
-        weights = [each.contiguous() for each in parameters[:count]]
-        maps, means, variances = jit.with_statistics(x, weights)
-        inverse = (variances + variances.new_tensor(eps)[:, None]).rsqrt_()
-        scales = torch.stack(parameters[count::2]) * inverse
-        # The maps are centred by what float32 has of the mean; the rest is part of the shift.
-        centres = means.float()
-        offsets = centres - means
-        shift = torch.stack(parameters[count + 1::2]).sum(0) + (scales * offsets).sum(0)
-        y = jit.affine(maps, centres, scales, shift)
-        ctx.save_for_backward(x, centres, offsets, inverse, scales, *weights, *maps)
-        means, variances = centres, variances.float()
-        ctx.mark_non_differentiable(means, variances)
-        return y.contiguous(memory_format=layout(x)), means, variances
+    def forward(ctx, x, norms, epsilons, momenta, *parameters):
+        weights = [each.contiguous() for each in parameters[:len(norms)]]
+        maps, moments, bands = jit.with_moments(x, weights)
+        table = branch_norms.statistics(moments, x.shape, bands, norms, epsilons, momenta)
+        ctx.save_for_backward(x, table, maps, *weights)
+        return _in_layout(branch_norms.affine(maps, table, x), x)
 
     @staticmethod
     @dispatch.first_derivative_only('LargeKernelDWConv2d')
-    def backward(ctx, grad, *_):
-        x, centres, offsets, inverse, scales, *rest = ctx.saved_tensors
-        count, wanted = len(centres), ctx.needs_input_grad
-        weights, maps = rest[:count], rest[count:]
-        total, *products = jit.totals(grad, maps, centres)
-        by_scale = torch.addcmul(torch.stack(products), offsets, total).mul_(inverse)
-        grads = [None, None, *(None,) * count]
-        if wanted[0] or any(wanted[2:2 + count]):
-            share = -x.shape[1] / x.numel()
-            by_map = scales * inverse * by_scale * share
-            constant = torch.addcmul(by_map * offsets, scales, total, value=share)
-            table = torch.stack((scales, by_map, centres, constant), 1).float()
-            grad_x, grads[2:] = jit.gradients(
-                [grad], x, weights, wanted[0], wanted[2:2 + count], maps, table)
-            grads[0] = grad_x.contiguous(memory_format=layout(x)) if wanted[0] else None
-        total = total.float()
-        for each in by_scale.float():
+    def backward(ctx, grad):
+        x, table, maps, *weights = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        wants_map, wants_taps = wanted[0], wanted[_KERNELS:_KERNELS + len(weights)]
+        sums, flows = branch_norms.totals(grad, maps, table)
+        grads = [None] * (_KERNELS + len(weights))
+        if wants_map or any(wants_taps):
+            grad_x, grads[_KERNELS:] = jit.gradients(
+                [grad], x, weights, wants_map, wants_taps, maps, flows)
+            grads[0] = _in_layout(grad_x, x) if wants_map else None
+        total, *by_scale = sums.unbind()
+        for each in by_scale:
             grads += [each, total]
-        return tuple(each if want else None for each, want in zip(grads, wanted))
+        return tuple([each if want else None for each, want in zip(grads, wanted)])
+
+
+# Position of the kernels among the arguments of `_CompiledNormedBranches`.
+_KERNELS = 4
+
+
+def _in_layout(y: Tensor, x: Tensor) -> Tensor:
+    """A channels-last map in the layout of ``x``."""
+    form = layout(x)
+    return y if form is torch.channels_last else y.contiguous(memory_format=form)

@@ -1,11 +1,10 @@
-"""SLaK's branches on channels-last float32 maps: depthwise kernels of one map, summed or normed.
+"""SLaK's branches on channels-last float32 maps: depthwise kernels of one map, summed or apart.
 
-One task computes all branches for a part of one image and 16 of its channels. Folded, every kernel adds
-to the same pixels of the result. In training each branch has a map and batch statistics of its own:
-their moments are taken while the part is in the cache, and one pass then writes the sum of the normed
-branches. The gradient of a branch through its norm is ``A g + B (z - mean) + C`` with three numbers
-per channel. Those are known after one pass over the incoming gradient and the branches, and the maps
-``A g + ...`` exist only as planes, from which a task takes the gradients of map and kernels.
+One task computes all branches for parts of images and 16 of their channels. Folded, every kernel adds
+to the same pixels of the result. In training each branch has a map and batch statistics of its own
+(`mmlk.ops.jit.branch_norms`): the moments of a part are taken while it is in the cache. The gradient
+of a branch through its norm is ``A g + B (z - mean) + C`` with three numbers per channel; such maps
+exist only as planes, from which a task takes the gradients of map and kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlk.ops.jit import planes
-from mmlk.ops.jit.engine import unavailable
+from mmlk.ops.jit.engine import Compiled, unavailable
 from mmlk.ops.jit.kernel import LANES, Kernel, kernel
 from mmlk.ops.jit.strips import (
     SHORT,
@@ -34,17 +33,17 @@ from mmlk.ops.jit.strips import (
     sum_taps,
 )
 
-_BRANCHES = 3
+BRANCHES = 3
 # Sums side by side.
 _CHAINS = 4
 
 
 # ------------------------------------------------------------------------------------ forward
 
-_ARGUMENTS = ('channels height width parts group room row_bands band_rows column_bands band_columns')
+SHAPE = ('channels height width parts group room row_bands band_rows column_bands band_columns')
 
 
-@kernel(f'x_p first_p second_p third_p bias_p y_p moments_p {_ARGUMENTS}')
+@kernel(f'x_p first_p second_p third_p bias_p y_p moments_p {SHAPE}')
 def _forward(k: Kernel, x, first, second, third, bias, y, moments, channels, height, width, parts,
              group, room, *bands, sizes, tiles, has_bias, summed, has_moments):
     block = Block(k, channels, height, width, parts, group)
@@ -107,31 +106,47 @@ def _moments(part: Part, half, pointer, moments, row) -> None:
         block.set_row(each, moments, row + index, half)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(N, C, H, W) as dense (N, H, W, C)."""
-    return x.permute(0, 2, 3, 1).contiguous()
+def channels_last(x: Tensor) -> Tensor:
+    """(N, C, H, W) as a dense map in channels-last layout."""
+    # Asked first, since a call that changes nothing costs more.
+    form = torch.channels_last
+    return x if x.is_contiguous(memory_format=form) else x.contiguous(memory_format=form)
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
-    return [each.data_ptr() for each in tensors] + [0] * (_BRANCHES - len(tensors))
+    return [each.data_ptr() for each in tensors] + [0] * (BRANCHES - len(tensors))
+
+
+def stacked(maps: Tensor | None) -> list[int]:
+    """Addresses of the maps in a stack."""
+    if maps is None:
+        return [0] * BRANCHES
+    first, step = maps.data_ptr(), maps.stride(0) * maps.element_size()
+    return [first + step * index for index in range(BRANCHES)]
 
 
 def _sizes(weights: Sequence[Tensor]) -> tuple:
-    return tuple(tuple(each.shape[2:]) for each in weights)
+    return tuple([tuple(each.shape[2:]) for each in weights])
 
 
-def _run(write, x: Tensor, bands: Bands, sizes, passes: int, *addresses: int, **parameters) -> None:
-    """Compile the kernel ``write`` and run it."""
-    n, height, width, c = x.shape
+def run(compiled: Compiled, x: Tensor, bands: Bands, sizes, passes: int, *arguments: int) -> None:
+    """Run a kernel whose arguments end with `SHAPE`.
+
+    Args:
+        x: (N, C, H, W), the map or one of its shape.
+        sizes: Rows and columns of the kernels.
+        passes: Times that every tap of theirs is used.
+    """
+    n, c, height, width = x.shape
     parts = n * bands.row_bands * bands.column_bands
-    cost = passes * x.numel() * sum(min(kh, 2 * height) * min(kw, 2 * width) for kh, kw in sizes)
-    write(sizes=sizes, tiles=bands.tiles, lanes=lanes(), **parameters)(
-        -(-c // LANES) * -(-parts // bands.group), cost, *addresses, c, height, width, parts,
-        bands.group, bands.room, *bands[:4])
+    cost = passes * x.numel() * sum([min(kh, 2 * height) * min(kw, 2 * width) for kh, kw in sizes])
+    compiled(-(-c // LANES) * -(-parts // bands.group), cost, *arguments, c, height, width, parts,
+             bands.group, bands.room, *bands[:4])
 
 
-def _bands_of(x: Tensor, sizes) -> Bands:
-    n, height, width, c = x.shape
+def bands_of(x: Tensor, sizes) -> Bands:
+    """How a map (N, C, H, W) is divided for kernels of these sizes."""
+    n, c, height, width = x.shape
     return divide(n, -(-c // LANES), height, width, sizes)
 
 
@@ -146,12 +161,13 @@ def summed(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     Returns:
         (N, C, H, W) in channels-last layout.
     """
-    x, sizes = _rows(x), _sizes(weights)
-    y, bands = torch.empty_like(x), _bands_of(x, sizes)
-    _run(_forward, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights),
-         0 if bias is None else bias.data_ptr(), y.data_ptr(), 0, has_bias=bias is not None,
-         summed=True, has_moments=False)
-    return y.permute(0, 3, 1, 2)
+    x, sizes = channels_last(x), _sizes(weights)
+    y, bands = torch.empty_like(x), bands_of(x, sizes)
+    compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=bias is not None, summed=True,
+                        has_moments=False, lanes=lanes())
+    run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights),
+        0 if bias is None else bias.data_ptr(), y.data_ptr(), 0)
+    return y
 
 
 def apart(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -164,90 +180,33 @@ def apart(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         (N, C, H, W) in channels-last layout for each kernel.
     """
-    return _apart(_rows(x), weights, None)
+    sizes = _sizes(weights)
+    return list(_apart(x, weights, sizes, bands_of(x, sizes), None).permute(0, 1, 4, 2, 3))
 
 
-def _apart(x: Tensor, weights: Sequence[Tensor], moments: Tensor | None) -> list[Tensor]:
-    maps, sizes = x.new_empty((len(weights), *x.shape)), _sizes(weights)
-    bands = _bands_of(x, sizes)
-    _run(_forward, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights), 0, maps.data_ptr(),
-         0 if moments is None else moments.data_ptr(), has_bias=False, summed=False,
-         has_moments=moments is not None)
-    return list(maps.permute(0, 1, 4, 2, 3))
+def _apart(x: Tensor, weights: Sequence[Tensor], sizes: tuple, bands: Bands,
+           moments: Tensor | None) -> Tensor:
+    x, (n, c, height, width) = channels_last(x), x.shape
+    maps = x.new_empty((len(weights), n, height, width, c))
+    compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=False, summed=False,
+                        has_moments=moments is not None, lanes=lanes())
+    run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights), 0, maps.data_ptr(),
+        0 if moments is None else moments.data_ptr())
+    return maps
 
 
-def with_statistics(x: Tensor, weights: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-    """As `apart`, and the maps' statistics over images and pixels.
-
-    Returns:
-        The maps; means and biased variances (B, C) in float64.
-    """
-    x = _rows(x)
-    n, height, width, c = x.shape
-    bands = _bands_of(x, _sizes(weights))
-    parts = n * bands.row_bands * bands.column_bands
-    moments = x.new_empty((parts, len(weights), 2, c))
-    maps = _apart(x, weights, moments)
-    means, deviations = moments.double().unbind(2)
-    shares = _shares(n, height, width, bands)
-    mean = (means * shares).sum(0)
-    variances = (deviations / (n * height * width)).addcmul_((means - mean).square_(), shares)
-    return maps, mean, variances.sum(0)
-
-
-@functools.lru_cache(maxsize=256)
-def _shares(n: int, height: int, width: int, bands: Bands) -> Tensor:
-    """Share of each part in the pixels of all images, (parts, 1, 1) in float64."""
-    rows = [min(bands.band_rows, height - i * bands.band_rows) for i in range(bands.row_bands)]
-    columns = [min(bands.band_columns, width - i * bands.band_columns)
-               for i in range(bands.column_bands)]
-    counts = torch.tensor([h * w for _ in range(n) for h in rows for w in columns],
-                          dtype=torch.float64)
-    return counts.view(-1, 1, 1) / (n * height * width)
-
-
-@kernel('z_0_p z_1_p z_2_p table_p y_p channels pixels chunk')
-def _affine(k: Kernel, z_0, z_1, z_2, table, y, channels, pixels, chunk, *, count):
-    slot = k.variable(k.zero)
-    first = k.task * chunk
-    with k.loop(first, k.min(first + chunk, pixels)) as pixel:
-        line = pixel * channels
-
-        def add(channel, width):
-            total = k.load_some(table, channel + 2 * count * channels, width, slot)
-            for index, z in enumerate((z_0, z_1, z_2)[:count]):
-                mean, scale = (k.load_some(table, channel + (2 * index + i) * channels, width, slot)
-                               for i in range(2))
-                value = k.load_some(z, line + channel, width, slot)
-                total = k.fma(k.b.fsub(value, mean), scale, total)
-            k.store_some(total, y, line + channel, width, slot)
-
-        whole = channels - channels % LANES
-        with k.loop(0, whole, LANES) as channel:
-            add(channel, k.int(LANES))
-        with k.when(whole < channels):
-            add(whole, channels - whole)
-
-
-def affine(maps: Sequence[Tensor], means: Tensor, scales: Tensor, shift: Tensor) -> Tensor:
-    """``sum over branches of scale (z - mean) + shift``.
-
-    Args:
-        maps: (N, C, H, W) float32, dense and channels-last, for each branch.
-        means: (B, C).
-        scales: (B, C).
-        shift: (C,).
+def with_moments(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple]:
+    """As `apart`, and moments of the maps' parts.
 
     Returns:
-        (N, C, H, W) in channels-last layout.
+        The maps, (B, N, H, W, C); mean and sum of squared deviations of every part, (P, B, 2, C); and
+        the first four fields of `Bands`, which say how the map was divided.
     """
-    count, (n, c, height, width) = len(maps), maps[0].shape
-    pairs = torch.stack((means, scales), 1).view(2 * count, c)
-    table = torch.cat((pairs, shift[None])).float()
-    y, pixels, chunk = maps[0].new_empty((n, height, width, c)), n * height * width, 16
-    _affine(count=count)(-(-pixels // chunk), 8 * y.numel(), *_addresses(maps), table.data_ptr(),
-                         y.data_ptr(), c, pixels, chunk)
-    return y.permute(0, 3, 1, 2)
+    sizes = _sizes(weights)
+    bands = bands_of(x, sizes)
+    parts = x.shape[0] * bands.row_bands * bands.column_bands
+    moments = x.new_empty((parts, len(weights), 2, x.shape[1]))
+    return _apart(x, weights, sizes, bands, moments), moments, bands[:4]
 
 
 # ------------------------------------------------------------------------------------ backward
@@ -272,32 +231,8 @@ class _Gradient(NamedTuple):
         self.branch.prefetch(k, y, x)
 
 
-@kernel(f'z_0_p z_1_p z_2_p grad_p means_p totals_p {_ARGUMENTS}')
-def _totals(k: Kernel, z_0, z_1, z_2, grad, means, totals, channels, height, width, parts, group,
-            room, *bands, sizes, tiles, count):
-    block = Block(k, channels, height, width, parts, group)
-    with block.each_part() as number, block.each_half() as half:
-        part = Part(block, number, bands)
-        incoming = part.map(grad, half)
-        branches = [part.map(each, half) for each in (z_0, z_1, z_2)[:count]]
-        centres = [block.row_of(means, index, half) for index in range(count)]
-        sums = [k.variable(k.zero) for _ in range(count + 1)]
-        # Sums of rows first: the error of a long sum grows with its length.
-        with k.loop(part.top, part.bottom) as y:
-            line = [k.variable(k.zero) for _ in sums]
-            with k.loop(part.left, part.right) as x:
-                value = incoming.read(k, y, x, block.slot)
-                k.write(line[0], k.b.fadd(k.read(line[0]), value))
-                for each, branch, centre in zip(line[1:], branches, centres):
-                    k.add_product(each, k.b.fsub(branch.read(k, y, x, block.slot), centre), value)
-            for each, total in zip(line, sums):
-                k.write(total, k.b.fadd(k.read(total), k.read(each)))
-        for index, each in enumerate(sums):
-            block.set_row(k.read(each), totals, number * (count + 1) + index, half)
-
-
 @kernel('x_p grad_0_p grad_1_p grad_2_p z_0_p z_1_p z_2_p table_p first_p second_p third_p out_p '
-        f'taps_0_p taps_1_p taps_2_p {_ARGUMENTS}')
+        f'taps_0_p taps_1_p taps_2_p {SHAPE}')
 def _backward(k: Kernel, x, grad_0, grad_1, grad_2, z_0, z_1, z_2, table, first, second, third, out,
               taps_0, taps_1, taps_2, channels, height, width, parts, group, room, *bands, sizes,
               tiles, normed, wants_map, wants_taps):
@@ -342,28 +277,8 @@ def _backward(k: Kernel, x, grad_0, grad_1, grad_2, z_0, z_1, z_2, table, first,
                                      k.at((taps_0, taps_1, taps_2)[index], shift))
 
 
-def totals(grad: Tensor, maps: Sequence[Tensor], means: Tensor) -> Tensor:
-    """Per channel, the sum of the gradient and those of its products with the centred branches.
-
-    Args:
-        grad: (N, C, H, W) float32.
-        maps: (N, C, H, W) float32, dense and channels-last, for each branch.
-        means: (B, C) float32, contiguous.
-
-    Returns:
-        (B + 1, C) in float64.
-    """
-    grad, count, size = _rows(grad), len(maps), ((1, 1),)
-    bands = _bands_of(grad, size)
-    parts = grad.shape[0] * bands.row_bands * bands.column_bands
-    sums = grad.new_empty((parts, count + 1, grad.shape[3]))
-    _run(_totals, grad, bands, size, 2 * count, *_addresses(maps), grad.data_ptr(),
-         means.data_ptr(), sums.data_ptr(), count=count)
-    return sums.double().sum(0)
-
-
 def gradients(grads: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], wants_map: bool,
-              wants_taps: Sequence[bool], maps: Sequence[Tensor] = (), table: Tensor | None = None
+              wants_taps: Sequence[bool], maps: Tensor | None = None, table: Tensor | None = None
               ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of the map, summed over the branches, and of the kernels.
 
@@ -373,28 +288,31 @@ def gradients(grads: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], wan
         weights: Two or three contiguous kernels (C, 1, kh, kw), sides odd.
         wants_map: Whether the map's gradient is asked for.
         wants_taps: The same of every kernel.
-        maps: (N, C, H, W), dense and channels-last: the branches, where their gradients are
+        maps: (B, N, H, W, C), dense: the branches, where their gradients are
             ``A g + B (z - mean) + C``.
         table: (B, 4, C) float32, contiguous, then: A, B, mean and C.
 
     Returns:
         (N, C, H, W) in channels-last layout, and a list of (C, 1, kh, kw).
     """
-    x, sizes, wants_taps = _rows(x), _sizes(weights), tuple(wants_taps)
-    grads = [_rows(each) for each in grads]
+    x, sizes, wants_taps = channels_last(x), _sizes(weights), tuple(wants_taps)
+    grads = [channels_last(each) for each in grads]
     grads *= len(weights) // len(grads)
-    n, c, bands = x.shape[0], x.shape[3], _bands_of(x, sizes)
+    (n, c, _, _), bands = x.shape, bands_of(x, sizes)
     groups = -(-n * bands.row_bands * bands.column_bands // bands.group)
     out = torch.empty_like(x) if wants_map else None
-    taps = [x.new_empty((groups, c, 1, *size) if want else 0)
+    several = (groups,) if groups > 1 else ()
+    taps = [x.new_empty((*several, c, 1, *size)) if want else None
             for size, want in zip(sizes, wants_taps)]
-    _run(_backward, x, bands, sizes, 2, x.data_ptr(), *_addresses(grads), *_addresses(maps),
-         0 if table is None else table.data_ptr(), *_addresses(weights),
-         out.data_ptr() if wants_map else 0, *_addresses(taps), normed=table is not None,
-         wants_map=wants_map, wants_taps=wants_taps)
-    return (out.permute(0, 3, 1, 2) if wants_map else None,
-            [(each.sum(0) if groups > 1 else each[0]) if want else None
-             for each, want in zip(taps, wants_taps)])
+    compiled = _backward(sizes=sizes, tiles=bands.tiles, normed=table is not None,
+                         wants_map=wants_map, wants_taps=wants_taps, lanes=lanes())
+    given = [0 if each is None else each.data_ptr() for each in (*taps, None)[:BRANCHES]]
+    run(compiled, x, bands, sizes, 2, x.data_ptr(), *_addresses(grads), *stacked(maps),
+        0 if table is None else table.data_ptr(), *_addresses(weights),
+        out.data_ptr() if wants_map else 0, *given)
+    if groups > 1:
+        taps = [None if each is None else each.sum(0) for each in taps]
+    return out, taps
 
 
 def refuses(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None) -> str | None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmlk.ops import jit, large_kernel_branches, large_kernel_sum, normed_branches
-from mmlk.ops.jit import branches
+from mmlk.ops.jit import branch_norms, branches
 from tests.cases import TOLERANCE, assert_close
 
 pytestmark = pytest.mark.skipif(
@@ -52,14 +52,10 @@ def test_convolutions_equal_float64(case):
     x, weights, leaves, maps = problem(case)
     bias = torch.randn(x.shape[1])
     assert_close('sum', branches.summed(x, weights, bias), sum(maps) + per_channel(bias), OUTPUT)
-    got, means, variances = branches.with_statistics(x, weights)
-    for index, (mine, wanted, alone) in enumerate(zip(got, maps, branches.apart(x, weights))):
-        assert_close('map', mine, wanted, OUTPUT)
-        assert torch.equal(mine, alone)
-        # The statistics are those of the rounded map.
-        exact = mine.double()
-        assert_close('mean', means[index], exact.mean((0, 2, 3)), 1e-7)
-        assert_close('variance', variances[index], exact.var((0, 2, 3), correction=0), 1e-6)
+    stack, *_ = branches.with_moments(x, weights)
+    for mine, wanted, alone in zip(stack, maps, branches.apart(x, weights), strict=True):
+        assert_close('map', alone, wanted, OUTPUT)
+        assert torch.equal(mine.permute(0, 3, 1, 2), alone)
     grads = [last(x.shape) for _ in weights]
     wanted = torch.autograd.grad(maps, leaves, [each.double() for each in grads])
     grad_x, taps = branches.gradients(grads, x, weights, True, [True] * len(weights))
@@ -80,36 +76,73 @@ def test_vectors_of_another_processor(case, monkeypatch):
 
     def run(floats):
         monkeypatch.setattr(branches, 'lanes', lambda: floats)
-        maps, *statistics = branches.with_statistics(x, weights)
+        maps, moments, _ = branches.with_moments(x, weights)
         grad_x, taps = branches.gradients(grads, x, weights, True, wanted)
-        return (*maps, *statistics, grad_x, *taps)
+        return maps, moments, grad_x, *taps
 
     for mine, theirs in zip(run(8), run(16), strict=True):
         assert_close('result', mine, theirs, PARAMETER)
+
+
+def found(scales, shift):
+    """The table of `branch_norms.statistics` for given numbers, and the means in float64."""
+    means, rests, inverses = torch.randn(3, *scales.shape)
+    rests = rests * 1e-3
+    rows = torch.stack((means, scales, rests, inverses.abs()), 1).flatten(0, 1)
+    return torch.cat((rows, shift[None])), means.double() - rests.double(), inverses.abs()
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_passes_of_the_norms_equal_float64(case):
     x, weights, leaves, maps = problem(case)
     count, channels = len(weights), x.shape[1]
-    held = [each.detach().float() for each in maps]
-    means, scales = torch.randn(2, count, channels)
-    shift, grad = torch.randn(channels), last(x.shape)
-    centred = [each.double() - per_channel(mean) for each, mean in zip(held, means)]
+    stack = torch.stack([each.detach().float().permute(0, 2, 3, 1) for each in maps]).contiguous()
+    scales, shift, grad = torch.randn(count, channels), torch.randn(channels), last(x.shape)
+    table, means, inverses = found(scales, shift)
+    held = stack.permute(0, 1, 4, 2, 3).double()
+    centred = [each - per_channel(mean) for each, mean in zip(held, table[:-1:4])]
     wanted = sum(z * per_channel(scale) for z, scale in zip(centred, scales)) + per_channel(shift)
-    assert_close('affine', branches.affine(held, means, scales, shift), wanted, OUTPUT)
-    wanted = torch.stack([(z * grad).sum((0, 2, 3)) for z in (torch.ones(()).double(), *centred)])
-    assert_close('totals', branches.totals(grad, held, means.contiguous()), wanted, PARAMETER)
-    table = torch.randn(count, 4, channels)
-    table[:, 2] = means
-    flows = [per_channel(a) * grad + per_channel(b) * z + per_channel(c)
-             for (a, b, _, c), z in zip(table, centred)]
-    wanted = torch.autograd.grad(maps, leaves, flows)
-    grad_x, taps = branches.gradients(
-        [grad], x, weights, True, [True] * count, held, table)
-    assert_close('grad_x', grad_x, wanted[0], OUTPUT)
+    assert_close('affine', branch_norms.affine(stack, table, x), wanted, OUTPUT)
+
+    sums, flows = branch_norms.totals(grad, stack, table)
+    centred = [each - per_channel(mean) for each, mean in zip(held, means)]
+    products = [(z * grad).sum((0, 2, 3)) * inverse for z, inverse in zip(centred, inverses)]
+    wanted = torch.stack([grad.double().sum((0, 2, 3)), *products])
+    assert_close('sums', sums, wanted, PARAMETER)
+    share = -channels / x.numel()
+    gradients = [
+        per_channel(scale) * (grad + share * (per_channel(wanted[0]) + per_channel(
+            inverse * product) * z))
+        for scale, inverse, product, z in zip(scales, inverses, products, centred)]
+    grad_x, taps = branches.gradients([grad], x, weights, True, [True] * count, stack, flows)
+    wanted = torch.autograd.grad(maps, leaves, gradients)
+    assert_close('grad_x', grad_x, wanted[0], 2 * OUTPUT)
     for mine, theirs in zip(taps, wanted[1:], strict=True):
         assert_close('taps', mine, theirs, PARAMETER)
+
+
+@pytest.mark.parametrize('case', [each for each in CASES if each != 'pixel'])
+def test_statistics_equal_float64(case):
+    x, weights, _, _ = problem(case)
+    count, channels = len(weights), x.shape[1]
+    running, eps, momenta = torch.rand(count, 4, channels), [1e-5, 1e-3, 0.1], [0.1, 0.7, 0.0]
+    weight, bias, mean, variance = running.double().unbind(1)
+    maps, moments, bands = branches.with_moments(x, weights)
+    table = branch_norms.statistics(
+        moments, x.shape, bands, [each.unbind() for each in running], eps, momenta)
+    # The statistics are those of the rounded map.
+    means, variances = maps.double().mean((1, 2, 3)), maps.double().var((1, 2, 3), correction=0)
+    got_mean, scale, rest, inverse = table[:-1].view(count, 4, channels).double().unbind(1)
+    assert_close('mean', got_mean - rest, means, 1e-7)
+    wanted = (variances + torch.tensor(eps[:count]).double()[:, None]).rsqrt()
+    assert_close('inverse', inverse, wanted, 1e-6)
+    assert_close('scale', scale, wanted * weight, 1e-6)
+    assert_close('shift', table[-1], (bias + scale * rest).sum(0), 1e-6)
+    pixels = x.numel() // channels
+    share = torch.tensor(momenta[:count]).double()[:, None]
+    assert_close('running mean', running[:, 2], torch.lerp(mean, means, share), 1e-6)
+    assert_close('running variance', running[:, 3], torch.lerp(
+        variance, variances * (pixels / (pixels - 1)), share), 1e-6)
 
 
 def norms(weights, **options):
@@ -155,18 +188,19 @@ def test_nothing_is_written_beyond_the_results(monkeypatch):
         frames.append((whole, size))
         return whole[32:32 + size].view(*shape)
 
-    x, weights, _, maps = problem('tall')
-    held, grad = [each.detach().float() for each in maps], last(x.shape)
-    means, table = torch.randn(3, 17), torch.randn(3, 4, 17)
-    monkeypatch.setattr(torch, 'empty_like', lambda like: framed(like.shape))
+    x, weights, _, _ = problem('tall')
+    grad, table, norm = last(x.shape), torch.randn(13, 17), torch.rand(4, 17).unbind()
+    monkeypatch.setattr(torch, 'empty_like', lambda like, **_: framed(
+        like.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2))
     for name in ('new_empty', 'new_zeros'):
         monkeypatch.setattr(torch.Tensor, name, lambda self, shape: framed(tuple(
             shape if isinstance(shape, tuple) else (shape,))).zero_())
     branches.summed(x, weights, None)
-    branches.with_statistics(x, weights)
-    branches.affine(held, means, means, means[0])
-    branches.totals(grad, held, means)
-    branches.gradients([grad], x, weights, True, [True] * 3, held, table)
+    maps, moments, bands = branches.with_moments(x, weights)
+    branch_norms.statistics(moments, x.shape, bands, [norm] * 3, [1e-5] * 3, [0.1] * 3)
+    branch_norms.affine(maps, table, x)
+    _, flows = branch_norms.totals(grad, maps, table)
+    branches.gradients([grad], x, weights, True, [True] * 3, maps, flows)
     monkeypatch.undo()
     assert len(frames) >= 8
     for whole, size in frames:
@@ -177,14 +211,14 @@ def test_nothing_is_written_beyond_the_results(monkeypatch):
 def test_threads_do_not_change_a_bit(case, monkeypatch):
     monkeypatch.setattr(jit.engine.Compiled, 'WORTH_A_THREAD', 1)
     x, weights, _, _ = problem(case)
-    grad, table = last(x.shape), torch.randn(2, 4, x.shape[1])
-    means = torch.randn(2, x.shape[1])
+    grad, norm = last(x.shape), torch.rand(4, x.shape[1]).unbind()
 
     def run():
-        maps, *statistics = branches.with_statistics(x, weights)
-        grad_x, taps = branches.gradients([grad], x, weights, True, [True] * 2, maps, table)
-        return (*maps, *statistics, branches.affine(maps, means, means, means[0]),
-                branches.totals(grad, maps, means), grad_x, *taps)
+        maps, moments, bands = branches.with_moments(x, weights)
+        table = branch_norms.statistics(moments, x.shape, bands, [norm] * 2, [1e-5] * 2, [0.0] * 2)
+        sums, flows = branch_norms.totals(grad, maps, table)
+        grad_x, taps = branches.gradients([grad], x, weights, True, [True] * 2, maps, flows)
+        return maps, table, branch_norms.affine(maps, table, x), sums, flows, grad_x, *taps
 
     threads = torch.get_num_threads()
     try:
