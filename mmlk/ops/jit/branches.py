@@ -43,9 +43,10 @@ _CHAINS = 4
 SHAPE = ('channels height width parts group room row_bands band_rows column_bands band_columns')
 
 
-@kernel(f'x_p first_p second_p third_p bias_p y_p moments_p {SHAPE}')
-def _forward(k: Kernel, x, first, second, third, bias, y, moments, channels, height, width, parts,
+@kernel(f'x_p first_p second_p third_p bias_p moments_p {SHAPE}')
+def _forward(k: Kernel, x, first, second, third, bias, moments, channels, height, width, parts,
              group, room, *bands, sizes, tiles, has_bias, summed, has_moments):
+    """The addresses of the results are further arguments."""
     block = Block(k, channels, height, width, parts, group)
     strips = [Strip(block, *each) for each in zip(sizes, tiles)]
     memory, taps = k.scratch(room * block.halves), [each.taps() for each in strips]
@@ -58,7 +59,7 @@ def _forward(k: Kernel, x, first, second, third, bias, y, moments, channels, hei
         part, form = Part(block, number, bands), None
         for position, index in enumerate(order):
             strip = strips[index]
-            view, target = View(part, strip), y if summed else part.of_branch(y, index)
+            view, target = View(part, strip), k.pointer(k.further(0 if summed else index))
             if strip.form != form:
                 plane, form = view.fill(memory, room, part.halves(x), 0), strip.form
             with block.each_half() as half:
@@ -68,7 +69,7 @@ def _forward(k: Kernel, x, first, second, third, bias, y, moments, channels, hei
                          part.map(target, half), summed and position > 0)
         if has_moments:
             with k.loop(0, len(sizes)) as index, block.each_half() as half:
-                _moments(part, half, part.of_branch(y, index), moments,
+                _moments(part, half, k.pointer(k.further(index)), moments,
                          (number * len(sizes) + index) * 2)
 
 
@@ -129,8 +130,9 @@ def _sizes(weights: Sequence[Tensor]) -> tuple:
     return tuple([tuple(each.shape[2:]) for each in weights])
 
 
-def run(compiled: Compiled, x: Tensor, bands: Bands, sizes, passes: int, *arguments: int) -> None:
-    """Run a kernel whose arguments end with `SHAPE`.
+def run(compiled: Compiled, x: Tensor, bands: Bands, sizes, passes: int, *arguments: int,
+        further: Sequence[int] = ()) -> None:
+    """Run a kernel whose arguments end with `SHAPE`, and ``further`` ones.
 
     Args:
         x: (N, C, H, W), the map or one of its shape.
@@ -141,7 +143,7 @@ def run(compiled: Compiled, x: Tensor, bands: Bands, sizes, passes: int, *argume
     parts = n * bands.row_bands * bands.column_bands
     cost = passes * x.numel() * sum([min(kh, 2 * height) * min(kw, 2 * width) for kh, kw in sizes])
     compiled(-(-c // LANES) * -(-parts // bands.group), cost, *arguments, c, height, width, parts,
-             bands.group, bands.room, *bands[:4])
+             bands.group, bands.room, *bands[:4], *further)
 
 
 def bands_of(x: Tensor, sizes) -> Bands:
@@ -166,7 +168,7 @@ def summed(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=bias is not None, summed=True,
                         has_moments=False, lanes=lanes())
     run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights),
-        0 if bias is None else bias.data_ptr(), y.data_ptr(), 0)
+        0 if bias is None else bias.data_ptr(), 0, further=[y.data_ptr()])
     return y
 
 
@@ -180,19 +182,18 @@ def apart(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         (N, C, H, W) in channels-last layout for each kernel.
     """
-    sizes = _sizes(weights)
-    return list(_apart(x, weights, sizes, bands_of(x, sizes), None).permute(0, 1, 4, 2, 3))
+    x = channels_last(x)
+    maps, sizes = [torch.empty_like(x) for _ in weights], _sizes(weights)
+    _apart(x, weights, sizes, bands_of(x, sizes), None, _addresses(maps))
+    return maps
 
 
-def _apart(x: Tensor, weights: Sequence[Tensor], sizes: tuple, bands: Bands,
-           moments: Tensor | None) -> Tensor:
-    x, (n, c, height, width) = channels_last(x), x.shape
-    maps = x.new_empty((len(weights), n, height, width, c))
+def _apart(x: Tensor, weights: Sequence[Tensor], sizes: tuple, bands: Bands, moments: Tensor | None,
+           maps: Sequence[int]) -> None:
     compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=False, summed=False,
                         has_moments=moments is not None, lanes=lanes())
-    run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights), 0, maps.data_ptr(),
-        0 if moments is None else moments.data_ptr())
-    return maps
+    run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights), 0,
+        0 if moments is None else moments.data_ptr(), further=maps)
 
 
 def with_moments(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple]:
@@ -202,11 +203,12 @@ def with_moments(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, 
         The maps, (B, N, H, W, C); mean and sum of squared deviations of every part, (P, B, 2, C); and
         the first four fields of `Bands`, which say how the map was divided.
     """
-    sizes = _sizes(weights)
-    bands = bands_of(x, sizes)
-    parts = x.shape[0] * bands.row_bands * bands.column_bands
-    moments = x.new_empty((parts, len(weights), 2, x.shape[1]))
-    return _apart(x, weights, sizes, bands, moments), moments, bands[:4]
+    x, sizes, count = channels_last(x), _sizes(weights), len(weights)
+    (n, c, height, width), bands = x.shape, bands_of(x, sizes)
+    moments = x.new_empty((n * bands.row_bands * bands.column_bands, count, 2, c))
+    maps = x.new_empty((count, n, height, width, c))
+    _apart(x, weights, sizes, bands, moments, stacked(maps))
+    return maps, moments, bands[:4]
 
 
 # ------------------------------------------------------------------------------------ backward

@@ -191,7 +191,6 @@ class Part:
     def __init__(self, block: Block, number, bands):
         row_bands, band_rows, column_bands, band_columns = bands
         self.block, self.k, self.number = block, block.k, number
-        self.images = block.parts // (row_bands * column_bands)
         self.left = (number % column_bands) * band_columns
         rest = number // column_bands
         self.top, self.image = (rest % row_bands) * band_rows, rest // row_bands
@@ -204,11 +203,6 @@ class Part:
         row = block.width * block.channels
         return planes.Map(pointer, self.image * (block.height * row) + block.channel_of(half), row,
                           block.channels, block.count_of(half))
-
-    def of_branch(self, pointer, index):
-        """The address of a map in a stack of them (B, N, H, W, C)."""
-        block = self.block
-        return self.k.at(pointer, self.images * block.height * block.width * block.channels * index)
 
     def halves(self, pointer) -> list[planes.Map]:
         """`map` of all halves."""
