@@ -9,7 +9,6 @@ exist only as planes, from which a task takes the gradients of map and kernels.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from mmlk.ops.jit import planes
 from mmlk.ops.jit.engine import Compiled, unavailable
 from mmlk.ops.jit.kernel import LANES, Kernel, kernel
+from mmlk.ops.jit.moments import Moments
 from mmlk.ops.jit.strips import (
     SHORT,
     Bands,
@@ -34,18 +34,16 @@ from mmlk.ops.jit.strips import (
 )
 
 BRANCHES = 3
-# Sums side by side.
-_CHAINS = 4
 
 
 # ------------------------------------------------------------------------------------ forward
 
-SHAPE = ('channels height width parts group room row_bands band_rows column_bands band_columns')
+SHAPE = 'channels height width parts group room row_bands band_rows column_bands band_columns'
 
 
-@kernel(f'x_p first_p second_p third_p bias_p moments_p {SHAPE}')
-def _forward(k: Kernel, x, first, second, third, bias, moments, channels, height, width, parts,
-             group, room, *bands, sizes, tiles, has_bias, summed, has_moments):
+@kernel(f'x_p first_p second_p third_p bias_p table_p {SHAPE}')
+def _forward(k: Kernel, x, first, second, third, bias, table, channels, height, width, parts, group,
+             room, *bands, sizes, tiles, has_bias, summed, has_moments):
     """The addresses of the results are further arguments."""
     block = Block(k, channels, height, width, parts, group)
     strips = [Strip(block, *each) for each in zip(sizes, tiles)]
@@ -63,48 +61,13 @@ def _forward(k: Kernel, x, first, second, third, bias, moments, channels, height
             if strip.form != form:
                 plane, form = view.fill(memory, room, part.halves(x), 0), strip.form
             with block.each_half() as half:
-                begins = has_bias and position == 0
+                begins, moments = has_bias and position == 0, Moments(k) if has_moments else None
                 convolve(view, plane, half, strip.of_half(taps[index], half),
                          block.row_of(bias, 0, half) if begins else k.zero,
-                         part.map(target, half), summed and position > 0)
-        if has_moments:
-            with k.loop(0, len(sizes)) as index, block.each_half() as half:
-                _moments(part, half, k.pointer(k.further(index)), moments,
-                         (number * len(sizes) + index) * 2)
-
-
-def _moments(part: Part, half, pointer, moments, row) -> None:
-    """Mean and sum of squared deviations of the part, to two rows of a table (rows, C)."""
-    k, block, source = part.k, part.block, part.map(pointer, half)
-    share = k.b.fdiv(k.splat(1.0), k.number((part.bottom - part.top) * (part.right - part.left)))
-
-    def sums(count: int, write) -> list:
-        """Sums over the pixels, in chains since an addition waits for the one before."""
-        chains = [[k.variable(k.zero) for _ in range(count)] for _ in range(_CHAINS)]
-        whole = part.right - (part.right - part.left) % _CHAINS
-        with k.loop(part.top, part.bottom) as y:
-            with k.loop(part.left, whole, _CHAINS) as x:
-                for offset, chain in enumerate(chains):
-                    write(chain, source.read(k, y, x + offset, block.slot))
-            with k.loop(whole, part.right) as x:
-                write(chains[0], source.read(k, y, x, block.slot))
-        return [functools.reduce(k.b.fadd, map(k.read, each)) for each in zip(*chains)]
-
-    def add(chain, value) -> None:
-        k.write(chain[0], k.b.fadd(k.read(chain[0]), value))
-
-    def add_square(chain, value) -> None:
-        deviation = k.b.fsub(value, mean)
-        add(chain, deviation)
-        k.add_product(chain[1], deviation, deviation)
-
-    mean = k.b.fmul(*sums(1, add), share)
-    # What rounding left of the deviations' own mean corrects both.
-    off, squares = sums(2, add_square)
-    shift = k.b.fmul(off, share)
-    deviations = k.b.fsub(squares, k.b.fmul(shift, off))
-    for index, each in enumerate((k.b.fadd(mean, shift), deviations)):
-        block.set_row(each, moments, row + index, half)
+                         part.map(target, half), summed and position > 0, moments)
+                if has_moments:
+                    for each, value in enumerate(moments.read(part.pixels())):
+                        block.set_row(value, table, (number * len(sizes) + index) * 2 + each, half)
 
 
 def channels_last(x: Tensor) -> Tensor:

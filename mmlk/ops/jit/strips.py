@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from mmlk.ops.jit import engine, planes
 from mmlk.ops.jit.kernel import LANES, Int, Kernel
+from mmlk.ops.jit.moments import Moments
 from mmlk.ops.jit.transposed import Kernels
 
 # Vectors that sums and what they share may occupy, one more is in flight: AVX2 has 16 registers.
@@ -197,6 +198,10 @@ class Part:
         self.bottom = self.k.min(self.top + band_rows, block.height)
         self.right = self.k.min(self.left + band_columns, block.width)
 
+    def pixels(self) -> Int:
+        """Number of pixels."""
+        return (self.bottom - self.top) * (self.right - self.left)
+
     def map(self, pointer, half) -> planes.Map:
         """The half's channels of the part's image in the dense map at ``pointer``."""
         block = self.block
@@ -351,25 +356,34 @@ class Plane(NamedTuple):
         return k.at(self.pointer, self.size * k.int(half))
 
 
-def convolve(view: View, plane: Plane, half, taps, start, target: planes.Map,
-             accumulate: bool) -> None:
+def convolve(view: View, plane: Plane, half, taps, start, target: planes.Map, accumulate: bool,
+             moments: Moments | None = None) -> None:
     """Convolve the plane with the kernel ``taps`` (one vector each) into the part of ``target``.
 
     One group of columns after another stays in the first cache from row to row.
+
+    Args:
+        start: Vector that the sums start from.
+        accumulate: Add to what the target holds.
+        moments: Takes the results, too.
     """
     k, strip, tile = view.k, view.strip, view.strip.tile
     pixels, target, reach = plane.of_half(k, half), view.seen(target), strip.kh // 2
     tiles, slot, aside = (view.right - view.left + (tile - 1)) // tile, view.block.slot, view.block.aside
     with k.loop(0, tiles) as index, k.loop(view.top, view.bottom) as row:
         above, column = row - reach, view.left + index * tile
+        wide = k.min(tile, view.right - column)
+        before = index * tile * (view.bottom - view.top) + (row - view.top) * wide
+        for pixel in range(tile):
+            k.prefetch(target.pointer, target.pixel(row, column + pixel), write=True)
         sums = [k.variable(start) for _ in range(tile)]
         with k.loop(k.max(0, 0 - above), k.min(strip.kh, strip.height - above)) as i:
             line = plane.at(k, above + i, column - strip.kw // 2)
             _row_of_taps(k, strip.kw, sums, k.at(pixels, line), k.at(taps, i * (strip.kw * k.width)))
-
-        whole = k.both(target.channels >= k.width, view.right >= column + tile)
-        with k.either(whole) as (full, part):
+        with k.either(k.both(target.channels >= k.width, wide >= tile)) as (full, part):
             with full:
+                if moments:
+                    moments.add([k.read(each) for each in sums], before)
                 for pixel, each in enumerate(sums):
                     place, value = target.pixel(row, column + pixel), k.read(each)
                     if accumulate:
@@ -378,8 +392,10 @@ def convolve(view: View, plane: Plane, half, taps, start, target: planes.Map,
             with part:
                 for pixel, each in enumerate(sums):
                     k.store(k.read(each), aside, pixel * k.width)
-                with k.loop(0, k.min(tile, view.right - column)) as pixel:
+                with k.loop(0, wide) as pixel:
                     value = k.load(aside, pixel * k.width)
+                    if moments:
+                        moments.add([value], before + pixel)
                     if accumulate:
                         value = k.b.fadd(value, target.read(k, row, column + pixel, slot))
                     k.store_some(value, target.pointer, target.pixel(row, column + pixel),
