@@ -70,16 +70,12 @@ class _ChannelMlp(torch.autograd.Function):
             if wants[4]:
                 gradients[5] = (grad * y).sum(0)
             grad = grad * scale
-        if wants[3]:
-            gradients[4] = grad.sum(0)
-        if wants[2]:
-            gradients[3] = products.weight_gradient(grad, active)
+        if wants[2] or wants[3]:
+            gradients[3], gradients[4] = products.weight_gradient(grad, active, wants[3])
         if wants_x or wants[0] or wants[1]:
             grad = products.input_gradient(grad, weight2, wide)
-            if wants[1]:
-                gradients[2] = grad.sum(0)
-            if wants[0]:
-                gradients[1] = products.weight_gradient(grad, x)
+            if wants[0] or wants[1]:
+                gradients[1], gradients[2] = products.weight_gradient(grad, x, wants[1])
             if wants_x:
                 gradients[0] = products.input_gradient(grad, weight1)
         return tuple(gradients)

@@ -53,9 +53,10 @@ class _Product(torch.autograd.Function):
     def backward(ctx, grad):
         rows, matrix = ctx.saved_tensors
         wanted, grad = ctx.needs_input_grad, grad.contiguous()
-        return (products.input_gradient(grad, matrix) if wanted[0] else None,
-                products.weight_gradient(grad, rows) if wanted[1] else None,
-                grad.sum(0) if wanted[2] else None)
+        grad_rows = products.input_gradient(grad, matrix) if wanted[0] else None
+        if not wanted[1]:
+            return grad_rows, None, grad.sum(0) if wanted[2] else None
+        return grad_rows, *products.weight_gradient(grad, rows, wanted[2])
 
 
 def _patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -19,9 +19,12 @@ from mmlk.ops.blocked import BlockedWeights
 from mmlk.ops.jit.kernel import LANES
 from mmlk.ops.jit.linear import linear as compiled_linear
 from mmlk.ops.jit.linear import pack
+from mmlk.ops.jit.weight_gradient import weight_gradient as compiled_weight_gradient
 
 # Rows from which packing a weight for one product pays.
 MANY_ROWS = 128
+# Multiplications from which a compiled weight gradient is worth its call.
+MANY_PRODUCTS = 1_000_000
 # Rows up to which MKL sums a weight gradient slowly.
 FEW_ROWS = 512
 
@@ -44,9 +47,13 @@ def compiles(features: int, x: Tensor, *others: Tensor | None) -> bool:
     the cache.
     """
     return (x.shape[0] >= MANY_ROWS and (features % LANES == 0 or x.shape[1] > features)
-            and jit.unavailable() is None
-            and all(each is None or each.dtype == torch.float32 and each.device.type == 'cpu'
-                    for each in (x, *others))
+            and _compilable(x, *others))
+
+
+def _compilable(*operands: Tensor | None) -> bool:
+    """Whether compiled code may read the operands: their memory is all there is to know of them."""
+    return (jit.unavailable() is None
+            and all(each is None or each.dtype == torch.float32 and each.is_cpu for each in operands)
             and torch._C._len_torch_dispatch_stack() == 0
             and torch._C._functorch.peek_interpreter_stack() is None)
 
@@ -144,8 +151,14 @@ def _plain_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(grad, weight)
 
 
-def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """``g^T x``: (M, N) and (M, K) to (N, K)."""
+def weight_gradient(grad: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """``g^T x``, and the sum of ``g`` over its rows if ``bias``: (M, N) and (M, K) to (N, K) and (N,)."""
+    if grad.numel() * x.shape[1] >= MANY_PRODUCTS and _compilable(grad, x):
+        return compiled_weight_gradient(_matrix(grad), _matrix(x), bias=bias)
+    return _plain_weight_gradient(grad, x), grad.sum(0) if bias else None
+
+
+def _plain_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if grad.shape[0] <= FEW_ROWS and has_onednn(grad):
         return torch.ops.mkldnn._linear_pointwise(
             grad.t().contiguous(), x.t(), None, 'none', [], '')

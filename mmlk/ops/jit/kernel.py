@@ -116,6 +116,9 @@ class Int:
     def __lt__(self, other):
         return self.compare('<', other)
 
+    def __gt__(self, other):
+        return self.compare('>', other)
+
     def __ge__(self, other):
         return self.compare('>=', other)
 
@@ -168,6 +171,12 @@ class Kernel:
         left, right = self.int(left), self.int(right)
         return Int(self, self.b.select(left < right, right.value, left.value))
 
+    def choose(self, condition, left, right):
+        """``left`` where the condition holds: two numbers or two addresses."""
+        if isinstance(left, Int) or isinstance(right, Int):
+            return Int(self, self.b.select(condition, self.int(left).value, self.int(right).value))
+        return self.b.select(condition, left, right)
+
     def both(self, left, right):
         """Whether both conditions hold."""
         return self.b.and_(left, right)
@@ -175,9 +184,9 @@ class Kernel:
     # Flow ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def loop(self, first, end, step: int = 1):
+    def loop(self, first, end, step=1):
         """Code under ``with`` is repeated for first, first + step, ... below ``end``."""
-        b, first, end = self.b, self.int(first), self.int(end)
+        b, first, end, step = self.b, self.int(first), self.int(end), self.int(step)
         before = b.block
         head, body, after = (b.append_basic_block() for _ in range(3))
         b.branch(head)
@@ -187,7 +196,7 @@ class Kernel:
         b.cbranch(b.icmp_signed('<', index, end.value), body, after)
         b.position_at_end(body)
         yield Int(self, index)
-        index.add_incoming(b.add(index, _I64(step), flags=['nsw']), b.block)
+        index.add_incoming(b.add(index, step.value, flags=['nsw']), b.block)
         b.branch(head)
         b.position_at_end(after)
 
@@ -356,6 +365,13 @@ class Kernel:
             with part:
                 self.write(slot, vector)
                 self._copy_some(slot, self.at(pointer, offset), count)
+
+    def prefetch(self, pointer, offset=0, *, write: bool = False) -> None:
+        """Bring the line of the cache that holds that float closer; any address will do."""
+        name = 'llvm.prefetch.p0'
+        function = self.module.globals.get(name) or ir.Function(
+            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I32, _I32, _I32]), name)
+        self.b.call(function, [self.at(pointer, offset), _I32(int(write)), _I32(3), _I32(1)])
 
     def copy_block(self, source, target, count: Int) -> None:
         """Copy a vector of which only ``count`` floats may be read; the rest of the target is zero.

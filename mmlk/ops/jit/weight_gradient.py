@@ -1,0 +1,169 @@
+"""Gradient ``g^T x`` of a linear layer's weight, and the sum of ``g`` over rows, which is its bias's.
+
+Some rows at a time, both maps are copied to panels of 16 columns, in which each row is one line of the
+cache. A tile of the result is up to 6 columns of ``g`` by 16 of ``x``. Long sums are cut to spans whose
+panels fit the core's nearest cache. The sums of spans are added in order: nothing depends on the number
+of threads, and rounding errors of thousands of rows do not pile up in one sum.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmlk.ops.jit.kernel import LANES, kernel
+from mmlk.ops.jit.tile import ROWS, add_products
+
+# Rows of a span, at most: two panels of 16 KB.
+SPAN = 256
+# Floats that are copied to panels before they are multiplied, some 2 MB.
+CHUNK = 500_000
+# Panels that a task copies side by side, four lines of the cache.
+COPIED_TOGETHER = 4
+# Rows from one being copied to one being fetched.
+AHEAD = 4
+# Panels of ``g`` that a task keeps in its core's cache, at most.
+TASK_PANELS = 12
+TASKS_PER_THREAD = 8
+TASK_COST = 2_000_000
+
+
+@kernel('g_p g_panels_p sums_p g_width g_stride x_p x_panels_p x_width x_stride rows span before')
+def _pack(k, g, g_panels, sums, g_width, g_stride, x, x_panels, x_width, x_stride, rows, span, before,
+          *, summed):
+    """The first tasks write `COPIED_TOGETHER` panels of ``g`` each and their sums, the others of ``x``."""
+    together = COPIED_TOGETHER * LANES
+    count = (g_width + (together - 1)) // together
+    is_g = k.task < count
+    source, panels = k.choose(is_g, g, x), k.choose(is_g, g_panels, x_panels)
+    width, stride = k.choose(is_g, g_width, x_width), k.choose(is_g, g_stride, x_stride)
+    first = (k.task - k.choose(is_g, 0, count)) * together
+    last = k.min(first + together, width)
+    whole = last - last % LANES
+    slot, parts = k.variable(k.zero), k.scratch(COPIED_TOGETHER)
+
+    with k.loop(0, rows, span) as start:
+        with k.loop(0, COPIED_TOGETHER) as each:
+            k.store(k.zero, parts, each * LANES)
+
+        def keep(vector, row, column):
+            k.store(vector, panels, column * rows + row * LANES)
+            if summed:
+                place = column - first
+                k.store(k.b.fadd(vector, k.load(parts, place)), parts, place)
+
+        with k.loop(start, k.min(start + span, rows)) as row:
+            line = k.at(source, row * stride)
+            with k.loop(first, whole, LANES) as column:
+                vector = k.load(line, column)
+                k.prefetch(line, stride * AHEAD + column)
+                keep(vector, row, column)
+            with k.when(last > whole):
+                keep(k.load_some(line, whole, last - whole, slot), row, whole)
+        if summed:
+            with k.when(is_g), k.loop(first, last, LANES) as column:
+                total = k.variable(k.load(parts, column - first))
+                with k.when(start + before > 0):
+                    k.write(total, k.b.fadd(
+                        k.read(total), k.load_some(sums, column, last - column, slot)))
+                k.store_some(k.read(total), sums, column, last - column, slot)
+
+
+@kernel('g_p x_p y_p depth rows columns span before groups task_rows task_columns')
+def _product(k, g, x, y, depth, rows, columns, span, before, groups, task_rows, task_columns):
+    """Task ``t``: row panels of block ``t / groups`` by column panels of block ``t % groups``."""
+    top, first = k.task // groups * task_rows, k.task % groups * task_columns
+    bottom = k.min(top + task_rows, (rows + (LANES - 1)) // LANES)
+    last = k.min(first + task_columns, (columns + (LANES - 1)) // LANES)
+    slot, done = k.variable(k.zero), k.scratch(ROWS)
+    with k.loop(0, depth, span) as start, k.loop(first, last) as right, k.loop(top, bottom) as left:
+        count, later = k.min(span, depth - start), start + before > 0
+        factors = k.at(g, (left * depth + start) * LANES)
+        vectors = k.at(x, (right * depth + start) * LANES)
+        column = right * LANES
+
+        def tile(offset, height):
+            row = left * LANES + offset
+            corner = k.at(y, row * columns + column)
+            # Places of the next tile, which are seldom in the cache: their first and last floats.
+            for r in range(ROWS, ROWS + height):
+                k.prefetch(corner, columns * r, write=True)
+                k.prefetch(corner, columns * r + (LANES - 1), write=True)
+            sums = [k.variable(k.zero) for _ in range(height)]
+            add_products(k, sums, [k.at(factors, offset + r) for r in range(height)], LANES, vectors,
+                         LANES, count)
+            with k.either(k.both(columns - column >= LANES, rows - row >= height)) as (whole, part):
+                with whole:
+                    with k.when(later):
+                        for r, total in enumerate(sums):
+                            k.write(total, k.b.fadd(k.read(total), k.load(corner, columns * r)))
+                    for r, total in enumerate(sums):
+                        k.store(k.read(total), corner, columns * r)
+                with part:
+                    for r, total in enumerate(sums):
+                        k.store(k.read(total), done, r * LANES)
+                    with k.loop(0, k.min(height, rows - row)) as r:
+                        total = k.variable(k.load(done, r * LANES))
+                        with k.when(later):
+                            k.write(total, k.b.fadd(k.read(total), k.load_some(
+                                corner, columns * r, columns - column, slot)))
+                        k.store_some(k.read(total), corner, columns * r, columns - column, slot)
+
+        tile(k.int(0), ROWS)
+        with k.loop(ROWS, LANES, ROWS - 1) as offset:
+            tile(offset, ROWS - 1)
+
+
+def _parts(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def _division(rows: int, columns: int, cost: int, threads: int) -> tuple[int, int]:
+    """Panels of ``g`` and of ``x`` of a task."""
+    wanted = max(1, min(TASKS_PER_THREAD * threads, cost // TASK_COST))
+    task_rows = _parts(rows, max(_parts(rows, TASK_PANELS), min(rows, wanted)))
+    groups = max(1, wanted // _parts(rows, task_rows))
+    return task_rows, _parts(columns, groups)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, *, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """``g^T x``, and ``sum_m g[m]`` if ``bias``, in float32.
+
+    Args:
+        grad: (M, N), rows contiguous, M >= 1.
+        x: (M, K), rows contiguous.
+        bias: Whether the sum is wanted.
+
+    Returns:
+        (N, K) and (N,), contiguous.
+
+    Raises:
+        ValueError: if shapes do not fit, or a map is not float32 on the CPU with contiguous rows.
+    """
+    for name, each in (('grad', grad), ('x', x)):
+        if not (each.dim() == 2 and 0 < each.shape[0] == grad.shape[0] and each.dtype == torch.float32
+                and each.is_cpu and (each.stride(1) == 1 or each.shape[1] == 1)):
+            raise ValueError(
+                f'weight_gradient: {name} {tuple(each.shape)} with strides {each.stride()}, '
+                f'{each.dtype} on {each.device}, is not a matrix of {grad.shape[0]} >= 1 contiguous '
+                'rows in float32 on the CPU')
+    (depth, rows), columns = grad.shape, x.shape[1]
+    chunk = _parts(depth, _parts(depth * (rows + columns), CHUNK))
+    left, right = (grad.new_empty(_parts(each, LANES), chunk, LANES) for each in (rows, columns))
+    y, sums = grad.new_empty(rows, columns), grad.new_empty(rows) if bias else None
+    task_rows, task_columns = _division(len(left), len(right), chunk * rows * columns,
+                                        torch.get_num_threads())
+    groups = _parts(len(right), task_columns)
+    copies = sum(_parts(each, LANES * COPIED_TOGETHER) for each in (rows, columns))
+    for before in range(0, depth, chunk):
+        count = min(chunk, depth - before)
+        span = _parts(count, _parts(count, SPAN))
+        _pack(summed=bias)(
+            copies, 4 * count * (rows + columns), grad[before:].data_ptr(), left.data_ptr(),
+            sums.data_ptr() if bias else 0, rows, grad.stride(0), x[before:].data_ptr(),
+            right.data_ptr(), columns, x.stride(0), count, span, before)
+        _product()(
+            _parts(len(left), task_rows) * groups, count * rows * columns, left.data_ptr(),
+            right.data_ptr(), y.data_ptr(), count, rows, columns, span, before, groups, task_rows,
+            task_columns)
+    return y, sums
