@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmlk.backbones import DCLSConvNeXt  # noqa: E402
 from mmlk.backbones.base import Backbone  # noqa: E402
-from mmlk.layers import LayerNorm2d  # noqa: E402
-from mmlk.ops import DCLSDepthwiseConv2d  # noqa: E402
+from mmlk.backbones.dcls_convnext import DCLSConvNeXtBlock  # noqa: E402
+from mmlk.layers import LayerNorm, LayerNorm2d  # noqa: E402
+from mmlk.ops import DCLSDepthwiseConv2d, PatchConv2d  # noqa: E402
 
 
 def dcls_grid_kernel(weight: Tensor, positions: Tensor, size: int) -> Tensor:
@@ -79,6 +80,16 @@ class _ManualLayerNorm2d(LayerNorm2d):
         return self.weight[:, None, None] * normed + self.bias[:, None, None]
 
 
+class _PlainBlock(DCLSConvNeXtBlock):
+    """ConvNeXt's block layer by layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pwconv2(self.act(self.pwconv1(self.norm(self.dwconv(x).permute(0, 2, 3, 1)))))
+        if self.gamma is not None:
+            y = self.gamma * y
+        return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+
 class _ContiguousDCLSConvNeXt(DCLSConvNeXt):
     """Computes in the layout it is given."""
 
@@ -95,10 +106,10 @@ def dcls_convnext(package: str | None = None, **options) -> nn.Module:
     model = DCLSConvNeXt(**options)
     model.__class__ = _ContiguousDCLSConvNeXt
     construct = dcls_package_kernel(package) if package else None
+    plain = {DCLSDepthwiseConv2d: _GridDCLS, DCLSConvNeXtBlock: _PlainBlock, PatchConv2d: nn.Conv2d,
+             LayerNorm: nn.LayerNorm, LayerNorm2d: _ManualLayerNorm2d}
     for module in model.modules():
-        if isinstance(module, DCLSDepthwiseConv2d):
-            module.__class__ = _GridDCLS
+        module.__class__ = plain.get(type(module), type(module))
+        if isinstance(module, _GridDCLS):
             module.construct = construct
-        elif isinstance(module, LayerNorm2d):
-            module.__class__ = _ManualLayerNorm2d
     return model

@@ -15,8 +15,8 @@ from rival_recnext import recnext  # noqa: E402, F401
 
 from mmlk.backbones import SLaK  # noqa: E402
 from mmlk.backbones.slak import SLaKBlock  # noqa: E402
-from mmlk.layers import LayerNorm2d  # noqa: E402
-from mmlk.ops import LargeKernelDWConv2d  # noqa: E402
+from mmlk.layers import LayerNorm, LayerNorm2d  # noqa: E402
+from mmlk.ops import LargeKernelDWConv2d, PatchConv2d  # noqa: E402
 
 
 class _TorchLargeKernel(LargeKernelDWConv2d):
@@ -54,8 +54,8 @@ class _ChannelsFirstNorm(LayerNorm2d):
 def slak(**options) -> nn.Module:
     """SLaK with torch's own convolutions in the authors' formulation, never folded."""
     model = SLaK(**options)
-    plain = {LargeKernelDWConv2d: _TorchLargeKernel, SLaKBlock: _PlainBlock,
-             LayerNorm2d: _ChannelsFirstNorm}
+    plain = {LargeKernelDWConv2d: _TorchLargeKernel, SLaKBlock: _PlainBlock, PatchConv2d: nn.Conv2d,
+             LayerNorm: nn.LayerNorm, LayerNorm2d: _ChannelsFirstNorm}
     for module in model.modules():
         module.__class__ = plain.get(type(module), type(module))
     return model

@@ -11,8 +11,9 @@ from mmlk.backbones.base import Backbone
 from mmlk.layers import (
     DropPath,
     FoldedLinear,
+    LayerNorm,
     LayerNorm2d,
-    add_mixed_channels,
+    add_normed_mlp,
     drop_path_schedule,
 )
 from mmlk.ops import DCLSDepthwiseConv2d, PatchConv2d, dispatch
@@ -39,16 +40,15 @@ class DCLSConvNeXtBlock(nn.Module):
             nn.Parameter(torch.full((channels,), float(layer_scale_init)))
             if layer_scale_init else None)
         self.dwconv = DCLSDepthwiseConv2d(channels, kernel_count, kernel_size, version=version)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.norm = LayerNorm(channels, eps=1e-6)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
         self.pwconv2 = nn.Linear(4 * channels, channels)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.dwconv(x).permute(0, 2, 3, 1)
-        return add_mixed_channels(x, self.norm(y), self.pwconv1, self.act, self.pwconv2, self.gamma,
-                                  self.drop_path)
+        return add_normed_mlp(x, self.dwconv(x), self.norm, self.pwconv1, self.act, self.pwconv2,
+                              self.gamma, self.drop_path)
 
     def fold(self) -> None:
         """Fix the kernel, and absorb the norm's affine part and ``gamma`` into the two layers."""
@@ -57,7 +57,7 @@ class DCLSConvNeXtBlock(nn.Module):
         weight = first.weight.double()
         first.bias = _like(first.bias.double() + weight @ self.norm.bias.double(), first.bias)
         first.weight = _like(weight * self.norm.weight.double(), first.weight)
-        self.norm = nn.LayerNorm(self.norm.normalized_shape, self.norm.eps, elementwise_affine=False)
+        self.norm = LayerNorm(self.norm.normalized_shape, self.norm.eps, elementwise_affine=False)
         if self.gamma is not None:
             gamma = self.gamma.double()
             second.weight = _like(gamma[:, None] * second.weight.double(), second.weight)

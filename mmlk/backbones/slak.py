@@ -11,8 +11,9 @@ from mmlk.backbones.base import Backbone
 from mmlk.layers import (
     DropPath,
     FoldedLinear,
+    LayerNorm,
     LayerNorm2d,
-    add_mixed_channels,
+    add_normed_mlp,
     build_norm,
     drop_path_schedule,
     fold_scale_after,
@@ -46,16 +47,15 @@ class SLaKBlock(nn.Module):
         self.large_kernel = LargeKernelDWConv2d(
             channels, kernel_size, small_kernel_size, decomposed,
             norm=(lambda width: build_norm(norm_cfg, width)) if norm_cfg else None)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.norm = LayerNorm(channels, eps=1e-6)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
         self.pwconv2 = nn.Linear(4 * channels, channels)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.large_kernel(x).permute(0, 2, 3, 1)
-        return add_mixed_channels(x, self.norm(y), self.pwconv1, self.act, self.pwconv2, self.gamma,
-                                  self.drop_path)
+        return add_normed_mlp(x, self.large_kernel(x), self.norm, self.pwconv1, self.act, self.pwconv2,
+                              self.gamma, self.drop_path)
 
     def fold(self) -> None:
         """Fold the kernels into two strips and ``gamma`` into ``pwconv2``."""

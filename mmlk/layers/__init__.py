@@ -5,15 +5,15 @@ from mmlk.layers.drop import DropPath, drop_path_schedule
 from mmlk.layers.fold import fold_norm_after, fold_norm_before, fold_scale_after, norm_affine
 from mmlk.layers.layout import channels_last_gradient
 from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
-from mmlk.layers.mlp import ConvMlp, ConvNormMlp, add_mixed_channels
-from mmlk.layers.norm import LayerNorm2d, build_norm
+from mmlk.layers.mlp import ConvMlp, ConvNormMlp, add_normed_mlp
+from mmlk.layers.norm import LayerNorm, LayerNorm2d, build_norm
 from mmlk.layers.recattn import LinearAttention2d, RecAttn2d
 from mmlk.layers.recompute import recompute
 
 __all__ = [
     'ConvMlp', 'ConvNorm', 'ConvNormMlp', 'DropPath', 'ExpandingDepthwiseConv2d', 'FoldedLinear',
-    'FoldedPointwiseConv2d', 'GELU', 'LayerNorm2d', 'LinearAttention2d', 'RecAttn2d',
-    'add_mixed_channels', 'build_norm', 'channels_last_gradient', 'drop_path_schedule',
+    'FoldedPointwiseConv2d', 'GELU', 'LayerNorm', 'LayerNorm2d', 'LinearAttention2d', 'RecAttn2d',
+    'add_normed_mlp', 'build_norm', 'channels_last_gradient', 'drop_path_schedule',
     'fold_conv_norms', 'fold_norm_after', 'fold_norm_before', 'fold_scale_after', 'norm_affine',
     'recompute'
 ]

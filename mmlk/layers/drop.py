@@ -26,12 +26,16 @@ class DropPath(nn.Module):
             raise ValueError(f'DropPath: rate {rate} is outside [0, 1)')
         self.rate = rate
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def draw(self, x: torch.Tensor) -> torch.Tensor | None:
+        """New factors (N, 1, ...) for the samples of ``x``; None where all are kept."""
         if self.rate == 0.0 or not self.training:
-            return x
+            return None
         keep = 1.0 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask.div_(keep)
+        return x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep).div_(keep)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factors = self.draw(x)
+        return x if factors is None else x * factors
 
     def extra_repr(self) -> str:
         return f'rate={self.rate:.3f}'

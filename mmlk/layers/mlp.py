@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmlk.layers import mlp_cpu
+from mmlk.layers import mlp_cpu, normed_mlp_cpu
 from mmlk.layers.conv import GELU, ConvNorm
 from mmlk.layers.drop import DropPath
 from mmlk.layers.eager_cpu import unobserved
@@ -16,22 +16,28 @@ from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
 _IDENTITY, _KEEP = nn.Identity(), DropPath()
 
 
-def add_mixed_channels(x: Tensor, mixed: Tensor, first: nn.Module, act: nn.Module,
-                       second: nn.Module, scale: Tensor | None, drop_path: DropPath) -> Tensor:
-    """``x + drop_path(scale * second(act(first(mixed))))``, the sum by a folded second layer if it can.
+def add_normed_mlp(x: Tensor, mixed: Tensor, norm: nn.Module, first: nn.Module, act: nn.Module,
+                   second: nn.Module, scale: Tensor | None, drop_path: DropPath) -> Tensor:
+    """``x + drop_path(scale * second(act(first(norm(mixed)))))``, the layers on the channels.
+
+    On a CPU it is one autograd node in training, and a folded second layer adds the residual.
 
     Args:
         x: (N, C, H, W).
-        mixed: (N, H, W, C).
+        mixed: (N, C, H, W).
+        norm: Layer norm over the last axis.
         first: Linear layer.
         act: Activation.
         second: Linear layer.
         scale: Factor per output channel.
         drop_path: Applied to the sum's second term.
     """
+    if normed_mlp_cpu.trains_as_one(x, mixed, norm, first, act, second, scale, drop_path):
+        return normed_mlp_cpu.train(x, mixed, norm, first, second, scale, drop_path)
+    y = norm(mixed.permute(0, 2, 3, 1))
     if type(second) is FoldedLinear and scale is None and _keeps(drop_path):
-        return second(act(first(mixed)), x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return x + drop_path(mix_channels(mixed, first, act, second, scale).permute(0, 3, 1, 2))
+        return second(act(first(y)), x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return x + drop_path(mix_channels(y, first, act, second, scale).permute(0, 3, 1, 2))
 
 
 def _keeps(drop_path: DropPath) -> bool:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from mmlk.ops import layer_norm
 
-class LayerNorm2d(nn.LayerNorm):
+
+class LayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` over the last axis, computed by `mmlk.ops.layer_norm`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class LayerNorm2d(LayerNorm):
     """Layer normalisation over the channels of an (N, C, H, W) map, with biased variance.
 
     It derives from ``nn.LayerNorm``, so optimizer constructors that treat norms apart recognise it.
@@ -18,9 +26,7 @@ class LayerNorm2d(nn.LayerNorm):
         super().__init__(channels, eps=eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.layer_norm(
-            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        y = y.permute(0, 3, 1, 2)
+        y = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last):
             return y.contiguous()
         return y

@@ -26,6 +26,7 @@ from mmlk.ops.depthwise import DepthwiseConv2d, depthwise_conv2d
 from mmlk.ops.dispatch import explain
 from mmlk.ops.inception import InceptionDWConv2d, inception_dwconv2d
 from mmlk.ops.large_kernel import LargeKernelDWConv2d
+from mmlk.ops.layer_norm import layer_norm
 from mmlk.ops.patches import PatchConv2d, patch_conv2d
 from mmlk.ops.pointwise import PointwiseConv2d, pointwise_conv2d
 from mmlk.ops.recconv import RecConv2d, recconv2d
@@ -38,6 +39,7 @@ from mmlk.ops.reference import (
     inception_dwconv2d_reference,
     large_kernel_branches_reference,
     large_kernel_sum_reference,
+    layer_norm_reference,
     patch_conv2d_reference,
     pointwise_conv2d_reference,
     recconv2d_reference,
@@ -71,6 +73,8 @@ __all__ = [
     'large_kernel_branches_reference',
     'large_kernel_sum',
     'large_kernel_sum_reference',
+    'layer_norm',
+    'layer_norm_reference',
     'patch_conv2d',
     'patch_conv2d_reference',
     'pointwise_conv2d',

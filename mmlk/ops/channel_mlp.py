@@ -7,6 +7,9 @@ gradient between the layers is overwritten in place instead of copied.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -48,37 +51,65 @@ def channel_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias
     return dispatch.choose('channel_mlp', *args, backend=backend)(*args)
 
 
+class Mlp(NamedTuple):
+    """What `mlp_forward` keeps for `mlp_backward`, all but ``scale`` on (M, ...) rows.
+
+    Attributes:
+        x: (M, C), the input.
+        wide: (M, H), before GELU.
+        active: (M, H), after it.
+        y: (M, O), before the scale; None without a scale.
+        weight1: (H, C).
+        weight2: (O, H).
+        scale: (O,).
+    """
+
+    x: Tensor
+    wide: Tensor
+    active: Tensor
+    y: Tensor | None
+    weight1: Tensor
+    weight2: Tensor
+    scale: Tensor | None
+
+
+def mlp_forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
+                scale: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Mlp]:
+    """``[residual +] mlp(x)`` on rows; both wide maps are kept, as torch's own layers do."""
+    wide, active = products.linear_gelu(x, weight1, bias1)
+    out, y = products.scaled_linear(active, weight2, bias2, scale, residual)
+    return out, Mlp(x, wide, active, y, weight1, weight2, scale)
+
+
+def mlp_backward(grad: Tensor, kept: Mlp, wants: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients of the first six arguments of `mlp_forward`, at least those in ``wants``."""
+    x, wide, active, y, weight1, weight2, scale = kept
+    gradients = [None] * 6
+    if any(wants[3:]):
+        gradients[3:] = products.weight_gradient(
+            grad, active, wants[4], scale, y if wants[5] else None)
+    if any(wants[:3]):
+        grad = products.input_gradient(grad, weight2, wide, scale)
+        if wants[1] or wants[2]:
+            gradients[1:3] = products.weight_gradient(grad, x, wants[2])[:2]
+        if wants[0]:
+            gradients[0] = products.input_gradient(grad, weight1)
+    return gradients
+
+
 class _ChannelMlp(torch.autograd.Function):
-    """Keeps both wide maps, as torch's own layers do, and the output before the scale."""
 
     @staticmethod
-    def forward(ctx, x, weight1, bias1, weight2, bias2, scale):
-        wide, active = products.linear_gelu(x, weight1, bias1)
-        y = products.linear(active, weight2, bias2)
-        ctx.save_for_backward(x, wide, active, y if scale is not None else None, weight1, weight2,
-                              scale)
-        return y if scale is None else y * scale
+    def forward(ctx, *args):
+        out, kept = mlp_forward(*args)
+        ctx.save_for_backward(*kept)
+        return out
 
     @staticmethod
     @dispatch.first_derivative_only('channel_mlp')
     def backward(ctx, grad):
-        x, wide, active, y, weight1, weight2, scale = ctx.saved_tensors
-        wants_x, *wants = ctx.needs_input_grad
-        gradients = [None] * 6
-        grad = grad.contiguous()
-        if scale is not None:
-            if wants[4]:
-                gradients[5] = (grad * y).sum(0)
-            grad = grad * scale
-        if wants[2] or wants[3]:
-            gradients[3], gradients[4] = products.weight_gradient(grad, active, wants[3])
-        if wants_x or wants[0] or wants[1]:
-            grad = products.input_gradient(grad, weight2, wide)
-            if wants[0] or wants[1]:
-                gradients[1], gradients[2] = products.weight_gradient(grad, x, wants[1])
-            if wants_x:
-                gradients[0] = products.input_gradient(grad, weight1)
-        return tuple(gradients)
+        return tuple(mlp_backward(
+            grad.contiguous(), Mlp(*ctx.saved_tensors), ctx.needs_input_grad))
 
 
 def _mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,

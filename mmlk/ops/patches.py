@@ -56,7 +56,7 @@ class _Product(torch.autograd.Function):
         grad_rows = products.input_gradient(grad, matrix) if wanted[0] else None
         if not wanted[1]:
             return grad_rows, None, grad.sum(0) if wanted[2] else None
-        return grad_rows, *products.weight_gradient(grad, rows, wanted[2])
+        return grad_rows, *products.weight_gradient(grad, rows, wanted[2])[:2]
 
 
 def _patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

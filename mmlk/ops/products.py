@@ -16,7 +16,6 @@ from torch import Tensor
 
 from mmlk.ops import blocked, jit
 from mmlk.ops.blocked import BlockedWeights
-from mmlk.ops.jit.kernel import LANES
 from mmlk.ops.jit.linear import linear as compiled_linear
 from mmlk.ops.jit.linear import pack
 from mmlk.ops.jit.weight_gradient import weight_gradient as compiled_weight_gradient
@@ -40,27 +39,23 @@ def has_onednn(x: Tensor) -> bool:
             and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
 
 
-def compiles(features: int, x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the compiled product of (M, K) ``x`` to (M, features) is possible and worth packing for.
-
-    It is not with few rows, nor where much of the work is to store rows that end within a line of
-    the cache.
-    """
-    return (x.shape[0] >= MANY_ROWS and (features % LANES == 0 or x.shape[1] > features)
-            and _compilable(x, *others))
+def compiles(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the compiled product with ``x`` is possible, and worth packing the weight for."""
+    return x.shape[0] >= MANY_ROWS and _compilable(x, *others)
 
 
 def _compilable(*operands: Tensor | None) -> bool:
     """Whether compiled code may read the operands: their memory is all there is to know of them."""
     return (jit.unavailable() is None
-            and all(each is None or each.dtype == torch.float32 and each.is_cpu for each in operands)
+            and all(each is None or each.dtype == torch.float32 and each.is_cpu
+                    and (each.dim() > 1 or each.is_contiguous()) for each in operands)
             and torch._C._len_torch_dispatch_stack() == 0
             and torch._C._functorch.peek_interpreter_stack() is None)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """``x W^T + b``, or the exact GELU of it, without gradients: (M, K) and (N, K) to (M, N)."""
-    if compiles(weight.shape[0], x, weight, bias):
+    if compiles(x, weight, bias):
         return compiled_linear(_matrix(x), pack(weight), bias, gelu=gelu)
     if has_onednn(x):
         activation = ('gelu', [], 'none') if gelu else ('none', [], '')
@@ -71,11 +66,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """``x W^T + b`` and the exact GELU of it."""
-    if compiles(weight.shape[0], x, weight, bias):
+    if compiles(x, weight, bias):
         wide = x.new_empty(x.shape[0], weight.shape[0])
         return wide, compiled_linear(_matrix(x), pack(weight), bias, gelu=True, before=wide)
     wide = linear(x, weight, bias)
     return wide, F.gelu(wide)
+
+
+def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None,
+                  residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """``[residual +] scale * (x W^T + b)`` without gradients, and the value before a scale.
+
+    Args:
+        x: (M, K).
+        weight: (N, K).
+        bias: (N,).
+        scale: (N,).
+        residual: (M, N), rows contiguous.
+    """
+    if compiles(x, weight, bias, scale, residual):
+        y = None if scale is None else x.new_empty(x.shape[0], weight.shape[0])
+        return compiled_linear(
+            _matrix(x), pack(weight), bias, factors=scale, residual=residual, before=y), y
+    y = linear(x, weight, bias)
+    if scale is None:
+        return y if residual is None else y.add_(residual), None
+    return y * scale if residual is None else torch.addcmul(residual, y, scale), y
 
 
 def keeps_copies(*weights: Tensor) -> bool:
@@ -130,16 +146,20 @@ def _matrix(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def input_gradient(grad: Tensor, weight: Tensor, before: Tensor | None = None) -> Tensor:
-    """``g W``: (M, N) and (N, K) to (M, K).
+def input_gradient(grad: Tensor, weight: Tensor, before: Tensor | None = None,
+                   scale: Tensor | None = None) -> Tensor:
+    """``(scale * g) W``: (M, N) and (N, K) to (M, K).
 
     Args:
+        grad: (M, N).
+        weight: (N, K).
         before: (M, K), contiguous; the result is multiplied with the derivative of GELU there.
+        scale: (N,).
     """
-    if compiles(weight.shape[1], grad, weight, before):
+    if compiles(grad, weight, before, scale):
         return compiled_linear(
-            _matrix(grad), pack(weight.t()), before=before, slope=before is not None)
-    y = _plain_input_gradient(grad, weight)
+            _matrix(grad), pack(weight.t(), scale), before=before, slope=before is not None)
+    y = _plain_input_gradient(grad if scale is None else grad * scale, weight)
     if before is None:
         return y
     return torch.ops.aten.gelu_backward.grad_input(y, before, grad_input=y)
@@ -151,11 +171,26 @@ def _plain_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(grad, weight)
 
 
-def weight_gradient(grad: Tensor, x: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
-    """``g^T x``, and the sum of ``g`` over its rows if ``bias``: (M, N) and (M, K) to (N, K) and (N,)."""
-    if grad.numel() * x.shape[1] >= MANY_PRODUCTS and _compilable(grad, x):
-        return compiled_weight_gradient(_matrix(grad), _matrix(x), bias=bias)
-    return _plain_weight_gradient(grad, x), grad.sum(0) if bias else None
+def weight_gradient(grad: Tensor, x: Tensor, bias: bool, scale: Tensor | None = None,
+                    y: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of weight, bias and scale of ``y * scale``, where ``y = x W^T + b``.
+
+    Args:
+        grad: (M, N).
+        x: (M, K).
+        bias: Whether the bias's is wanted, otherwise None.
+        scale: (N,).
+        y: (M, N), contiguous as ``grad``; without it the scale's is None.
+
+    Returns:
+        (N, K), (N,) and (N,).
+    """
+    if grad.numel() * x.shape[1] >= MANY_PRODUCTS and _compilable(grad, x, scale, y):
+        return compiled_weight_gradient(_matrix(grad), _matrix(x), bias=bias, factors=scale, y=y)
+    by_scale = None if y is None else (grad * y).sum(0)
+    if scale is not None:
+        grad = grad * scale
+    return _plain_weight_gradient(grad, x), grad.sum(0) if bias else None, by_scale
 
 
 def _plain_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:

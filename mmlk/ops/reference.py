@@ -57,6 +57,24 @@ def pointwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = 
     return F.conv2d(x, weight, bias, groups=x.shape[1] // weight.shape[1])
 
 
+def layer_norm_reference(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
+                         eps: float = 1e-5, *, backend: str | None = None) -> Tensor:
+    """Layer norm: ``y[..., c] = weight[c] (x[..., c] - mean) / sqrt(var + eps) + bias[c]``.
+
+    Mean and biased variance are those of the last axis.
+
+    Args:
+        x: (..., C).
+        weight: (C,).
+        bias: (C,).
+        eps: Added to the variance.
+
+    Returns:
+        (..., C).
+    """
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
 def channel_mlp_reference(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
                           scale: Tensor | None = None, *, backend: str | None = None) -> Tensor:
     """``scale * (gelu(x W1^T + b1) W2^T + b2)`` on the last axis, with the exact (erf) GELU.

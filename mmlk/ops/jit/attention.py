@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mmlk.ops.jit.exponential import exponential
 from mmlk.ops.jit.kernel import LANES, Kernel, bits, kernel
+from mmlk.ops.jit.tile import add_products
 
-# Sums in registers, as in `mmlk.ops.jit.linear`; and tiles of pixels in a chunk.
+# Sums in registers, as in `mmlk.ops.jit.tile`; and tiles of pixels in a chunk.
 _TILE, _TILES = 6, 8
-_UNROLL = 4
 _DEEPEST = 64
 """Channels of a head: its matrices and the planes of a chunk lie on a thread's stack."""
 
@@ -97,10 +97,7 @@ class _Head:
         k, total = self.k, self.k.zero
         for pair in zip(left, right, strict=True):
             total = k.fma(*pair, total)
-        for distance in (8, 4, 2, 1):
-            total = k.b.fadd(total, k.shuffle(total, total,
-                                              [lane ^ distance for lane in range(LANES)]))
-        return total
+        return k.sum_of_lanes(total)
 
     def summarise(self, matrix, rows, columns, count) -> None:
         """``matrix += rows^T columns`` over ``count`` pixels of two planes."""
@@ -112,7 +109,7 @@ class _Head:
                 line = k.at(matrix, (a + c * self.depth) * LANES)
                 sums = [k.variable(k.load(line, r * LANES)) for r in range(height)]
                 lines = [k.at(rows, a + r) for r in range(height)]
-                self._dots(sums, lines, self.row, k.at(columns, c * LANES), self.row, count)
+                add_products(k, sums, lines, self.row, k.at(columns, c * LANES), self.row, count)
                 for r, each in enumerate(sums):
                     k.store(k.read(each), line, r * LANES)
 
@@ -131,29 +128,12 @@ class _Head:
             lines = [k.at(plane, (first + r) * self.row) for r in range(self.tile)]
             with k.loop(0, self.wide) as c:
                 sums = [k.variable(k.zero) for _ in lines]
-                self._dots(sums, lines, 1, k.at(matrix, c * (self.depth * LANES)), LANES, self.depth)
+                add_products(
+                    k, sums, lines, 1, k.at(matrix, c * (self.depth * LANES)), LANES, self.depth)
                 for r, each in enumerate(sums):
                     k.store(k.read(each), self.done, (c + r * self.wide) * LANES)
             with k.loop(0, k.min(self.tile, count - first)) as r:
                 write(first + r, self.load(self.done, r * self.row))
-
-    def _dots(self, sums, lines, step, weights, weight_step, count) -> None:
-        """``sums[r] += sum_i lines[r][i * step] weights[i * weight_step ...]``."""
-        k = self.k
-
-        def add(i, offset):
-            weight = k.load(k.at(weights, i * weight_step), offset * weight_step)
-            for total, line in zip(sums, lines, strict=True):
-                k.add_product(
-                    total, k.load_splat(k.at(line, i * step), offset * step), weight)
-
-        count = k.int(count)
-        whole = count - count % _UNROLL
-        with k.loop(0, whole, _UNROLL) as i:
-            for offset in range(_UNROLL):
-                add(i, offset)
-        with k.loop(whole, count) as i:
-            add(i, 0)
 
     def transpose(self, source, target) -> None:
         k = self.k

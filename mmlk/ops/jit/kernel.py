@@ -273,6 +273,13 @@ class Kernel:
             self.module, ir.FunctionType(self._vector, [self._vector] * len(vectors)), full)
         return self.b.call(function, vectors)
 
+    def sum_of_lanes(self, vector):
+        """The sum of a vector's floats, in all lanes."""
+        for distance in (8, 4, 2, 1):
+            vector = self.b.fadd(vector, self.shuffle(
+                vector, vector, [lane ^ distance for lane in range(LANES)]))
+        return vector
+
     def power_of_two(self, vector):
         """2 to the power of floats that are integers from -126 to 127."""
         bias, shift = (ir.Constant(self._indices, [each] * self.width) for each in (127, 23))

@@ -1,4 +1,4 @@
-"""Matrix product ``[residual +] act(x W^T + b)`` with a packed weight.
+"""Matrix product ``[residual +] factors * act(x W^T + b)`` with a packed weight.
 
 Vectors run over output features: a tile of up to 6 rows by 16 features stays in registers while the
 depth K is summed, so that each 16 weights loaded serve 6 rows and each float of ``x`` a whole vector.
@@ -16,11 +16,10 @@ from torch import Tensor
 from mmlk.ops.jit.gelu import gelu as gelu_of
 from mmlk.ops.jit.gelu import slope as gelu_slope
 from mmlk.ops.jit.kernel import LANES, kernel
+from mmlk.ops.jit.tile import ROWS, add_products
 
-# Rows of a tile: on AVX2 twelve of the sixteen registers hold sums.
-TILE_ROWS = 6
-UNROLL = 4
-
+# Products that are summed before they are added to the result.
+SPAN = 512
 # Rows of ``x`` that a task goes through for each panel, from its core's cache.
 TASK_ROWS = 96
 # Tasks per thread, so that one held up does not hold up the others; and the fewest multiplications
@@ -41,15 +40,18 @@ class Panels(NamedTuple):
     features: int
 
 
-@kernel('weight_p panels_p features depth stride')
-def _pack(k, weight, panels, features, depth, stride, *, transposed):
+@kernel('weight_p factors_p panels_p features depth stride')
+def _pack(k, weight, factors, panels, features, depth, stride, *, transposed, scaled):
     """Task ``t`` writes panel ``t``."""
     column = k.task * LANES
     panel = k.at(panels, column * depth)
     if transposed:
         slot, left = k.variable(k.zero), features - column
         with k.loop(0, depth) as i:
-            k.store(k.load_some(weight, i * stride + column, left, slot), panel, i * LANES)
+            vector = k.load_some(weight, i * stride + column, left, slot)
+            if scaled:
+                vector = k.b.fmul(vector, k.load_splat(factors, i))
+            k.store(vector, panel, i * LANES)
         return
     # Beyond the last row the last one is read again.
     lines = [k.at(weight, k.min(column + r, features - 1) * stride) for r in range(LANES)]
@@ -73,82 +75,119 @@ def _columns(k, fours):
         yield k.shuffle(k.shuffle(*quarters[:2], lanes), k.shuffle(*quarters[2:], lanes), range(16))
 
 
-def pack(weight: Tensor) -> Panels:
-    """Panels of a float32 weight (N, K); fast if its rows or its columns are contiguous."""
+def pack(weight: Tensor, factors: Tensor | None = None) -> Panels:
+    """Panels of a float32 weight (N, K); fast if its rows or its columns are contiguous.
+
+    Args:
+        weight: (N, K).
+        factors: (K,), contiguous, to multiply the columns of the weight with.
+    """
     features, depth = weight.shape
     transposed = weight.stride(0) == 1 and features > 1
-    if not transposed and weight.stride(1) != 1:
-        weight = weight.contiguous()
+    if not transposed and (weight.stride(1) != 1 or factors is not None):
+        weight = weight.contiguous() if factors is None else weight * factors
     count = -(-features // LANES)
     panels = weight.new_empty(count, depth, LANES)
-    _pack(transposed=transposed)(
-        count, 8 * weight.numel(), weight.data_ptr(), panels.data_ptr(), features, depth,
-        weight.stride(1 if transposed else 0))
+    scaled = transposed and factors is not None
+    _pack(transposed=transposed, scaled=scaled)(
+        count, 8 * weight.numel(), weight.data_ptr(), factors.data_ptr() if scaled else 0,
+        panels.data_ptr(), features, depth, weight.stride(1 if transposed else 0))
     return Panels(panels, features)
 
 
-@kernel('x_p panels_p bias_p residual_p before_p y_p rows features depth x_stride residual_stride '
-        'y_stride block groups task_rows task_panels')
-def _product(k, x, panels, bias, residual, before, y, rows, features, depth, x_stride,
+@kernel('x_p panels_p bias_p factors_p residual_p before_p y_p rows features depth span x_stride '
+        'residual_stride y_stride block groups task_rows task_panels')
+def _product(k, x, panels, bias, factors, residual, before, y, rows, features, depth, span, x_stride,
              residual_stride, y_stride, block, groups, task_rows, task_panels, *, biased, gelu, keep,
-             slope, add):
+             slope, scale, add):
     """Task ``t`` computes row block ``t / groups`` of panel group ``t % groups``.
 
-    Every ``block`` features see the next ``depth`` columns of ``x``.
+    Every ``block`` features see the next ``depth`` columns of ``x``. Sums of ``span`` products are added
+    up in ``y``; what follows the product is applied with the last.
     """
     top = k.task // groups * task_rows
     rows = k.min(task_rows, rows - top)
     first = k.task % groups * task_panels
     last = k.min(first + task_panels, (features + (LANES - 1)) // LANES)
-    tiles = (rows + (TILE_ROWS - 1)) // TILE_ROWS
-    slot = k.variable(k.zero)
-    done = k.scratch(TILE_ROWS)
-    with k.loop(first, last) as panel:
+    # Tiles of nearly equal height: 50 rows are not eight tiles of 6 and a slow one of 2.
+    tiles = (rows + (ROWS - 1)) // ROWS
+    tall = (rows + tiles - 1) // tiles
+    many = rows - tiles * (tall - 1)
+    slot, done, nothing = k.variable(k.zero), k.scratch(ROWS), k.scratch(1)
+    k.store(k.zero, nothing)
+    plain = not (gelu or keep or slope or scale)
+
+    with k.loop(0, k.max(depth, 1), span) as start, k.loop(first, last) as panel:
+        count, final = k.min(span, depth - start), start + span >= depth
         column = panel * LANES
         left = features - column
-        weights = k.at(panels, column * depth)
-        seen = k.at(x, column // block * depth)
-        start = k.load_some(bias, column, left, slot) if biased else k.zero
-        with k.loop(0, tiles) as tile:
-            # Tiles of nearly equal height: 50 rows are not eight tiles of 6 and a slow one of 2.
-            row = tile * rows // tiles
-            height = (tile + 1) * rows // tiles - row
-            row = row + top
-            for each in range(TILE_ROWS, 0, -1):
-                with k.when(height.compare('==', each)):
-                    _sums(k, each, start, k.at(seen, row * x_stride), x_stride, weights, depth, done)
-            with k.loop(0, height) as r:
-                value, place = k.load(done, r * LANES), (row + r) * y_stride + column
-                if keep:
-                    k.store_some(value, before, place, left, slot)
-                if gelu:
-                    value = gelu_of(k, value)
-                if slope:
-                    value = k.b.fmul(value, gelu_slope(k, k.load_some(before, place, left, slot)))
-                if add:
-                    other = (row + r) * residual_stride + column
-                    value = k.b.fadd(value, k.load_some(residual, other, left, slot))
-                k.store_some(value, y, place, left, slot)
+        weights = k.at(panels, column * depth + start * LANES)
+        seen = k.at(x, column // block * depth + start)
+        # What the sums are added to: bias, or the earlier spans.
+        begins = start.compare('==', 0)
+        earlier = k.choose(begins, k.at(bias, column) if biased else nothing, k.at(y, column))
+        earlier_stride = k.choose(begins, 0, y_stride)
 
+        def finish(row, height, sums):
+            def direct():
+                for r, total in enumerate(sums):
+                    place = (row + r) * y_stride + column
+                    k.write(total, k.b.fadd(
+                        k.read(total), k.load(earlier, (row + r) * earlier_stride)))
+                    if add:
+                        with k.when(final):
+                            k.write(total, k.b.fadd(k.read(total), k.load(
+                                residual, (row + r) * residual_stride + column)))
+                    k.store(k.read(total), y, place)
 
-def _sums(k, height, start, x, x_stride, weights, depth, done):
-    """``done[r] = start + sum_i x[r, i] weights[i]`` for ``height`` rows r."""
-    sums = [k.variable(start) for _ in range(height)]
-    lines = [k.at(x, x_stride * r) for r in range(height)]
+            def one_by_one():
+                for r, total in enumerate(sums):
+                    k.store(k.read(total), done, r * LANES)
+                with k.loop(0, height) as r:
+                    place = (row + r) * y_stride + column
+                    value = k.variable(k.b.fadd(k.load(done, r * LANES), k.load_some(
+                        earlier, (row + r) * earlier_stride, left, slot)))
+                    with k.when(final):
+                        if keep:
+                            k.store_some(k.read(value), before, place, left, slot)
+                        if gelu:
+                            k.write(value, gelu_of(k, k.read(value)))
+                        if slope:
+                            k.write(value, k.b.fmul(
+                                k.read(value),
+                                gelu_slope(k, k.load_some(before, place, left, slot))))
+                        if scale:
+                            k.write(value, k.b.fmul(
+                                k.read(value), k.load_some(factors, column, left, slot)))
+                        if add:
+                            k.write(value, k.b.fadd(k.read(value), k.load_some(
+                                residual, (row + r) * residual_stride + column, left, slot)))
+                    k.store_some(k.read(value), y, place, left, slot)
 
-    def step(i, offset):
-        weight = k.load(k.at(weights, i * LANES), offset * LANES)
-        for total, line in zip(sums, lines, strict=True):
-            k.add_product(total, k.load_splat(k.at(line, i), offset), weight)
+            whole = left >= LANES
+            with k.either(whole if plain else k.both(whole, k.b.not_(final))) as (then, otherwise):
+                with then:
+                    direct()
+                with otherwise:
+                    one_by_one()
 
-    whole = depth - depth % UNROLL
-    with k.loop(0, whole, UNROLL) as i:
-        for offset in range(UNROLL):
-            step(i, offset)
-    with k.loop(whole, depth) as i:
-        step(i, 0)
-    for r, total in enumerate(sums):
-        k.store(k.read(total), done, r * LANES)
+        for height in range(ROWS, 0, -1):
+            begin = k.choose(tall.compare('==', height), 0, many * tall)
+            number = k.choose(tall.compare('==', height), many, k.choose(
+                tall.compare('==', height + 1), tiles - many, 0))
+            with k.loop(0, number) as tile:
+                row = top + begin + tile * height
+                # Places of the next tile, which are seldom in the cache: their first and last floats.
+                for r in range(height, 2 * height):
+                    for place in (0, LANES - 1):
+                        place = (row + r) * y_stride + column + place
+                        k.prefetch(y, place, write=True)
+                        if keep or slope:
+                            k.prefetch(before, place, write=keep)
+                sums = [k.variable(k.zero) for _ in range(height)]
+                lines = [k.at(seen, (row + r) * x_stride) for r in range(height)]
+                add_products(k, sums, lines, 1, weights, LANES, count)
+                finish(row, height, sums)
 
 
 def _division(rows: int, count: int, depth: int, threads: int) -> tuple[int, int]:
@@ -172,8 +211,9 @@ def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool = False,
            residual: Tensor | None = None, out: Tensor | None = None,
-           before: Tensor | None = None, slope: bool = False, blocks: int = 1) -> Tensor:
-    """``[residual +] act(x W^T + b)`` in float32, without gradients.
+           before: Tensor | None = None, slope: bool = False, factors: Tensor | None = None,
+           blocks: int = 1) -> Tensor:
+    """``[residual +] factors * act(x W^T + b)`` in float32, without gradients.
 
     Args:
         x: (M, K), or (M, blocks K), rows contiguous.
@@ -182,8 +222,9 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
         gelu: Apply the exact GELU.
         residual: (M, N), rows contiguous.
         out: (M, N), rows contiguous, to write to; it may be ``residual``, and must not overlap ``x``.
-        before: (M, N) with the strides of the result: takes ``x W^T + b``, the value before ``gelu``.
+        before: (M, N) with the strides of the result: takes ``x W^T + b``, the value before all else.
         slope: Multiply with the derivative of GELU at ``before``, which is read instead.
+        factors: (N,), contiguous; one without them.
         blocks: Number of blocks on the diagonal of W: every N / blocks features, a multiple of 16,
             see K columns of their own. K stands for the depth of one block.
 
@@ -198,8 +239,9 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
     _check('x', x, (rows, blocks * depth))
     if blocks > 1 and features % (blocks * LANES):
         raise ValueError(f'linear: {features} features are not {blocks} blocks of whole vectors')
-    if bias is not None:
-        _check('bias', bias, (features,))
+    for name, each in (('bias', bias), ('factors', factors)):
+        if each is not None:
+            _check(name, each, (features,))
     if residual is not None:
         _check('residual', residual, (rows, features))
     if out is None:
@@ -216,11 +258,15 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
     task_rows, task_panels = _division(rows, count, depth, threads)
     groups = -(-count // task_panels)
     other = out if residual is None else residual
+    # A residual that lies in the result must be there to the end.
+    spans = 1 if other is out and residual is not None else -(-depth // SPAN)
+    span = -(-depth // max(spans, 1)) or 1
     _product(biased=bias is not None, gelu=gelu, keep=before is not None and not slope, slope=slope,
-             add=residual is not None)(
+             scale=factors is not None, add=residual is not None)(
         groups * -(-rows // task_rows), rows * features * depth,
-        x.data_ptr(), panels.data_ptr(), 0 if bias is None else bias.data_ptr(), other.data_ptr(),
+        x.data_ptr(), panels.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        0 if factors is None else factors.data_ptr(), other.data_ptr(),
         0 if before is None else before.data_ptr(), out.data_ptr(), rows, features, depth,
-        x.stride(0), other.stride(0), out.stride(0), features // blocks, groups, task_rows,
+        span, x.stride(0), other.stride(0), out.stride(0), features // blocks, groups, task_rows,
         task_panels)
     return out

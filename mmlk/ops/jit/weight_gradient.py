@@ -1,4 +1,4 @@
-"""Gradient ``g^T x`` of a linear layer's weight, and the sum of ``g`` over rows, which is its bias's.
+"""Gradient ``g^T x`` of a linear layer's weight, and those of its bias and of a scale behind it.
 
 Some rows at a time, both maps are copied to panels of 16 columns, in which each row is one line of the
 cache. A tile of the result is up to 6 columns of ``g`` by 16 of ``x``. Long sums are cut to spans whose
@@ -28,10 +28,13 @@ TASKS_PER_THREAD = 8
 TASK_COST = 2_000_000
 
 
-@kernel('g_p g_panels_p sums_p g_width g_stride x_p x_panels_p x_width x_stride rows span before')
-def _pack(k, g, g_panels, sums, g_width, g_stride, x, x_panels, x_width, x_stride, rows, span, before,
-          *, summed):
-    """The first tasks write `COPIED_TOGETHER` panels of ``g`` each and their sums, the others of ``x``."""
+@kernel('g_p g_panels_p y_p sums_p g_width g_stride x_p x_panels_p x_width x_stride rows span before')
+def _pack(k, g, g_panels, y, sums, g_width, g_stride, x, x_panels, x_width, x_stride, rows, span, before,
+          *, summed, multiplied):
+    """The first tasks write `COPIED_TOGETHER` panels of ``g`` each and their sums, the others of ``x``.
+
+    Behind the sums of ``g`` stand those of ``g y``.
+    """
     together = COPIED_TOGETHER * LANES
     count = (g_width + (together - 1)) // together
     is_g = k.task < count
@@ -40,37 +43,44 @@ def _pack(k, g, g_panels, sums, g_width, g_stride, x, x_panels, x_width, x_strid
     first = (k.task - k.choose(is_g, 0, count)) * together
     last = k.min(first + together, width)
     whole = last - last % LANES
-    slot, parts = k.variable(k.zero), k.scratch(COPIED_TOGETHER)
+    slot = k.variable(k.zero)
+    parts, by_y = k.scratch(COPIED_TOGETHER), k.scratch(COPIED_TOGETHER)
 
     with k.loop(0, rows, span) as start:
         with k.loop(0, COPIED_TOGETHER) as each:
             k.store(k.zero, parts, each * LANES)
+            k.store(k.zero, by_y, each * LANES)
 
-        def keep(vector, row, column):
+        def keep(row, column, load):
+            vector = load(k.at(source, row * stride + column))
             k.store(vector, panels, column * rows + row * LANES)
+            place = column - first
             if summed:
-                place = column - first
                 k.store(k.b.fadd(vector, k.load(parts, place)), parts, place)
+            if multiplied:
+                with k.when(is_g):
+                    other = load(k.at(y, row * stride + column))
+                    k.store(k.fma(vector, other, k.load(by_y, place)), by_y, place)
 
         with k.loop(start, k.min(start + span, rows)) as row:
-            line = k.at(source, row * stride)
             with k.loop(first, whole, LANES) as column:
-                vector = k.load(line, column)
-                k.prefetch(line, stride * AHEAD + column)
-                keep(vector, row, column)
+                k.prefetch(source, (row + AHEAD) * stride + column)
+                keep(row, column, k.load)
             with k.when(last > whole):
-                keep(k.load_some(line, whole, last - whole, slot), row, whole)
-        if summed:
-            with k.when(is_g), k.loop(first, last, LANES) as column:
-                total = k.variable(k.load(parts, column - first))
-                with k.when(start + before > 0):
-                    k.write(total, k.b.fadd(
-                        k.read(total), k.load_some(sums, column, last - column, slot)))
-                k.store_some(k.read(total), sums, column, last - column, slot)
+                keep(row, whole, lambda place: k.load_some(place, 0, last - whole, slot))
+        for wanted, kept, offset in ((summed, parts, 0), (multiplied, by_y, width)):
+            if wanted:
+                with k.when(is_g), k.loop(first, last, LANES) as column:
+                    total = k.variable(k.load(kept, column - first))
+                    with k.when(start + before > 0):
+                        k.write(total, k.b.fadd(k.read(total), k.load_some(
+                            sums, offset + column, last - column, slot)))
+                    k.store_some(k.read(total), sums, offset + column, last - column, slot)
 
 
-@kernel('g_p x_p y_p depth rows columns span before groups task_rows task_columns')
-def _product(k, g, x, y, depth, rows, columns, span, before, groups, task_rows, task_columns):
+@kernel('g_p x_p factors_p y_p depth rows columns span before groups task_rows task_columns')
+def _product(k, g, x, factors, y, depth, rows, columns, span, before, groups, task_rows, task_columns,
+             *, scaled):
     """Task ``t``: row panels of block ``t / groups`` by column panels of block ``t % groups``."""
     top, first = k.task // groups * task_rows, k.task % groups * task_columns
     bottom = k.min(top + task_rows, (rows + (LANES - 1)) // LANES)
@@ -94,6 +104,10 @@ def _product(k, g, x, y, depth, rows, columns, span, before, groups, task_rows, 
                          LANES, count)
             with k.either(k.both(columns - column >= LANES, rows - row >= height)) as (whole, part):
                 with whole:
+                    if scaled:
+                        for r, total in enumerate(sums):
+                            k.write(total, k.b.fmul(
+                                k.read(total), k.load_splat(factors, row + r)))
                     with k.when(later):
                         for r, total in enumerate(sums):
                             k.write(total, k.b.fadd(k.read(total), k.load(corner, columns * r)))
@@ -104,6 +118,9 @@ def _product(k, g, x, y, depth, rows, columns, span, before, groups, task_rows, 
                         k.store(k.read(total), done, r * LANES)
                     with k.loop(0, k.min(height, rows - row)) as r:
                         total = k.variable(k.load(done, r * LANES))
+                        if scaled:
+                            k.write(total, k.b.fmul(
+                                k.read(total), k.load_splat(factors, row + r)))
                         with k.when(later):
                             k.write(total, k.b.fadd(k.read(total), k.load_some(
                                 corner, columns * r, columns - column, slot)))
@@ -126,31 +143,38 @@ def _division(rows: int, columns: int, cost: int, threads: int) -> tuple[int, in
     return task_rows, _parts(columns, groups)
 
 
-def weight_gradient(grad: Tensor, x: Tensor, *, bias: bool) -> tuple[Tensor, Tensor | None]:
-    """``g^T x``, and ``sum_m g[m]`` if ``bias``, in float32.
+def weight_gradient(grad: Tensor, x: Tensor, *, bias: bool = False, factors: Tensor | None = None,
+                    y: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``(factors * g)^T x``, ``factors * sum_m g[m]`` and ``sum_m g[m] y[m]``, in float32.
 
     Args:
         grad: (M, N), rows contiguous, M >= 1.
         x: (M, K), rows contiguous.
-        bias: Whether the sum is wanted.
+        bias: Whether the first sum is wanted.
+        factors: (N,), contiguous; one without them.
+        y: (M, N) with the strides of ``grad``; without it the second sum is None.
 
     Returns:
-        (N, K) and (N,), contiguous.
+        (N, K), (N,) and (N,), contiguous.
 
     Raises:
-        ValueError: if shapes do not fit, or a map is not float32 on the CPU with contiguous rows.
+        ValueError: if shapes do not fit, or an operand is not float32 on the CPU in the order said.
     """
-    for name, each in (('grad', grad), ('x', x)):
-        if not (each.dim() == 2 and 0 < each.shape[0] == grad.shape[0] and each.dtype == torch.float32
-                and each.is_cpu and (each.stride(1) == 1 or each.shape[1] == 1)):
+    (depth, rows), columns = grad.shape, x.shape[1]
+    for name, each, shape in (('grad', grad, grad.shape), ('x', x, (depth, columns)),
+                              ('factors', factors, (rows,)), ('y', y, grad.shape)):
+        if each is not None and not (
+                each.shape == shape and each.numel() > 0 and each.dtype == torch.float32
+                and each.is_cpu and (each.stride(-1) == 1 or shape[-1] == 1)):
             raise ValueError(
                 f'weight_gradient: {name} {tuple(each.shape)} with strides {each.stride()}, '
-                f'{each.dtype} on {each.device}, is not a matrix of {grad.shape[0]} >= 1 contiguous '
+                f'{each.dtype} on {each.device}, is not {tuple(shape)}, not empty, with contiguous '
                 'rows in float32 on the CPU')
-    (depth, rows), columns = grad.shape, x.shape[1]
+    if y is not None and y.stride() != grad.stride():
+        raise ValueError(f'weight_gradient: strides {y.stride()} of y are not {grad.stride()}')
     chunk = _parts(depth, _parts(depth * (rows + columns), CHUNK))
     left, right = (grad.new_empty(_parts(each, LANES), chunk, LANES) for each in (rows, columns))
-    y, sums = grad.new_empty(rows, columns), grad.new_empty(rows) if bias else None
+    result, sums = grad.new_empty(rows, columns), grad.new_empty(2, rows)
     task_rows, task_columns = _division(len(left), len(right), chunk * rows * columns,
                                         torch.get_num_threads())
     groups = _parts(len(right), task_columns)
@@ -158,12 +182,13 @@ def weight_gradient(grad: Tensor, x: Tensor, *, bias: bool) -> tuple[Tensor, Ten
     for before in range(0, depth, chunk):
         count = min(chunk, depth - before)
         span = _parts(count, _parts(count, SPAN))
-        _pack(summed=bias)(
+        _pack(summed=bias, multiplied=y is not None)(
             copies, 4 * count * (rows + columns), grad[before:].data_ptr(), left.data_ptr(),
-            sums.data_ptr() if bias else 0, rows, grad.stride(0), x[before:].data_ptr(),
-            right.data_ptr(), columns, x.stride(0), count, span, before)
-        _product()(
+            0 if y is None else y[before:].data_ptr(), sums.data_ptr(), rows, grad.stride(0),
+            x[before:].data_ptr(), right.data_ptr(), columns, x.stride(0), count, span, before)
+        _product(scaled=factors is not None)(
             _parts(len(left), task_rows) * groups, count * rows * columns, left.data_ptr(),
-            right.data_ptr(), y.data_ptr(), count, rows, columns, span, before, groups, task_rows,
-            task_columns)
-    return y, sums
+            right.data_ptr(), 0 if factors is None else factors.data_ptr(), result.data_ptr(), count,
+            rows, columns, span, before, groups, task_rows, task_columns)
+    total = None if not bias else sums[0] if factors is None else sums[0].mul_(factors)
+    return result, total, None if y is None else sums[1]
