@@ -19,7 +19,8 @@ from mmlk.ops.blocked import BlockedWeights, eager, usable
 from mmlk.ops.jit import attention as jit_attention
 from mmlk.ops.jit import depthwise
 from mmlk.ops.jit.kernel import LANES
-from mmlk.ops.jit.linear import linear, pack
+from mmlk.ops.jit.linear import linear
+from mmlk.ops.jit.panels import pack
 
 
 def attends_as_one(x: Tensor, qk: nn.Module) -> bool:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from mmlk.ops import blocked, jit
 from mmlk.ops.blocked import BlockedWeights
+from mmlk.ops.jit.linear import PLAIN_ROWS
 from mmlk.ops.jit.linear import linear as compiled_linear
-from mmlk.ops.jit.linear import pack
+from mmlk.ops.jit.panels import Panels, Plain, pack, plain
 from mmlk.ops.jit.weight_gradient import weight_gradient as compiled_weight_gradient
 
-# Rows from which packing a weight for one product pays.
-MANY_ROWS = 128
+# Rows from which the compiled product is faster than oneDNN's.
+MANY_ROWS = 32
 # Multiplications from which a compiled weight gradient is worth its call.
 MANY_PRODUCTS = 1_000_000
 # Rows up to which MKL sums a weight gradient slowly.
@@ -53,10 +54,15 @@ def _compilable(*operands: Tensor | None) -> bool:
             and torch._C._functorch.peek_interpreter_stack() is None)
 
 
+def _in_order(x: Tensor, weight: Tensor, factors: Tensor | None = None) -> Panels | Plain:
+    """``weight`` for one compiled product: packed first where many rows need it."""
+    return (pack if x.shape[0] > PLAIN_ROWS else plain)(weight, factors)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """``x W^T + b``, or the exact GELU of it, without gradients: (M, K) and (N, K) to (M, N)."""
     if compiles(x, weight, bias):
-        return compiled_linear(_matrix(x), pack(weight), bias, gelu=gelu)
+        return compiled_linear(_matrix(x), _in_order(x, weight), bias, gelu=gelu)
     if has_onednn(x):
         activation = ('gelu', [], 'none') if gelu else ('none', [], '')
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
@@ -68,7 +74,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor,
     """``x W^T + b`` and the exact GELU of it."""
     if compiles(x, weight, bias):
         wide = x.new_empty(x.shape[0], weight.shape[0])
-        return wide, compiled_linear(_matrix(x), pack(weight), bias, gelu=True, before=wide)
+        return wide, compiled_linear(_matrix(x), _in_order(x, weight), bias, gelu=True, before=wide)
     wide = linear(x, weight, bias)
     return wide, F.gelu(wide)
 
@@ -87,7 +93,7 @@ def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor 
     if compiles(x, weight, bias, scale, residual):
         y = None if scale is None else x.new_empty(x.shape[0], weight.shape[0])
         return compiled_linear(
-            _matrix(x), pack(weight), bias, factors=scale, residual=residual, before=y), y
+            _matrix(x), _in_order(x, weight), bias, factors=scale, residual=residual, before=y), y
     y = linear(x, weight, bias)
     if scale is None:
         return y if residual is None else y.add_(residual), None
@@ -158,7 +164,7 @@ def input_gradient(grad: Tensor, weight: Tensor, before: Tensor | None = None,
     """
     if compiles(grad, weight, before, scale):
         return compiled_linear(
-            _matrix(grad), pack(weight.t(), scale), before=before, slope=before is not None)
+            _matrix(grad), _in_order(grad, weight.t(), scale), before=before, slope=before is not None)
     y = _plain_input_gradient(grad if scale is None else grad * scale, weight)
     if before is None:
         return y

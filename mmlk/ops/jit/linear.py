@@ -2,13 +2,11 @@
 
 Vectors run over output features: a tile of up to 6 rows by 16 features stays in registers while the
 depth K is summed, so that each 16 weights loaded serve 6 rows and each float of ``x`` a whole vector.
-The weight lies in panels of 16 features, in the order in which it is read. Every output is one sum
-in the order of K, however rows and features are divided among tasks.
+The weight is read in panels of 16 features (`mmlk.ops.jit.panels`). Every output is one sum in the order
+of K, with a stop every `SPAN` products, however rows and features are divided among tasks.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch import Tensor
 from mmlk.ops.jit.gelu import gelu as gelu_of
 from mmlk.ops.jit.gelu import slope as gelu_slope
 from mmlk.ops.jit.kernel import LANES, kernel
+from mmlk.ops.jit.panels import Panels, Plain, fetch, fill
 from mmlk.ops.jit.tile import ROWS, add_products
 
 # Products that are summed before they are added to the result.
@@ -26,83 +25,19 @@ TASK_ROWS = 96
 # that are worth a task, some 50 microseconds.
 TASKS_PER_THREAD = 8
 TASK_COST = 2_000_000
+# The same of products that pack the weight themselves.
+PLAIN_ROWS, PLAIN_TASKS = 256, 4
 
 
-class Panels(NamedTuple):
-    """A weight (N, K) in the order in which it is read.
-
-    Attributes:
-        panels: (ceil(N / 16), K, 16); what stands beyond N does not matter.
-        features: N.
-    """
-
-    panels: Tensor
-    features: int
-
-
-@kernel('weight_p factors_p panels_p features depth stride')
-def _pack(k, weight, factors, panels, features, depth, stride, *, transposed, scaled):
-    """Task ``t`` writes panel ``t``."""
-    column = k.task * LANES
-    panel = k.at(panels, column * depth)
-    if transposed:
-        slot, left = k.variable(k.zero), features - column
-        with k.loop(0, depth) as i:
-            vector = k.load_some(weight, i * stride + column, left, slot)
-            if scaled:
-                vector = k.b.fmul(vector, k.load_splat(factors, i))
-            k.store(vector, panel, i * LANES)
-        return
-    # Beyond the last row the last one is read again.
-    lines = [k.at(weight, k.min(column + r, features - 1) * stride) for r in range(LANES)]
-    whole = depth - depth % 4
-    with k.loop(0, whole, 4) as i:
-        for offset, vector in enumerate(_columns(k, [k.load_four(line, i) for line in lines])):
-            k.store(vector, panel, (i + offset) * LANES)
-    with k.loop(whole, depth) as i:
-        for r, line in enumerate(lines):
-            k.copy_float(k.at(line, i), k.at(panel, i * LANES + r))
-
-
-def _columns(k, fours):
-    """The four columns, 16 floats each, of 16 rows of four floats."""
-    # Four rows at a time: their first floats, their second, third and fourth.
-    by_column = [4 * row + column for column in range(4) for row in range(4)]
-    quarters = [k.shuffle(*(k.shuffle(*fours[r:r + 2], range(8)) for r in (first, first + 2)), by_column)
-                for first in range(0, LANES, 4)]
-    for column in range(4):
-        lanes = [*range(4 * column, 4 * column + 4), *range(16 + 4 * column, 20 + 4 * column)]
-        yield k.shuffle(k.shuffle(*quarters[:2], lanes), k.shuffle(*quarters[2:], lanes), range(16))
-
-
-def pack(weight: Tensor, factors: Tensor | None = None) -> Panels:
-    """Panels of a float32 weight (N, K); fast if its rows or its columns are contiguous.
-
-    Args:
-        weight: (N, K).
-        factors: (K,), contiguous, to multiply the columns of the weight with.
-    """
-    features, depth = weight.shape
-    transposed = weight.stride(0) == 1 and features > 1
-    if not transposed and (weight.stride(1) != 1 or factors is not None):
-        weight = weight.contiguous() if factors is None else weight * factors
-    count = -(-features // LANES)
-    panels = weight.new_empty(count, depth, LANES)
-    scaled = transposed and factors is not None
-    _pack(transposed=transposed, scaled=scaled)(
-        count, 8 * weight.numel(), weight.data_ptr(), factors.data_ptr() if scaled else 0,
-        panels.data_ptr(), features, depth, weight.stride(1 if transposed else 0))
-    return Panels(panels, features)
-
-
-@kernel('x_p panels_p bias_p factors_p residual_p before_p y_p rows features depth span x_stride '
-        'residual_stride y_stride block groups task_rows task_panels')
-def _product(k, x, panels, bias, factors, residual, before, y, rows, features, depth, span, x_stride,
-             residual_stride, y_stride, block, groups, task_rows, task_panels, *, biased, gelu, keep,
-             slope, scale, add):
+@kernel('x_p weight_p weight_factors_p bias_p factors_p residual_p before_p y_p rows features depth '
+        'span weight_stride x_stride residual_stride y_stride block groups task_rows task_panels')
+def _product(k, x, weight, weight_factors, bias, factors, residual, before, y, rows, features, depth,
+             span, weight_stride, x_stride, residual_stride, y_stride, block, groups, task_rows,
+             task_panels, *, packed, transposed, scaled, biased, gelu, keep, slope, scale, add):
     """Task ``t`` computes row block ``t / groups`` of panel group ``t % groups``.
 
-    Every ``block`` features see the next ``depth`` columns of ``x``. Sums of ``span`` products are added
+    The weight is packed already, or its pieces are packed here. Every ``block`` features see the next
+    ``depth`` columns of ``x``. Sums of ``span`` products are added
     up in ``y``; what follows the product is applied with the last.
     """
     top = k.task // groups * task_rows
@@ -115,13 +50,20 @@ def _product(k, x, panels, bias, factors, residual, before, y, rows, features, d
     many = rows - tiles * (tall - 1)
     slot, done, nothing = k.variable(k.zero), k.scratch(ROWS), k.scratch(1)
     k.store(k.zero, nothing)
+    near = None if packed else k.scratch(span)
     plain = not (gelu or keep or slope or scale)
 
     with k.loop(0, k.max(depth, 1), span) as start, k.loop(first, last) as panel:
         count, final = k.min(span, depth - start), start + span >= depth
         column = panel * LANES
         left = features - column
-        weights = k.at(panels, column * depth + start * LANES)
+        if packed:
+            weights = k.at(weight, column * depth + start * LANES)
+        else:
+            weights = near
+            fill(k, near, weight, weight_factors, column, features, start, count, weight_stride, slot,
+                 transposed=transposed, scaled=scaled)
+            share = (count + (tiles - 1)) // tiles
         seen = k.at(x, column // block * depth + start)
         # What the sums are added to: bias, or the earlier spans.
         begins = start.compare('==', 0)
@@ -172,11 +114,16 @@ def _product(k, x, panels, bias, factors, residual, before, y, rows, features, d
                     one_by_one()
 
         for height in range(ROWS, 0, -1):
-            begin = k.choose(tall.compare('==', height), 0, many * tall)
+            others = k.choose(tall.compare('==', height), 0, many)
+            begin = others * tall
             number = k.choose(tall.compare('==', height), many, k.choose(
                 tall.compare('==', height + 1), tiles - many, 0))
             with k.loop(0, number) as tile:
                 row = top + begin + tile * height
+                if not packed:
+                    line = (others + tile) * share
+                    fetch(k, weight, column + LANES, features, start, weight_stride, line, line + share,
+                          transposed=transposed)
                 # Places of the next tile, which are seldom in the cache: their first and last floats.
                 for r in range(height, 2 * height):
                     for place in (0, LANES - 1):
@@ -190,9 +137,15 @@ def _product(k, x, panels, bias, factors, residual, before, y, rows, features, d
                 finish(row, height, sums)
 
 
-def _division(rows: int, count: int, depth: int, threads: int) -> tuple[int, int]:
+def _division(rows: int, count: int, depth: int, packed: bool) -> tuple[int, int]:
     """Rows and panels of a task."""
-    wanted = min(TASKS_PER_THREAD * threads, rows * count * LANES * depth // TASK_COST)
+    threads = torch.get_num_threads()
+    work = rows * count * LANES * depth // TASK_COST
+    if not packed:
+        # Every block of rows packs the weight again.
+        blocks = -(-rows // PLAIN_ROWS)
+        return -(-rows // blocks), -(-count * blocks // max(1, min(PLAIN_TASKS * threads, work)))
+    wanted = min(TASKS_PER_THREAD * threads, work)
     blocks = -(-rows // TASK_ROWS)
     if blocks >= wanted:
         # As many for one thread as for the other.
@@ -209,7 +162,7 @@ def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
             f'is not {shape} with contiguous rows in float32 on the CPU')
 
 
-def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool = False,
+def linear(x: Tensor, weight: Panels | Plain, bias: Tensor | None = None, *, gelu: bool = False,
            residual: Tensor | None = None, out: Tensor | None = None,
            before: Tensor | None = None, slope: bool = False, factors: Tensor | None = None,
            blocks: int = 1) -> Tensor:
@@ -217,7 +170,7 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
 
     Args:
         x: (M, K), or (M, blocks K), rows contiguous.
-        weight: `pack` of (N, K).
+        weight: (N, K), as `mmlk.ops.jit.panels.pack` or `plain` give it.
         bias: (N,), contiguous.
         gelu: Apply the exact GELU.
         residual: (M, N), rows contiguous.
@@ -234,8 +187,10 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
     Raises:
         ValueError: if shapes do not fit, or an operand is not float32 on the CPU in the order said.
     """
-    panels, features = weight
-    rows, depth = x.shape[0], panels.shape[1]
+    packed = isinstance(weight, Panels)
+    matrix = weight[0]
+    features, depth = (weight.features if packed else matrix.shape[0]), matrix.shape[1]
+    rows = x.shape[0]
     _check('x', x, (rows, blocks * depth))
     if blocks > 1 and features % (blocks * LANES):
         raise ValueError(f'linear: {features} features are not {blocks} blocks of whole vectors')
@@ -254,19 +209,24 @@ def linear(x: Tensor, weight: Panels, bias: Tensor | None = None, *, gelu: bool 
             raise ValueError(f'linear: strides {before.stride()} of before are not {out.stride()}')
     if rows == 0:
         return out
-    count, threads = panels.shape[0], torch.get_num_threads()
-    task_rows, task_panels = _division(rows, count, depth, threads)
+    count = -(-features // LANES)
+    task_rows, task_panels = _division(rows, count, depth, packed)
     groups = -(-count // task_panels)
     other = out if residual is None else residual
     # A residual that lies in the result must be there to the end.
     spans = 1 if other is out and residual is not None else -(-depth // SPAN)
     span = -(-depth // max(spans, 1)) or 1
-    _product(biased=bias is not None, gelu=gelu, keep=before is not None and not slope, slope=slope,
-             scale=factors is not None, add=residual is not None)(
-        groups * -(-rows // task_rows), rows * features * depth,
-        x.data_ptr(), panels.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        0 if factors is None else factors.data_ptr(), other.data_ptr(),
-        0 if before is None else before.data_ptr(), out.data_ptr(), rows, features, depth,
-        span, x.stride(0), other.stride(0), out.stride(0), features // blocks, groups, task_rows,
-        task_panels)
+    order = dict(packed=True, transposed=False, scaled=False) if packed else dict(
+        packed=False, transposed=weight.transposed, scaled=weight.factors is not None)
+    _product(**order, biased=bias is not None, gelu=gelu, keep=before is not None and not slope,
+             slope=slope, scale=factors is not None, add=residual is not None)(
+        groups * -(-rows // task_rows), rows * features * depth, x.data_ptr(), matrix.data_ptr(),
+        _address(weight.factors if order['scaled'] else None), _address(bias), _address(factors),
+        other.data_ptr(), _address(before), out.data_ptr(), rows, features, depth, span,
+        0 if packed else weight.stride, x.stride(0), other.stride(0), out.stride(0),
+        features // blocks, groups, task_rows, task_panels)
     return out
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

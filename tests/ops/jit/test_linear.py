@@ -8,7 +8,8 @@ import torch
 from mmlk.ops import jit, products
 from mmlk.ops.blocked import BlockedWeights
 from mmlk.ops.jit.kernel import kernel
-from mmlk.ops.jit.linear import linear, pack
+from mmlk.ops.jit.linear import linear
+from mmlk.ops.jit.panels import pack
 from tests.cases import TOLERANCE, assert_close
 
 pytestmark = pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.unavailable()))
