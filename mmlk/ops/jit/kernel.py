@@ -400,13 +400,6 @@ class Kernel:
         with self.loop(count - count % 4, count) as lane:
             self.copy_float(self.at(source, lane), self.at(target, lane))
 
-    def prefetch(self, pointer, offset=0, *, write: bool = False) -> None:
-        """Ask for the cache line ``offset`` floats on; it may lie beyond the memory."""
-        name = 'llvm.prefetch.p0'
-        function = self.module.globals.get(name) or ir.Function(
-            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I32, _I32, _I32]), name)
-        self.b.call(function, [self.at(pointer, offset), *map(_I32, (int(write), 3, 1))])
-
     def copy_float(self, source, target) -> None:
         """Copy one float from address to address."""
         self.b.store(self.b.load(source, typ=_F32, align=4), target, align=4)

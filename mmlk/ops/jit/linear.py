@@ -25,8 +25,8 @@ TASK_ROWS = 96
 # that are worth a task, some 50 microseconds.
 TASKS_PER_THREAD = 8
 TASK_COST = 2_000_000
-# The same of products that pack the weight themselves.
-PLAIN_ROWS, PLAIN_TASKS = 256, 4
+# Rows of a task that packs the weight itself, at most.
+PLAIN_ROWS = 256
 
 
 @kernel('x_p weight_p weight_factors_p bias_p factors_p residual_p before_p y_p rows features depth '
@@ -144,7 +144,7 @@ def _division(rows: int, count: int, depth: int, packed: bool) -> tuple[int, int
     if not packed:
         # Every block of rows packs the weight again.
         blocks = -(-rows // PLAIN_ROWS)
-        return -(-rows // blocks), -(-count * blocks // max(1, min(PLAIN_TASKS * threads, work)))
+        return -(-rows // blocks), -(-count * blocks // max(1, min(TASKS_PER_THREAD * threads, work)))
     wanted = min(TASKS_PER_THREAD * threads, work)
     blocks = -(-rows // TASK_ROWS)
     if blocks >= wanted:

@@ -88,8 +88,8 @@ def _product(k, g, x, factors, y, depth, rows, columns, span, before, groups, ta
     slot, done = k.variable(k.zero), k.scratch(ROWS)
     with k.loop(0, depth, span) as start, k.loop(first, last) as right, k.loop(top, bottom) as left:
         count, later = k.min(span, depth - start), start + before > 0
-        factors = k.at(g, (left * depth + start) * LANES)
-        vectors = k.at(x, (right * depth + start) * LANES)
+        ours = k.at(g, (left * depth + start) * LANES)
+        theirs = k.at(x, (right * depth + start) * LANES)
         column = right * LANES
 
         def tile(offset, height):
@@ -100,8 +100,8 @@ def _product(k, g, x, factors, y, depth, rows, columns, span, before, groups, ta
                 k.prefetch(corner, columns * r, write=True)
                 k.prefetch(corner, columns * r + (LANES - 1), write=True)
             sums = [k.variable(k.zero) for _ in range(height)]
-            add_products(k, sums, [k.at(factors, offset + r) for r in range(height)], LANES, vectors,
-                         LANES, count)
+            add_products(k, sums, [k.at(ours, offset + r) for r in range(height)], LANES, theirs, LANES,
+                         count)
             with k.either(k.both(columns - column >= LANES, rows - row >= height)) as (whole, part):
                 with whole:
                     if scaled:

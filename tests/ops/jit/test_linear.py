@@ -9,7 +9,7 @@ from mmlk.ops import jit, products
 from mmlk.ops.blocked import BlockedWeights
 from mmlk.ops.jit.kernel import kernel
 from mmlk.ops.jit.linear import linear
-from mmlk.ops.jit.panels import pack
+from mmlk.ops.jit.panels import pack, plain
 from tests.cases import TOLERANCE, assert_close
 
 pytestmark = pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.unavailable()))
@@ -48,12 +48,53 @@ def test_every_remainder_of_rows_depth_and_features(rows, depth, features):
                  expected(x, weight, bias, True, residual), LIMIT)
 
 
+def columns_contiguous(weight):
+    return weight.t().contiguous().t()
+
+
+ORDERS = {
+    'packed rows': pack,
+    'packed columns': lambda weight, *rest: pack(columns_contiguous(weight), *rest),
+    'plain rows': plain,
+    'plain columns': lambda weight, *rest: plain(columns_contiguous(weight), *rest),
+}
+
+
+@pytest.mark.parametrize('order', ORDERS)
 @pytest.mark.parametrize(('rows', 'depth', 'features'), [
-    (800, 24, 50), (50, 300, 700), (257, 96, 130), (513, 7, 33), (1, 512, 2048)])
-def test_many_tasks_cover_the_result(rows, depth, features):
+    (800, 24, 50), (50, 300, 700), (257, 96, 130), (513, 7, 33), (1, 512, 2048), (7, 1301, 37),
+    (300, 600, 17), (5, 3, 1)])
+def test_many_tasks_and_spans_cover_the_result(rows, depth, features, order):
     x, weight, bias, residual = operands(rows, depth, features)
-    y = linear(x, pack(weight), bias, residual=residual)
-    assert_close('product', y, expected(x, weight, bias, residual=residual), LIMIT)
+    weight, factors = ORDERS[order](weight), torch.randn(features)
+    y = linear(x, weight, bias, residual=residual)
+    assert_close('sum', y, expected(x, weight=plain_matrix(weight, depth), bias=bias, residual=residual),
+                 LIMIT)
+    before = torch.empty_like(y)
+    y = linear(x, weight, bias, gelu=True, factors=factors, before=before)
+    want = expected(x, plain_matrix(weight, depth), bias)
+    assert_close('before', before, want, LIMIT)
+    assert_close('scaled', y, factors.double() * exact_gelu(want), LIMIT)
+
+
+def plain_matrix(weight, depth):
+    """(N, K) again."""
+    if hasattr(weight, 'matrix'):
+        return weight.matrix
+    return weight.panels.transpose(1, 2).reshape(-1, depth)[:weight.features]
+
+
+@pytest.mark.parametrize('order', ORDERS)
+@pytest.mark.parametrize(('rows', 'depth', 'features'), [(9, 21, 35), (40, 600, 16)])
+def test_factors_of_the_columns_of_a_weight(rows, depth, features, order):
+    x, weight, _, _ = operands(rows, depth, features)
+    factors = torch.randn(depth)
+    got = linear(x, ORDERS[order](weight, factors))
+    assert_close('product', got, expected(x * factors.double(), weight), LIMIT)
+    with pytest.raises(ValueError, match='plain: factors'):
+        ORDERS[order](weight, factors[:-1])
+    with pytest.raises(ValueError, match='plain: weight .*float64'):
+        ORDERS[order](weight.double())
 
 
 @pytest.mark.parametrize(('rows', 'depth', 'features', 'blocks'), [
@@ -166,16 +207,18 @@ def test_operands_that_end_with_their_memory_are_not_read_beyond_it():
         storage = torch.cat([values.flatten(), torch.full((64,), math.nan)])
         return storage[:values.numel()].view(values.shape)
 
-    got = linear(at_the_end(x), pack(at_the_end(weight)), at_the_end(bias),
-                 residual=at_the_end(residual))
-    assert torch.equal(got, linear(x, pack(weight), bias, residual=residual))
+    want = linear(x, pack(weight), bias, residual=residual)
+    for order in (pack, plain):
+        for held in (at_the_end(weight), at_the_end(weight.t()).t()):
+            got = linear(at_the_end(x), order(held), at_the_end(bias), residual=at_the_end(residual))
+            assert torch.equal(got, want)
 
 
 def test_the_residual_may_be_the_result():
-    x, weight, bias, residual = operands(20, 30, 40)
-    want = linear(x, pack(weight), bias, residual=residual)
+    x, weight, bias, residual = operands(20, 1100, 40)
+    want = expected(x, weight, bias, residual=residual)
     linear(x, pack(weight), bias, residual=residual, out=residual)
-    assert torch.equal(residual, want)
+    assert_close('in place', residual, want, LIMIT)
 
 
 @pytest.fixture
@@ -185,13 +228,15 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize('order', ORDERS)
 @pytest.mark.parametrize(('rows', 'depth', 'features'), [(50, 301, 500), (700, 96, 90)])
-def test_results_do_not_depend_on_the_number_of_threads(threads, rows, depth, features):
+def test_results_do_not_depend_on_the_number_of_threads(threads, rows, depth, features, order):
     x, weight, bias, _ = operands(rows, depth, features)
+    weight = ORDERS[order](weight)
     threads(1)
-    alone = linear(x, pack(weight), bias, gelu=True)
+    alone = linear(x, weight, bias, gelu=True)
     threads(2)
-    assert torch.equal(linear(x, pack(weight), bias, gelu=True), alone)
+    assert torch.equal(linear(x, weight, bias, gelu=True), alone)
 
 
 def test_weights_of_any_strides_are_packed():
@@ -211,7 +256,8 @@ def test_no_rows_and_no_depth():
 
 @pytest.mark.parametrize('change', [
     dict(x=torch.zeros(4, 7)), dict(x=torch.zeros(4, 16)[:, ::2]), dict(x=torch.zeros(4, 8).double()),
-    dict(bias=torch.zeros(4)), dict(residual=torch.zeros(4, 4)), dict(out=torch.zeros(3, 5)),
+    dict(bias=torch.zeros(4)), dict(factors=torch.zeros(4)), dict(residual=torch.zeros(4, 4)),
+    dict(out=torch.zeros(3, 5)),
     dict(out=torch.zeros(4, 5, dtype=torch.int32)),
 ], ids=lambda change: next(iter(change)))
 def test_operands_that_do_not_fit_are_refused(change):
