@@ -25,7 +25,7 @@ _MEAN, _SCALE, _REST, _INVERSE = _ROWS = range(4)
 """Rows of a branch in the table of what the forward pass found: mean, factor of the centred branch,
 ``mean - true mean``, inverse deviation. One more row, after those of all branches, is their shift."""
 
-_CHUNK = 16
+_CHUNK = 32
 """Pixels that a task of the forward sum takes."""
 
 
@@ -101,29 +101,27 @@ def _pixels(k: Kernel, number, height, width, bands):
     return rows * k.min(band_columns, width - number % column_bands * band_columns)
 
 
-@kernel('z_0_p z_1_p z_2_p table_p y_p channels pixels')
-def _affine(k: Kernel, z_0, z_1, z_2, table, y, channels, pixels, *, count):
+@kernel('z_0_p z_1_p z_2_p table_p y_p channels pixels chunks')
+def _affine(k: Kernel, z_0, z_1, z_2, table, y, channels, pixels, chunks, *, count):
+    image, first = k.task // chunks, k.task % chunks * _CHUNK
+    end, blocks = k.min(first + _CHUNK, pixels), (channels + (LANES - 1)) // LANES
     slot = k.variable(k.zero)
-    first = k.task * _CHUNK
-    with k.loop(first, k.min(first + _CHUNK, pixels)) as pixel:
-        line = pixel * channels
+    with k.loop(0, blocks) as block:
+        channel = block * LANES
+        width = channels - channel
 
-        def add(channel, width):
-            def row(number):
-                return k.load_some(table, channel + number * channels, width, slot)
+        def row(number):
+            return k.load_some(table, channel + number * channels, width, slot)
 
-            total = row(len(_ROWS) * count)
-            for index, z in enumerate((z_0, z_1, z_2)[:count]):
-                mean, scale = (row(len(_ROWS) * index + each) for each in (_MEAN, _SCALE))
-                value = k.load_some(z, line + channel, width, slot)
+        numbers = [(row(len(_ROWS) * index + _MEAN), row(len(_ROWS) * index + _SCALE))
+                   for index in range(count)]
+        shift, start = row(len(_ROWS) * count), (image * blocks + block) * pixels
+        with k.loop(first, end) as pixel:
+            total = shift
+            for z, (mean, scale) in zip((z_0, z_1, z_2), numbers):
+                value = k.load(z, (start + pixel) * LANES)
                 total = k.fma(k.b.fsub(value, mean), scale, total)
-            k.store_some(total, y, line + channel, width, slot)
-
-        whole = channels - channels % LANES
-        with k.loop(0, whole, LANES) as channel:
-            add(channel, k.int(LANES))
-        with k.when(whole < channels):
-            add(whole, channels - whole)
+            k.store_some(total, y, (image * pixels + pixel) * channels + channel, width, slot)
 
 
 def statistics(moments: Tensor, shape: tuple, bands: tuple, norms: Sequence[Sequence[Tensor]],
@@ -159,7 +157,7 @@ def affine(maps: Tensor, table: Tensor, like: Tensor) -> Tensor:
     """``sum over branches of scale (z - mean) + shift``.
 
     Args:
-        maps: (B, N, H, W, C) float32, dense.
+        maps: (B, N, ceil(C / 16), H, W, 16) float32, dense.
         table: (4 B + 1, C) of `statistics`.
         like: (N, C, H, W).
 
@@ -167,11 +165,11 @@ def affine(maps: Tensor, table: Tensor, like: Tensor) -> Tensor:
         (N, C, H, W) in channels-last layout.
     """
     y = torch.empty_like(like, memory_format=torch.channels_last)
-    channels = like.shape[1]
-    pixels = like.numel() // channels
-    _affine(count=len(maps))(
-        -(-pixels // _CHUNK), 8 * y.numel(), *branches.stacked(maps), table.data_ptr(), y.data_ptr(),
-        channels, pixels)
+    n, channels, height, width = like.shape
+    pixels = height * width
+    chunks = -(-pixels // _CHUNK)
+    _affine(count=len(maps))(n * chunks, 8 * y.numel(), *branches.stacked(maps), table.data_ptr(),
+                             y.data_ptr(), channels, pixels, chunks)
     return y
 
 
@@ -183,7 +181,8 @@ def _totals(k: Kernel, z_0, z_1, z_2, grad, table, totals, channels, height, wid
     block = Block(k, channels, height, width, parts, group)
     with block.each_part() as number, block.each_half() as half:
         part = Part(block, number, bands)
-        incoming, *maps = [part.map(each, half) for each in (grad, z_0, z_1, z_2)[:count + 1]]
+        incoming, maps = part.map(grad, half), [
+            part.stored(each, half) for each in (z_0, z_1, z_2)[:count]]
         centres = [block.row_of(table, len(_ROWS) * index + _MEAN, half) for index in range(count)]
         sums = [k.variable(k.zero) for _ in range(count + 1)]
         # Sums of rows first: the error of a long sum grows with its length.
@@ -229,7 +228,7 @@ def totals(grad: Tensor, maps: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         grad: (N, C, H, W) float32.
-        maps: (B, N, H, W, C) float32, dense.
+        maps: (B, N, ceil(C / 16), H, W, 16) float32, dense.
         table: (4 B + 1, C) of `statistics`.
 
     Returns:

@@ -64,7 +64,8 @@ def _forward(k: Kernel, x, first, second, third, bias, table, channels, height, 
                 begins, moments = has_bias and position == 0, Moments(k) if has_moments else None
                 convolve(view, plane, half, strip.of_half(taps[index], half),
                          block.row_of(bias, 0, half) if begins else k.zero,
-                         part.map(target, half), summed and position > 0, moments)
+                         (part.stored if has_moments else part.map)(target, half),
+                         summed and position > 0, moments)
                 if has_moments:
                     for each, value in enumerate(moments.read(part.pixels())):
                         block.set_row(value, table, (number * len(sizes) + index) * 2 + each, half)
@@ -160,16 +161,16 @@ def _apart(x: Tensor, weights: Sequence[Tensor], sizes: tuple, bands: Bands, mom
 
 
 def with_moments(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple]:
-    """As `apart`, and moments of the maps' parts.
+    """As `apart`, in an order in which tasks read and write without gaps, and moments of the parts.
 
     Returns:
-        The maps, (B, N, H, W, C); mean and sum of squared deviations of every part, (P, B, 2, C); and
-        the first four fields of `Bands`, which say how the map was divided.
+        The maps, (B, N, ceil(C / 16), H, W, 16); mean and sum of squared deviations of every part,
+        (P, B, 2, C); and the first four fields of `Bands`, which say how the map was divided.
     """
     x, sizes, count = channels_last(x), _sizes(weights), len(weights)
     (n, c, height, width), bands = x.shape, bands_of(x, sizes)
     moments = x.new_empty((n * bands.row_bands * bands.column_bands, count, 2, c))
-    maps = x.new_empty((count, n, height, width, c))
+    maps = x.new_empty((count, n, -(-c // LANES), height, width, LANES))
     _apart(x, weights, sizes, bands, moments, stacked(maps))
     return maps, moments, bands[:4]
 
@@ -226,7 +227,7 @@ def _backward(k: Kernel, x, grad_0, grad_1, grad_2, z_0, z_1, z_2, table, first,
             sources = part.halves((grad_0, grad_1, grad_2)[index])
             if normed:
                 sources = [_Gradient(*each) for each in zip(
-                    sources, part.halves((z_0, z_1, z_2)[index]), *numbers[index])]
+                    sources, part.halves((z_0, z_1, z_2)[index], stored=True), *numbers[index])]
             plane = view.fill(memory, room, sources, strip.tap_rows - 1 if wants_taps[index] else 0)
             with block.each_half() as half:
                 if wants_map:
@@ -253,7 +254,7 @@ def gradients(grads: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], wan
         weights: Two or three contiguous kernels (C, 1, kh, kw), sides odd.
         wants_map: Whether the map's gradient is asked for.
         wants_taps: The same of every kernel.
-        maps: (B, N, H, W, C), dense: the branches, where their gradients are
+        maps: (B, N, ceil(C / 16), H, W, 16), dense: the branches, where their gradients are
             ``A g + B (z - mean) + C``.
         table: (B, 4, C) float32, contiguous, then: A, B, mean and C.
 

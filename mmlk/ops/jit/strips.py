@@ -31,7 +31,7 @@ SHORT = 11
 # Longest short side of which all taps stay in registers.
 _HELD = 7
 # Pixels of a map that stay in the first cache while all taps are summed.
-_BAND = 160
+_BAND = 320
 # Vectors of 16 floats that any thread's stack holds.
 _LIMIT = 8192
 _SIDE = 64
@@ -209,9 +209,18 @@ class Part:
         return planes.Map(pointer, self.image * (block.height * row) + block.channel_of(half), row,
                           block.channels, block.count_of(half))
 
-    def halves(self, pointer) -> list[planes.Map]:
-        """`map` of all halves."""
-        return [self.map(pointer, half) for half in range(self.block.halves)]
+    def stored(self, pointer, half) -> planes.Map:
+        """As `map`, in a map of blocks (N, ceil(C / 16), H, W, 16), where all lanes may be touched."""
+        k, block = self.k, self.block
+        row, blocks = block.width * LANES, (block.channels + (LANES - 1)) // LANES
+        image = self.image * blocks + block.channel // LANES
+        return planes.Map(pointer, image * (block.height * row) + k.int(half) * k.width, row,
+                          k.int(LANES), k.int(LANES))
+
+    def halves(self, pointer, *, stored: bool = False) -> list[planes.Map]:
+        """`map`, or `stored`, of all halves."""
+        find = self.stored if stored else self.map
+        return [find(pointer, half) for half in range(self.block.halves)]
 
 
 class Own:

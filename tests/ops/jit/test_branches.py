@@ -43,6 +43,18 @@ def problem(case):
     return x, weights, leaves, maps
 
 
+def pixels_last(stack, x):
+    """Maps in blocks of 16 channels as (B, N, H, W, C)."""
+    return stack.permute(0, 1, 3, 4, 2, 5).flatten(4)[..., :x.shape[1]]
+
+
+def blocked(maps):
+    """Maps (N, C, H, W) in blocks of 16 channels, (B, N, C / 16, H, W, 16); what is missing is NaN."""
+    padded = torch.stack([F.pad(each, (0, 0, 0, 0, 0, -each.shape[1] % 16), value=float('nan'))
+                          for each in maps])
+    return padded.unflatten(2, (-1, 16)).permute(0, 1, 2, 4, 5, 3).contiguous()
+
+
 def per_channel(values):
     return values.double().view(-1, 1, 1)
 
@@ -52,7 +64,7 @@ def test_convolutions_equal_float64(case):
     x, weights, leaves, maps = problem(case)
     bias = torch.randn(x.shape[1])
     assert_close('sum', branches.summed(x, weights, bias), sum(maps) + per_channel(bias), OUTPUT)
-    stack, *_ = branches.with_moments(x, weights)
+    stack = pixels_last(branches.with_moments(x, weights)[0], x)
     for mine, wanted, alone in zip(stack, maps, branches.apart(x, weights), strict=True):
         assert_close('map', alone, wanted, OUTPUT)
         assert torch.equal(mine.permute(0, 3, 1, 2), alone)
@@ -78,7 +90,7 @@ def test_vectors_of_another_processor(case, monkeypatch):
         monkeypatch.setattr(branches, 'lanes', lambda: floats)
         maps, moments, _ = branches.with_moments(x, weights)
         grad_x, taps = branches.gradients(grads, x, weights, True, wanted)
-        return maps, moments, grad_x, *taps
+        return pixels_last(maps, x), moments, grad_x, *taps
 
     for mine, theirs in zip(run(8), run(16), strict=True):
         assert_close('result', mine, theirs, PARAMETER)
@@ -96,10 +108,10 @@ def found(scales, shift):
 def test_passes_of_the_norms_equal_float64(case):
     x, weights, leaves, maps = problem(case)
     count, channels = len(weights), x.shape[1]
-    stack = torch.stack([each.detach().float().permute(0, 2, 3, 1) for each in maps]).contiguous()
+    held = [each.detach().float() for each in maps]
+    stack, held = blocked(held), torch.stack(held).double()
     scales, shift, grad = torch.randn(count, channels), torch.randn(channels), last(x.shape)
     table, means, inverses = found(scales, shift)
-    held = stack.permute(0, 1, 4, 2, 3).double()
     centred = [each - per_channel(mean) for each, mean in zip(held, table[:-1:4])]
     wanted = sum(z * per_channel(scale) for z, scale in zip(centred, scales)) + per_channel(shift)
     assert_close('affine', branch_norms.affine(stack, table, x), wanted, OUTPUT)
@@ -131,7 +143,8 @@ def test_statistics_equal_float64(case):
     table = branch_norms.statistics(
         moments, x.shape, bands, [each.unbind() for each in running], eps, momenta)
     # The statistics are those of the rounded map.
-    means, variances = maps.double().mean((1, 2, 3)), maps.double().var((1, 2, 3), correction=0)
+    maps = pixels_last(maps, x).double()
+    means, variances = maps.mean((1, 2, 3)), maps.var((1, 2, 3), correction=0)
     got_mean, scale, rest, inverse = table[:-1].view(count, 4, channels).double().unbind(1)
     assert_close('mean', got_mean - rest, means, 1e-7)
     wanted = (variances + torch.tensor(eps[:count]).double()[:, None]).rsqrt()
@@ -218,7 +231,8 @@ def test_threads_do_not_change_a_bit(case, monkeypatch):
         table = branch_norms.statistics(moments, x.shape, bands, [norm] * 2, [1e-5] * 2, [0.0] * 2)
         sums, flows = branch_norms.totals(grad, maps, table)
         grad_x, taps = branches.gradients([grad], x, weights, True, [True] * 2, maps, flows)
-        return maps, table, branch_norms.affine(maps, table, x), sums, flows, grad_x, *taps
+        y = branch_norms.affine(maps, table, x)
+        return pixels_last(maps, x), table, y, sums, flows, grad_x, *taps
 
     threads = torch.get_num_threads()
     try:
