@@ -8,16 +8,18 @@ of threads, and rounding errors of thousands of rows do not pile up in one sum.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from mmlk.ops.jit.kernel import LANES, kernel
 from mmlk.ops.jit.tile import ROWS, add_products
 
-# Rows of a span, at most: two panels of 16 KB.
-SPAN = 256
-# Floats that are copied to panels before they are multiplied, some 2 MB.
-CHUNK = 500_000
+# Rows of a span, at most: a panel of 25 KB.
+SPAN = 400
+# Floats that are copied to panels before they are multiplied, some 4 MB.
+CHUNK = 1_000_000
 # Panels that a task copies side by side, four lines of the cache.
 COPIED_TOGETHER = 4
 # Rows from one being copied to one being fetched.
@@ -136,11 +138,12 @@ def _parts(count: int, size: int) -> int:
 
 
 def _division(rows: int, columns: int, cost: int, threads: int) -> tuple[int, int]:
-    """Panels of ``g`` and of ``x`` of a task."""
+    """Panels of ``g`` and of ``x`` of a task, about as many of each: every panel is read less often."""
     wanted = max(1, min(TASKS_PER_THREAD * threads, cost // TASK_COST))
-    task_rows = _parts(rows, max(_parts(rows, TASK_PANELS), min(rows, wanted)))
-    groups = max(1, wanted // _parts(rows, task_rows))
-    return task_rows, _parts(columns, groups)
+    pairs = _parts(rows * columns, wanted)
+    blocks = _parts(rows, min(TASK_PANELS, max(math.isqrt(pairs), _parts(pairs, columns))))
+    groups = _parts(columns, _parts(pairs, _parts(rows, blocks)))
+    return _parts(rows, blocks), _parts(columns, groups)
 
 
 def weight_gradient(grad: Tensor, x: Tensor, *, bias: bool = False, factors: Tensor | None = None,
@@ -183,12 +186,19 @@ def weight_gradient(grad: Tensor, x: Tensor, *, bias: bool = False, factors: Ten
         count = min(chunk, depth - before)
         span = _parts(count, _parts(count, SPAN))
         _pack(summed=bias, multiplied=y is not None)(
-            copies, 4 * count * (rows + columns), grad[before:].data_ptr(), left.data_ptr(),
-            0 if y is None else y[before:].data_ptr(), sums.data_ptr(), rows, grad.stride(0),
-            x[before:].data_ptr(), right.data_ptr(), columns, x.stride(0), count, span, before)
+            copies, 4 * count * (rows + columns), _row(grad, before), left.data_ptr(),
+            0 if y is None else _row(y, before), sums.data_ptr(), rows, grad.stride(0),
+            _row(x, before), right.data_ptr(), columns, x.stride(0), count, span, before)
         _product(scaled=factors is not None)(
             _parts(len(left), task_rows) * groups, count * rows * columns, left.data_ptr(),
             right.data_ptr(), 0 if factors is None else factors.data_ptr(), result.data_ptr(), count,
             rows, columns, span, before, groups, task_rows, task_columns)
-    total = None if not bias else sums[0] if factors is None else sums[0].mul_(factors)
-    return result, total, None if y is None else sums[1]
+    total, by_y = sums.unbind()
+    if factors is not None:
+        total.mul_(factors)
+    return result, total if bias else None, None if y is None else by_y
+
+
+def _row(x: Tensor, number: int) -> int:
+    """Address of a row."""
+    return x.data_ptr() + 4 * number * x.stride(0)
