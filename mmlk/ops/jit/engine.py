@@ -11,6 +11,7 @@ import array
 import ctypes
 import functools
 import glob
+import hashlib
 import os
 import sys
 import threading
@@ -18,7 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from mmlk.ops.jit import cache
+
 try:
+    import llvmlite
     import llvmlite.binding as llvm
 except ImportError:  # an optional dependency
     llvm = None
@@ -29,6 +33,7 @@ HEADER = 3
 """Words before a kernel's arguments."""
 
 _lock = threading.Lock()
+_loaded: dict[str, Compiled] = {}
 # Bytes for a thread whose default may not hold a task's scratch (512 KB on macOS).
 _STACK = 8 << 20
 
@@ -134,18 +139,32 @@ class Compiled:
 
 
 def compile_module(text: str, name: str) -> Compiled:
-    """Machine code of function ``name`` in an LLVM module.
+    """Machine code of function ``name`` in an LLVM module, from `mmlk.ops.jit.cache` if it is there.
 
     Vectors are written out in the kernels, so LLVM's own vectorisers and its unroller stay off.
+
+    Args:
+        text: The module. The names of its functions begin with ``name``.
+        name: Made unique by a digest of text, processor and compiler.
     """
     with _lock:
         machine, engine = _machine()
-        module = llvm.parse_assembly(text)
-        module.verify()
-        options = llvm.create_pipeline_tuning_options(3)
-        options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-        builder = llvm.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
-        engine.add_module(module)
+        origin = repr((text, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(),
+                       llvm.llvm_version_info, llvmlite.__version__))
+        unique = f'{name}_{hashlib.sha256(origin.encode()).hexdigest()[:40]}'
+        if unique in _loaded:
+            return _loaded[unique]
+        code = cache.load(unique)
+        if code is None:
+            module = llvm.parse_assembly(text.replace(f'"{name}', f'"{unique}'))
+            module.verify()
+            options = llvm.create_pipeline_tuning_options(3)
+            options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+            builder = llvm.create_pass_builder(machine, options)
+            builder.getModulePassManager().run(module, builder)
+            code = machine.emit_object(module)
+            cache.store(unique, code)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        return Compiled(engine.get_function_address(name))
+        _loaded[unique] = Compiled(engine.get_function_address(unique))
+        return _loaded[unique]

@@ -24,8 +24,6 @@ except ImportError:
 LANES = 16
 """Floats in a vector. LLVM splits it into registers: two on AVX2, one on AVX-512, four on NEON."""
 
-_serial = itertools.count()
-
 if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
     _POINTER, _QUARTER = ir.PointerType(), ir.VectorType(_F32, 4)
@@ -48,7 +46,7 @@ def kernel(arguments: str) -> Callable:
             reason = engine.unavailable()
             if reason is not None:
                 raise RuntimeError(f'{write.__name__}: nothing can be compiled, {reason}')
-            name = f'{write.__module__.rpartition(".")[2]}_{write.__name__}_{next(_serial)}'
+            name = f'{write.__module__.rpartition(".")[2]}_{write.__name__}'
             k = Kernel(name, names, lanes)
             write(k, *k.arguments, **parameters)
             return engine.compile_module(k.finish(), name)
@@ -142,6 +140,7 @@ class Kernel:
     def __init__(self, name: str, names: list[str], lanes: int = LANES):
         self.name, self.width = name, lanes
         self._vector, self._indices = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
+        self._serial = itertools.count()
         self.module = ir.Module(name)
         self.module.triple = engine.llvm.get_default_triple()
         self._function = ir.Function(
@@ -217,7 +216,7 @@ class Kernel:
         """
         types = [_POINTER if each.endswith('_p') else _I64 for each in arguments.split()]
         function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types),
-                               f'{self.name}_{next(_serial)}')
+                               f'{self.name}_{next(self._serial)}')
         function.linkage = 'internal'
         function.attributes.add('noinline')
         outer, self.b = self.b, ir.IRBuilder(function.append_basic_block())
