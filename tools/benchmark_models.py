@@ -16,10 +16,12 @@ import argparse
 import contextlib
 import importlib
 import json
+import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -43,6 +45,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--layout', choices=LAYOUTS, nargs='+', default=list(LAYOUTS))
     parser.add_argument('--rival', help="'module:factory' that builds a network to compare with")
     parser.add_argument('--rival-kwargs', type=json.loads, default={}, help='its arguments, JSON')
+    parser.add_argument('--apart', action='store_true',
+                        help='time the rival in a process of its own, as its users run it: what this '
+                             'package sets for a process (the C library keeps freed memory) does not '
+                             'reach it')
     parser.add_argument('--deploy', action='store_true', help='time our folded form in inference')
     parser.add_argument('--compile', action='store_true', help='time under torch.compile')
     parser.add_argument('--amp', choices=('bfloat16', 'float16'), help='autocast dtype')
@@ -155,7 +161,35 @@ def inferer(model: nn.Module, x: Tensor, autocast: Callable) -> Callable[[], obj
     return run
 
 
-def contestants(args: argparse.Namespace, train: bool) -> dict[str, Callable]:
+class Apart:
+    """One contestant in a process of its own, which takes its steps when it is called."""
+
+    def __init__(self, args: argparse.Namespace, train: bool, name: str, layout: str):
+        context = multiprocessing.get_context('spawn')
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, args, train, name, layout),
+                                        daemon=True)
+        self._process.start()
+        other.close()
+
+    def __call__(self) -> None:
+        self._pipe.send('step')
+        self._pipe.recv()
+
+
+def _serve(pipe: Connection, args: argparse.Namespace, train: bool, name: str, layout: str) -> None:
+    torch.set_num_threads(args.threads)
+    args.apart, args.layout = False, [layout]
+    run = contestants(args, train, (name,))[f'{name} {layout}']
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.recv()
+            run()
+            pipe.send('done')
+
+
+def contestants(args: argparse.Namespace, train: bool,
+                names: Sequence[str] = ('ours', 'rival')) -> dict[str, Callable]:
     """Name -> one timed step, for every network and layout."""
     n, c, h, w = (int(each) for each in args.input.split('x'))
     builders = {'ours': lambda: build(args)}
@@ -164,6 +198,11 @@ def contestants(args: argparse.Namespace, train: bool) -> dict[str, Callable]:
     runs = {}
     for layout in args.layout:
         for name, builder in builders.items():
+            if name not in names:
+                continue
+            if name == 'rival' and args.apart:
+                runs[f'{name} {layout}'] = Apart(args, train, name, layout)
+                continue
             torch.manual_seed(0)
             model = builder().to(args.device, memory_format=LAYOUTS[layout])
             if name == 'ours' and args.deploy and not train:
@@ -188,7 +227,8 @@ def measure(args: argparse.Namespace, train: bool) -> dict[str, dict]:
     results = {}
     for name, run in runs.items():
         run()
-        results[name] = {'saved_mb': saved_megabytes(run) if train else 0.0, 'times': []}
+        saved = saved_megabytes(run) if train and not isinstance(run, Apart) else 0.0
+        results[name] = {'saved_mb': saved, 'times': []}
     for index in range(args.rounds):
         for name, run in runs.items():
             wait()

@@ -22,9 +22,9 @@ from mmlk.ops.jit import layer_norm
 def trains_as_one(x: Tensor, mixed: Tensor, norm: nn.Module, first: nn.Module, act: nn.Module,
                   second: nn.Module, scale: Tensor | None, drop_path: DropPath) -> bool:
     """Whether `train` computes what the layers would; the arguments are those of `add_normed_mlp`."""
-    if not (torch.is_grad_enabled() and type(norm) is LayerNorm and type(act) is nn.GELU
-            and type(first) is type(second) is nn.Linear and act.approximate == 'none'
-            and jit.unavailable() is None and eager(x, mixed) and x.numel() > 0
+    if not (torch.is_grad_enabled() and eager(x, mixed) and type(norm) is LayerNorm
+            and type(act) is nn.GELU and type(first) is type(second) is nn.Linear
+            and act.approximate == 'none' and jit.unavailable() is None and x.numel() > 0
             and layer_norm.takes(mixed.shape[1])
             and unobserved(norm, first, act, second, drop_path)):
         return False
