@@ -6,6 +6,7 @@ import torch
 from mmlk.backbones import SLaK
 from mmlk.backbones.slak import SLaKBlock
 from mmlk.layers import LayerNorm2d
+from mmlk.ops import products
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, TOLERANCE
 from tests.golden_weights import assert_matches, golden_input, load_golden, load_golden_weights
 
@@ -66,7 +67,13 @@ def test_stages_match_the_authors_raw_normed_and_folded(variant):
 
 @pytest.mark.parametrize('case', load_golden('slak/operator-block')['cases'],
                          ids=lambda case: f'k{case["kernel_size"][0]}-gamma{case["has_gamma"]}')
-def test_block_matches_the_authors(case):
+@pytest.mark.parametrize('small_products', ['as for their size', 'as for large ones'])
+def test_block_matches_the_authors(case, small_products, monkeypatch):
+    memory_format = torch.contiguous_format
+    if small_products == 'as for large ones':
+        monkeypatch.setattr(products, 'MANY_ROWS', 1)
+        monkeypatch.setattr(products, 'MANY_PRODUCTS', 1)
+        memory_format = torch.channels_last
     block = SLaKBlock(
         case['dim'], kernel_size=case['kernel_size'][0], small_kernel_size=case['kernel_size'][1],
         decomposed=True, drop_path=0.0, layer_scale_init=case['layer_scale_init_value'],
@@ -74,7 +81,7 @@ def test_block_matches_the_authors(case):
     assert [[k, list(v.shape)] for k, v in block.state_dict().items()] == [
         key[:2] for key in case['keys']]
     load_golden_weights(block).eval()
-    x = golden_input(case['input_shape']).requires_grad_()
+    x = golden_input(case['input_shape']).contiguous(memory_format=memory_format).requires_grad_()
     y = block(x)
     (y * golden_input(y.shape, seed=1)).sum().backward()
     assert_matches('output', y, case['output'], GOLDEN_OPERATOR)

@@ -34,6 +34,14 @@ def test_output_and_gradients_equal_the_definition_in_float64(shape, hidden, out
         assert_close('inference', channel_mlp(*tensors), want[0], TOLERANCE[torch.float32][0])
 
 
+@pytest.mark.parametrize('scaled', [True, False])
+@pytest.mark.parametrize(('shape', 'hidden', 'outputs'), SHAPES)
+def test_compiled_products_of_any_size(monkeypatch, shape, hidden, outputs, scaled):
+    monkeypatch.setattr(products, 'MANY_ROWS', 1)
+    monkeypatch.setattr(products, 'MANY_PRODUCTS', 1)
+    test_output_and_gradients_equal_the_definition_in_float64(shape, hidden, outputs, scaled)
+
+
 def test_a_strided_map_and_a_strided_gradient():
     tensors = [leaf(torch.randn(2, 6, 5, 4)), *map(leaf, parameters(6, 10, 6))]
     wanted = [double(each) for each in tensors]
