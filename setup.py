@@ -43,8 +43,11 @@ class BuildWithConfigs(build_py):
         target = Path(self.build_lib) / 'mmlk' / '.mim'
         for folder in ('configs', 'tools'):
             shutil.copytree(
-                ROOT / folder, target / folder, dirs_exist_ok=True,
-                ignore=shutil.ignore_patterns('__pycache__'))
+                ROOT / folder,
+                target / folder,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns('__pycache__'),
+            )
         shutil.copy(ROOT / 'model-index.yml', target)
 
 

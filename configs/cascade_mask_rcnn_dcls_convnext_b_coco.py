@@ -5,5 +5,6 @@ checkpoint = 'mmlk://convnext_dcls_base_1k_224_ema'
 
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.7, init_cfg=dict(checkpoint=checkpoint)),
-    neck=dict(in_channels=[128, 256, 512, 1024]))
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8, num_layers=12))

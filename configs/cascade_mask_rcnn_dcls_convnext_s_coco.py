@@ -3,6 +3,5 @@
 _base_ = './cascade_mask_rcnn_dcls_convnext_t_coco.py'
 checkpoint = 'mmlk://convnext_dcls_small_1k_224_ema'
 
-model = dict(
-    backbone=dict(arch='small', drop_path_rate=0.6, init_cfg=dict(checkpoint=checkpoint)))
+model = dict(backbone=dict(arch='small', drop_path_rate=0.6, init_cfg=dict(checkpoint=checkpoint)))
 optim_wrapper = dict(paramwise_cfg=dict(num_layers=12))

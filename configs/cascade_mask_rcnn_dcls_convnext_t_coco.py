@@ -15,8 +15,10 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.4,
         layer_scale_init=1.0,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
 
 # Positions and biases do not decay; positions learn at the rate of their layer, as in the authors'
 # dense-prediction code. That code has no clamp: it is added, since positions that leave the window
@@ -25,5 +27,6 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='mmlk.LayerDecayConstructor',
-    paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise', num_layers=6))
+    paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise', num_layers=6),
+)
 custom_hooks = [dict(type='mmlk.DCLSClampHook')]

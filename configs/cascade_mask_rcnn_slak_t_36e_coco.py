@@ -9,7 +9,7 @@ max_epochs = 36
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=500 + 1, by_epoch=False),
     dict(
-        type='MultiStepLR', milestones=[27, 33], gamma=0.1, begin=0, end=max_epochs,
-        by_epoch=True),
+        type='MultiStepLR', milestones=[27, 33], gamma=0.1, begin=0, end=max_epochs, by_epoch=True
+    ),
 ]
 train_cfg = dict(max_epochs=max_epochs)

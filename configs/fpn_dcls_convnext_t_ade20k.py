@@ -13,13 +13,16 @@ model = dict(
         type='mmlk.DCLSConvNeXt',
         arch='tiny',
         drop_path_rate=0.1,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
 train_dataloader = dict(batch_size=4)
 
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4),
-    paramwise_cfg=dict(custom_keys={'dwconv.P': dict(decay_mult=0.0)}))
+    paramwise_cfg=dict(custom_keys={'dwconv.P': dict(decay_mult=0.0)}),
+)
 custom_hooks = [dict(type='mmlk.DCLSClampHook')]
 default_hooks = dict(checkpoint=dict(interval=4000))

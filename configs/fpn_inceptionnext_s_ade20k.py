@@ -1,7 +1,8 @@
 # Semantic FPN on InceptionNeXt-S: 45.6 mIoU, single-scale without flip (paper, Table 7).
 # 8 GPUs x 4 images, float32, 40,000 iterations.
 _base_ = './fpn_inceptionnext_t_ade20k.py'
-checkpoint = 'https://github.com/sail-sg/inceptionnext/releases/download/model/inceptionnext_small.pth'
+checkpoint = (
+    'https://github.com/sail-sg/inceptionnext/releases/download/model/inceptionnext_small.pth'
+)
 
-model = dict(
-    backbone=dict(arch='small', drop_path_rate=0.2, init_cfg=dict(checkpoint=checkpoint)))
+model = dict(backbone=dict(arch='small', drop_path_rate=0.2, init_cfg=dict(checkpoint=checkpoint)))

@@ -7,7 +7,9 @@ _base_ = [
     './_base_/schedules/ade20k_40k.py',
     './_base_/runtime/segmentation.py',
 ]
-checkpoint = 'https://github.com/sail-sg/inceptionnext/releases/download/model/inceptionnext_tiny.pth'
+checkpoint = (
+    'https://github.com/sail-sg/inceptionnext/releases/download/model/inceptionnext_tiny.pth'
+)
 
 model = dict(
     backbone=dict(
@@ -15,11 +17,12 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.1,
         norm_cfg=dict(type='SyncBN'),
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
 train_dataloader = dict(batch_size=4)
 
 # PoolFormer's recipe sets nothing per parameter: every parameter decays.
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4))
 default_hooks = dict(checkpoint=dict(interval=4000))

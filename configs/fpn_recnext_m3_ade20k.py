@@ -17,11 +17,12 @@ model = dict(
         arch='m3',
         norm_cfg=dict(type='SyncBN'),
         norm_eval=False,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[64, 128, 256, 512]))
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)
 train_dataloader = dict(batch_size=4)
 
 # Every parameter decays, norms and biases included.
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05))
 default_hooks = dict(checkpoint=dict(interval=8000))

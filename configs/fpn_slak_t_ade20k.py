@@ -17,12 +17,13 @@ model = dict(
         drop_path_rate=0.1,
         layer_scale_init=1.0,
         norm_cfg=dict(type='SyncBN'),
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[124, 249, 499, 998]))
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[124, 249, 499, 998]),
+)
 train_dataloader = dict(batch_size=4)
 
 # PoolFormer's recipe sets nothing per parameter: every parameter decays.
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4))
 custom_hooks = [dict(type='mmlk.SparseMaskHook', init='from_weights', update_interval=0)]
 default_hooks = dict(checkpoint=dict(interval=4000))

@@ -15,12 +15,15 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.4,
         layer_scale_init=1.0,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
 
 optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='mmlk.LayerDecayConstructor',
-    paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise', num_layers=6))
+    paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise', num_layers=6),
+)
 custom_hooks = [dict(type='mmlk.DCLSClampHook')]

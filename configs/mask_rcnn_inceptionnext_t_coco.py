@@ -7,7 +7,9 @@ _base_ = [
     './_base_/schedules/coco_1x.py',
     './_base_/runtime/detection.py',
 ]
-checkpoint = 'https://github.com/sail-sg/inceptionnext/releases/download/model/inceptionnext_tiny.pth'
+checkpoint = (
+    'https://github.com/sail-sg/inceptionnext/releases/download/model/inceptionnext_tiny.pth'
+)
 
 model = dict(
     backbone=dict(
@@ -15,8 +17,9 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.1,
         norm_cfg=dict(type='SyncBN'),
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)
 
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05))

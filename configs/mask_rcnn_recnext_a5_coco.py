@@ -6,4 +6,5 @@ checkpoint = 'https://github.com/suous/RecNeXt/releases/download/v2.0/recnext_a5
 
 model = dict(
     backbone=dict(arch='a5', init_cfg=dict(checkpoint=checkpoint)),
-    neck=dict(in_channels=[80, 160, 320, 640]))
+    neck=dict(in_channels=[80, 160, 320, 640]),
+)

@@ -6,4 +6,5 @@ checkpoint = 'https://github.com/suous/RecNeXt/releases/download/v1.0/recnext_m5
 
 model = dict(
     backbone=dict(arch='m5', init_cfg=dict(checkpoint=checkpoint)),
-    neck=dict(in_channels=[80, 160, 320, 640]))
+    neck=dict(in_channels=[80, 160, 320, 640]),
+)

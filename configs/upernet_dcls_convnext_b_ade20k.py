@@ -6,5 +6,6 @@ checkpoint = 'mmlk://convnext_dcls_base_1k_224_ema'
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.4, init_cfg=dict(checkpoint=checkpoint)),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512))
+    auxiliary_head=dict(in_channels=512),
+)
 optim_wrapper = dict(paramwise_cfg=dict(num_layers=12))

@@ -3,6 +3,5 @@
 _base_ = './upernet_dcls_convnext_t_ade20k.py'
 checkpoint = 'mmlk://convnext_dcls_small_1k_224_ema'
 
-model = dict(
-    backbone=dict(arch='small', drop_path_rate=0.3, init_cfg=dict(checkpoint=checkpoint)))
+model = dict(backbone=dict(arch='small', drop_path_rate=0.3, init_cfg=dict(checkpoint=checkpoint)))
 optim_wrapper = dict(paramwise_cfg=dict(num_layers=12))

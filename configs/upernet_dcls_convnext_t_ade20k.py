@@ -15,10 +15,12 @@ model = dict(
         arch='tiny',
         drop_path_rate=0.4,
         layer_scale_init=1.0,
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
+        init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
+    ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
     auxiliary_head=dict(in_channels=384),
-    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)))
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
+)
 
 # Positions and biases do not decay; positions learn at the rate of their stage, as in the authors'
 # dense-prediction code. That code has no clamp: it is added, since positions that leave the window
@@ -27,7 +29,8 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='mmlk.LayerDecayConstructor',
-    paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6))
+    paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6),
+)
 custom_hooks = [dict(type='mmlk.DCLSClampHook')]
 
 # The authors' multi-scale test never shrinks the short side below the crop.
@@ -46,5 +49,6 @@ tta_pipeline = [
             ],
             [dict(type='LoadAnnotations', reduce_zero_label=True)],
             [dict(type='PackSegInputs')],
-        ]),
+        ],
+    ),
 ]

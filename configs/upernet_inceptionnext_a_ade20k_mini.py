@@ -16,11 +16,15 @@ model = dict(
         channels=64,
         num_classes=20,
         # Small and thin classes count more, so that they too are learnt within minutes.
-        loss_decode=dict(class_weight=[
-            1, 1, 1, 1, 1, 1, 1, 1.5, 3, 2, 2, 2, 3, 1.5, 1.5, 2, 3, 3, 5, 4])),
-    auxiliary_head=None)
+        loss_decode=dict(
+            class_weight=[1, 1, 1, 1, 1, 1, 1, 1.5, 3, 2, 2, 2, 3, 1.5, 1.5, 2, 3, 3, 5, 4]
+        ),
+    ),
+    auxiliary_head=None,
+)
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'.gamma': dict(decay_mult=0.0)}))
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'.gamma': dict(decay_mult=0.0)}),
+)
 default_hooks = dict(checkpoint=dict(interval=325), logger=dict(interval=25))

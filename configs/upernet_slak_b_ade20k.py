@@ -7,5 +7,6 @@ checkpoint = 'mmlk://slak_base'
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.4, init_cfg=dict(checkpoint=checkpoint)),
     decode_head=dict(in_channels=[166, 332, 665, 1331]),
-    auxiliary_head=dict(in_channels=665))
+    auxiliary_head=dict(in_channels=665),
+)
 optim_wrapper = dict(paramwise_cfg=dict(num_layers=12))

@@ -49,6 +49,7 @@ def config_path(name: str) -> str:
     if path.is_file():
         return str(path)
     from difflib import get_close_matches
+
     known = sorted(found.relative_to(root).as_posix() for found in root.rglob('*.py'))
     close = get_close_matches(path.relative_to(root).as_posix(), known, n=5, cutoff=0.4) or known
     raise ValueError(f'mmlk.config_path: no config {name!r}; closest: {", ".join(close)}')
@@ -90,7 +91,7 @@ def _patch(config_class: type) -> None:
 
     def get_cfg_path(cfg_path: str, filename: str):
         if cfg_path.startswith(_PREFIX):
-            return config_path(cfg_path[len(_PREFIX):]), None
+            return config_path(cfg_path[len(_PREFIX) :]), None
         return resolve(cfg_path, filename)
 
     config_class._get_cfg_path = staticmethod(get_cfg_path)

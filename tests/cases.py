@@ -63,14 +63,17 @@ def assert_close(name: str, got: torch.Tensor, want: torch.Tensor, tolerance: fl
     worst = error.max().item()
     assert worst <= bound, (
         f'{name} ({got.dtype}): error {worst:.3g} > {bound:.3g} at flat index '
-        f'{error.argmax().item()} of {tuple(want.shape)}')
+        f'{error.argmax().item()} of {tuple(want.shape)}'
+    )
+
 
 # The smallest network of each family that has all of its parts; `arch` of the backbone's constructor.
 # Every registered backbone needs an entry: the contract tests run over this table.
 MICRO_ARCHS = {
     'DCLSConvNeXt': dict(depths=(2, 1, 3, 1), dims=(16, 24, 32, 40), kernel_count=5, kernel_size=9),
     'InceptionNeXt': dict(depths=(1, 1, 2, 1), dims=(16, 24, 32, 40)),
-    'SLaK': dict(depths=(1, 1, 2, 1), dims=(20, 24, 33, 40), kernel_sizes=(13, 11, 9, 7),
-                 small_kernel_size=3),
+    'SLaK': dict(
+        depths=(1, 1, 2, 1), dims=(20, 24, 33, 40), kernel_sizes=(13, 11, 9, 7), small_kernel_size=3
+    ),
     'RecNeXt': dict(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128)),
 }

@@ -52,7 +52,8 @@ def load_golden_weights(module: torch.nn.Module, rename=None) -> torch.nn.Module
 def golden_input(shape, seed: int = 0) -> torch.Tensor:
     """Standard-normal float32 input of ``shape``."""
     return torch.from_numpy(
-        np.random.RandomState(seed).standard_normal(tuple(shape)).astype(np.float32))
+        np.random.RandomState(seed).standard_normal(tuple(shape)).astype(np.float32)
+    )
 
 
 def sampled(tensor: torch.Tensor, summary: dict) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,8 +63,9 @@ def sampled(tensor: torch.Tensor, summary: dict) -> tuple[torch.Tensor, torch.Te
     return flat[summary['index']], torch.tensor(summary['values'], dtype=torch.float64)
 
 
-def assert_matches(name: str, tensor: torch.Tensor, summary: dict, tolerance: float,
-                   floor: float = 1e-3) -> None:
+def assert_matches(
+    name: str, tensor: torch.Tensor, summary: dict, tolerance: float, floor: float = 1e-3
+) -> None:
     """Compare at the recorded positions, against ``tolerance`` times the recorded spread."""
     got, want = sampled(tensor, summary)
     worst = (got - want).abs().max().item()

@@ -10,10 +10,21 @@ OPENMMLAB = ['mmcv', 'mmseg', 'mmdet', 'mmpretrain', 'timm']
 RULES = {
     'mmlk': ['torch', 'numpy', 'mmengine', *OPENMMLAB],
     'mmlk.configs': ['torch', 'mmengine', *OPENMMLAB],
-    'mmlk.ops': ['mmengine', *OPENMMLAB, 'mmlk.layers', 'mmlk.backbones', 'mmlk.registry',
-                 'mmlk.ops.triton'],
-    'mmlk.ops.triton.runtime': ['mmengine', *OPENMMLAB, 'mmlk.layers', 'mmlk.backbones',
-                                'mmlk.registry'],
+    'mmlk.ops': [
+        'mmengine',
+        *OPENMMLAB,
+        'mmlk.layers',
+        'mmlk.backbones',
+        'mmlk.registry',
+        'mmlk.ops.triton',
+    ],
+    'mmlk.ops.triton.runtime': [
+        'mmengine',
+        *OPENMMLAB,
+        'mmlk.layers',
+        'mmlk.backbones',
+        'mmlk.registry',
+    ],
     'mmlk.layers': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.registry', 'mmlk.ops.triton'],
     'mmlk.checkpoints.load': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.ops'],
     'mmlk.checkpoints.zoo': ['torch', 'mmengine', *OPENMMLAB],
@@ -26,15 +37,19 @@ RULES = {
 }
 
 
-NEEDS_TRITON = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
-                                  reason='triton is not installed')
+NEEDS_TRITON = pytest.mark.skipif(
+    importlib.util.find_spec('triton') is None, reason='triton is not installed'
+)
 
 
-@pytest.mark.parametrize('module', [
-    pytest.param(module, marks=NEEDS_TRITON if 'triton' in module else ()) for module in RULES])
+@pytest.mark.parametrize(
+    'module',
+    [pytest.param(module, marks=NEEDS_TRITON if 'triton' in module else ()) for module in RULES],
+)
 def test_module_brings_nothing_it_should_not(module):
-    program = (f'import sys, {module}; '
-               f'print([name for name in {RULES[module]!r} if name in sys.modules])')
+    program = (
+        f'import sys, {module}; print([name for name in {RULES[module]!r} if name in sys.modules])'
+    )
     run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == '[]'

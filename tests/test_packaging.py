@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 UPSTREAM = ROOT / '.venv' / 'upstream'
 CONFIG = 'upernet_inceptionnext_b_ade20k.py'
-PROGRAM = '''
+PROGRAM = """
 import mmlk
 from mmengine.config import Config
 import mmengine
@@ -25,14 +25,18 @@ import torch
 with torch.device('meta'):
     MODELS.build(config.model.backbone)
 print(mmlk.__file__, mmengine.__version__)
-'''
+"""
 
 
 def run(arguments, cwd, **environment):
     """Run in ``cwd`` with the installed packages, but without the checkout on the path."""
     process = subprocess.run(
-        [str(a) for a in arguments], cwd=cwd, capture_output=True, text=True,
-        env={**os.environ, 'PYTHONPATH': '', **environment})
+        [str(a) for a in arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': '', **environment},
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 
@@ -41,27 +45,59 @@ def downstream(folder):
     override = 'model = dict(decode_head=dict(num_classes=7))\n'
     (folder / 'downstream.py').write_text(f"_base_ = 'mmlk::{CONFIG}'\n{override}")
     (folder / 'expression.py').write_text(
-        f"_base_ = [__import__('mmlk').config_path('{CONFIG}')]\n{override}")
+        f"_base_ = [__import__('mmlk').config_path('{CONFIG}')]\n{override}"
+    )
     return folder
 
 
 def install(target, *arguments):
-    run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-build-isolation',
-         '--target', target, *arguments], target)
+    run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'install',
+            '-q',
+            '--no-deps',
+            '--no-build-isolation',
+            '--target',
+            target,
+            *arguments,
+        ],
+        target,
+    )
 
 
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp('wheel')
     copy = tmp_path_factory.mktemp('source') / 'mmlk'
-    tracked = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'],
-                             cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    tracked = subprocess.run(
+        ['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in filter(None, tracked.split('\0')):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
-    run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation',
-         '-w', folder, copy], folder)
+    run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '-q',
+            '--no-deps',
+            '--no-build-isolation',
+            '-w',
+            folder,
+            copy,
+        ],
+        folder,
+    )
     return next(folder.glob('mmlk-*.whl'))
 
 
@@ -71,12 +107,18 @@ def test_wheel_holds_configs_and_tools_and_is_pure_python(wheel):
     assert wheel.name.endswith('-py3-none-any.whl')
     for path in (ROOT / 'configs').rglob('*.py'):
         assert f'mmlk/.mim/configs/{path.relative_to(ROOT / "configs").as_posix()}' in names
-    assert {'mmlk/.mim/tools/train.py', 'mmlk/.mim/tools/dist_train.sh',
-            'mmlk/.mim/model-index.yml'} <= set(names)
+    assert {
+        'mmlk/.mim/tools/train.py',
+        'mmlk/.mim/tools/dist_train.sh',
+        'mmlk/.mim/model-index.yml',
+    } <= set(names)
     assert not any(name.startswith(('tests/', 'tools/', 'configs/')) for name in names)
     metadata = next(name for name in names if name.endswith('METADATA'))
-    requirements = [line for line in zipfile.ZipFile(wheel).read(metadata).decode().splitlines()
-                    if line.startswith('Requires-Dist') and 'extra ==' not in line]
+    requirements = [
+        line
+        for line in zipfile.ZipFile(wheel).read(metadata).decode().splitlines()
+        if line.startswith('Requires-Dist') and 'extra ==' not in line
+    ]
     assert not any('mm' in line for line in requirements), 'would overwrite one of the two stacks'
 
 
@@ -96,11 +138,16 @@ def test_inheritance_from_a_checkout(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not UPSTREAM.is_dir(), reason='set-up has put no upstream mmengine beside the venv')
+@pytest.mark.skipif(
+    not UPSTREAM.is_dir(), reason='set-up has put no upstream mmengine beside the venv'
+)
 def test_inheritance_on_upstream_mmengine(wheel, tmp_path):
     site = tmp_path / 'site'
     site.mkdir()
     install(site, wheel)
-    printed = run([sys.executable, '-c', PROGRAM], downstream(tmp_path),
-                  PYTHONPATH=f'{site}{os.pathsep}{UPSTREAM}')
+    printed = run(
+        [sys.executable, '-c', PROGRAM],
+        downstream(tmp_path),
+        PYTHONPATH=f'{site}{os.pathsep}{UPSTREAM}',
+    )
     assert printed.split()[-1] == '0.10.7'

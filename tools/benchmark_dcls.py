@@ -38,8 +38,9 @@ TOLERANCE = 1e-4  # of the largest magnitude, float32 on both sides
 CALLS = 3
 
 
-def restated_grid(weight: Tensor, positions: Tensor, sigma: Tensor | None, size: int,
-                  version: str) -> Tensor:
+def restated_grid(
+    weight: Tensor, positions: Tensor, sigma: Tensor | None, size: int, version: str
+) -> Tensor:
     """The published grid in our words."""
     if version == 'v0':
         return dcls_grid_kernel(weight, positions, size)
@@ -65,8 +66,9 @@ def peak_megabytes(function: Callable[[], object]) -> float:
     return peak / 1e6
 
 
-def take_turns(runs: dict[str, Callable[[], object]], seconds: float,
-               clock: str) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def take_turns(
+    runs: dict[str, Callable[[], object]], seconds: float, clock: str
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Durations in ms of the first call of every turn, and of the others."""
     now = CLOCKS[clock]
     first, later = ({name: [] for name in runs} for _ in range(2))
@@ -80,8 +82,9 @@ def take_turns(runs: dict[str, Callable[[], object]], seconds: float,
     return first, later
 
 
-def construction(construct: Callable[..., Tensor], version: str, channels: int, seconds: float,
-                 clock: str) -> dict:
+def construction(
+    construct: Callable[..., Tensor], version: str, channels: int, seconds: float, clock: str
+) -> dict:
     """One row: forward and backward of the construction alone."""
     torch.manual_seed(0)
     weight, positions = torch.randn(channels, 1, COUNT), torch.randn(2, channels, 1, COUNT) * 3
@@ -92,9 +95,12 @@ def construction(construct: Callable[..., Tensor], version: str, channels: int, 
     cotangent = torch.randn(channels, 1, WINDOW, WINDOW)
     runs = dict(
         published=lambda: torch.autograd.grad(
-            construct(*inputs[:2], sigma, WINDOW, version), inputs, cotangent),
+            construct(*inputs[:2], sigma, WINDOW, version), inputs, cotangent
+        ),
         ours=lambda: torch.autograd.grad(
-            dcls_kernel2d(*inputs, kernel_size=WINDOW, version=version), inputs, cotangent))
+            dcls_kernel2d(*inputs, kernel_size=WINDOW, version=version), inputs, cotangent
+        ),
+    )
     for i, (got, want) in enumerate(zip(runs['ours'](), runs['published']())):
         check(f'{version} gradient {i}', got, want)
     row = dict(version=version, channels=channels, elements=COUNT, window=WINDOW)
@@ -113,35 +119,50 @@ def ratio(row: dict, what: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--package', help='folder with the DCLS package')
     parser.add_argument('--versions', choices=VERSIONS, nargs='+', default=list(VERSIONS))
     parser.add_argument('--channels', type=int, nargs='+', default=[96, 384, 768])
     parser.add_argument('--seconds', type=float, default=6.0, help='per row')
     parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--clock', choices=sorted(CLOCKS), default='wall',
-                        help='cpu with --threads 1 on a machine that is busy with other work')
+    parser.add_argument(
+        '--clock',
+        choices=sorted(CLOCKS),
+        default='wall',
+        help='cpu with --threads 1 on a machine that is busy with other work',
+    )
     parser.add_argument('--out', type=Path, help='write all numbers to this JSON file')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     construct = dcls_package_kernel(args.package) if args.package else restated_grid
     about = device()
     print(', '.join(f'{key} {value}' for key, value in about.items()))
-    print(f'{args.clock} time; rival: {"DCLS package" if args.package else "restated dense grid"}\n')
-    print('| version | channels | published ms | ours ms | medians | minima | first calls | '
-          'published MB | ours MB | ratio |\n|---|---|---|---|---|---|---|---|---|---|')
+    print(
+        f'{args.clock} time; rival: {"DCLS package" if args.package else "restated dense grid"}\n'
+    )
+    print(
+        '| version | channels | published ms | ours ms | medians | minima | first calls | '
+        'published MB | ours MB | ratio |\n|---|---|---|---|---|---|---|---|---|---|'
+    )
     rows = []
     for version in args.versions:
         for channels in args.channels:
             row = construction(construct, version, channels, args.seconds, args.clock)
             rows.append(row)
-            print(f'| {version} | {channels} | {row["published_ms"]:.1f} | {row["ours_ms"]:.2f} | '
-                  f'{ratio(row, "ms"):.0f}x | {ratio(row, "min_ms"):.0f}x | '
-                  f'{ratio(row, "first_ms"):.0f}x | {row["published_mb"]:.1f} | '
-                  f'{row["ours_mb"]:.2f} | {ratio(row, "mb"):.0f}x |', flush=True)
+            print(
+                f'| {version} | {channels} | {row["published_ms"]:.1f} | {row["ours_ms"]:.2f} | '
+                f'{ratio(row, "ms"):.0f}x | {ratio(row, "min_ms"):.0f}x | '
+                f'{ratio(row, "first_ms"):.0f}x | {row["published_mb"]:.1f} | '
+                f'{row["ours_mb"]:.2f} | {ratio(row, "mb"):.0f}x |',
+                flush=True,
+            )
     if args.out:
-        settings = dict(rival='DCLS package' if args.package else 'restated grid',
-                        threads=args.threads, clock=args.clock)
+        settings = dict(
+            rival='DCLS package' if args.package else 'restated grid',
+            threads=args.threads,
+            clock=args.clock,
+        )
         args.out.write_text(json.dumps(dict(device=about, settings=settings, rows=rows), indent=1))
 
 

@@ -38,24 +38,32 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('model', help="backbone type ('InceptionNeXt') or config file")
     parser.add_argument('--arch', default='tiny', help='arch of the backbone type')
-    parser.add_argument('--kwargs', type=json.loads, default={},
-                        help='further arguments of the backbone type, JSON')
+    parser.add_argument(
+        '--kwargs', type=json.loads, default={}, help='further arguments of the backbone type, JSON'
+    )
     parser.add_argument('--input', default='2x3x160x160', help='batch x channels x height x width')
     parser.add_argument('--mode', choices=('train', 'infer', 'both'), default='both')
     parser.add_argument('--layout', choices=LAYOUTS, nargs='+', default=list(LAYOUTS))
     parser.add_argument('--rival', help="'module:factory' that builds a network to compare with")
     parser.add_argument('--rival-kwargs', type=json.loads, default={}, help='its arguments, JSON')
-    parser.add_argument('--apart', action='store_true',
-                        help='time the rival in a process of its own, as its users run it: what this '
-                             'package sets for a process (the C library keeps freed memory) does not '
-                             'reach it')
+    parser.add_argument(
+        '--apart',
+        action='store_true',
+        help='time the rival in a process of its own, as its users run it: what this '
+        'package sets for a process (the C library keeps freed memory) does not '
+        'reach it',
+    )
     parser.add_argument('--deploy', action='store_true', help='time our folded form in inference')
     parser.add_argument('--compile', action='store_true', help='time under torch.compile')
     parser.add_argument('--amp', choices=('bfloat16', 'float16'), help='autocast dtype')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--clock', choices=CLOCKS, default='wall',
-                        help="'cpu' is processor time, for a busy machine and one thread")
+    parser.add_argument(
+        '--clock',
+        choices=CLOCKS,
+        default='wall',
+        help="'cpu' is processor time, for a busy machine and one thread",
+    )
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--out', type=Path, help='write all numbers to this JSON file')
     return parser.parse_args(arguments)
@@ -116,8 +124,10 @@ def agree(ours: nn.Module, theirs: nn.Module, x: Tensor, deploy: bool = False) -
         for index, (a, b) in enumerate(zip(got, want)):
             error = ((a - b).abs().max() / b.abs().max()).item()
             if not error <= TOLERANCE:
-                raise RuntimeError(f'benchmark_models: {name} {index} differs from the rival by '
-                                   f'{error:.1e} with equal weights; nothing is timed')
+                raise RuntimeError(
+                    f'benchmark_models: {name} {index} differs from the rival by '
+                    f'{error:.1e} with equal weights; nothing is timed'
+                )
     return f'outputs agree with the rival (last one to {error:.0e})'
 
 
@@ -132,7 +142,7 @@ def saved_megabytes(function: Callable[[], object]) -> float:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         function()
-    return sum(storages.values()) / 2 ** 20
+    return sum(storages.values()) / 2**20
 
 
 def trainer(model: nn.Module, x: Tensor, autocast: Callable) -> Callable[[], Tensor]:
@@ -167,8 +177,9 @@ class Apart:
     def __init__(self, args: argparse.Namespace, train: bool, name: str, layout: str):
         context = multiprocessing.get_context('spawn')
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, args, train, name, layout),
-                                        daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(other, args, train, name, layout), daemon=True
+        )
         self._process.start()
         other.close()
 
@@ -188,8 +199,9 @@ def _serve(pipe: Connection, args: argparse.Namespace, train: bool, name: str, l
             pipe.send('done')
 
 
-def contestants(args: argparse.Namespace, train: bool,
-                names: Sequence[str] = ('ours', 'rival')) -> dict[str, Callable]:
+def contestants(
+    args: argparse.Namespace, train: bool, names: Sequence[str] = ('ours', 'rival')
+) -> dict[str, Callable]:
     """Name -> one timed step, for every network and layout."""
     n, c, h, w = (int(each) for each in args.input.split('x'))
     builders = {'ours': lambda: build(args)}
@@ -208,7 +220,8 @@ def contestants(args: argparse.Namespace, train: bool,
             if name == 'ours' and args.deploy and not train:
                 getattr(model, 'backbone', model).switch_to_deploy()
             x = torch.randn(n, c, h, w, device=args.device).contiguous(
-                memory_format=LAYOUTS[layout])
+                memory_format=LAYOUTS[layout]
+            )
             autocast = contextlib.nullcontext
             if args.amp:
                 autocast = partial(torch.autocast, args.device, getattr(torch, args.amp))
@@ -236,14 +249,21 @@ def measure(args: argparse.Namespace, train: bool) -> dict[str, dict]:
             run()
             wait()
             results[name]['times'].append(1e3 * (now() - start))
-        print(f'\r{"train" if train else "infer"} round {index + 1}/{args.rounds}',
-              end='', file=sys.stderr, flush=True)
+        print(
+            f'\r{"train" if train else "infer"} round {index + 1}/{args.rounds}',
+            end='',
+            file=sys.stderr,
+            flush=True,
+        )
     print(file=sys.stderr)
     for value in results.values():
         times = value.pop('times')
-        value.update(median_ms=statistics.median(times), min_ms=min(times),
-                     quartiles_ms=statistics.quantiles(times, n=4)[::2],
-                     images_per_second=1e3 * batch / statistics.median(times))
+        value.update(
+            median_ms=statistics.median(times),
+            min_ms=min(times),
+            quartiles_ms=statistics.quantiles(times, n=4)[::2],
+            images_per_second=1e3 * batch / statistics.median(times),
+        )
     return results
 
 
@@ -252,16 +272,22 @@ def report(mode: str, results: dict[str, dict]) -> dict:
     for name, value in results.items():
         low, high = value['quartiles_ms']
         memory = f'  {value["saved_mb"]:7.0f} MB kept for backward' if value['saved_mb'] else ''
-        print(f'{mode:<6} {name:<22} {value["median_ms"]:8.1f} ms [{low:.1f}-{high:.1f}]  min '
-              f'{value["min_ms"]:.1f}  {value["images_per_second"]:7.2f} img/s{memory}')
+        print(
+            f'{mode:<6} {name:<22} {value["median_ms"]:8.1f} ms [{low:.1f}-{high:.1f}]  min '
+            f'{value["min_ms"]:.1f}  {value["images_per_second"]:7.2f} img/s{memory}'
+        )
     gains = {}
     if any(name.startswith('rival') for name in results):
         for key in ('median_ms', 'min_ms'):
-            best = {side: min(value[key] for name, value in results.items() if side in name)
-                    for side in ('ours', 'rival')}
+            best = {
+                side: min(value[key] for name, value in results.items() if side in name)
+                for side in ('ours', 'rival')
+            }
             gains[key] = best['rival'] / best['ours']
-        print(f'{mode:<6} gain over the rival in its better layout: {gains["median_ms"]:.2f}x '
-              f'(medians), {gains["min_ms"]:.2f}x (minima)')
+        print(
+            f'{mode:<6} gain over the rival in its better layout: {gains["median_ms"]:.2f}x '
+            f'(medians), {gains["min_ms"]:.2f}x (minima)'
+        )
     return {'mode': mode, 'results': results, 'gain_over_rival': gains}
 
 
@@ -273,13 +299,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.rival:
         x = torch.randn([int(each) for each in args.input.split('x')])
         print(agree(build(args), rival(args), x, args.deploy))
-    rows = [report(mode, measure(args, mode == 'train'))
-            for mode in ('train', 'infer') if args.mode in (mode, 'both')]
+    rows = [
+        report(mode, measure(args, mode == 'train'))
+        for mode in ('train', 'infer')
+        if args.mode in (mode, 'both')
+    ]
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         settings = {key: value for key, value in vars(args).items() if key != 'out'}
-        args.out.write_text(json.dumps(
-            {'device': about, 'settings': settings, 'rows': rows}, indent=1))
+        args.out.write_text(
+            json.dumps({'device': about, 'settings': settings, 'rows': rows}, indent=1)
+        )
         print(f'written to {args.out}')
 
 

@@ -33,8 +33,9 @@ TOLERANCE = 1e-4  # of the largest magnitude, float32 on both sides
 CLOCKS = {'wall': time.perf_counter, 'cpu': time.thread_time}
 
 
-def interleaved(functions: dict[str, Callable[[], object]], seconds: float, clock: str = 'wall',
-                least: int = 3) -> dict[str, list[float]]:
+def interleaved(
+    functions: dict[str, Callable[[], object]], seconds: float, clock: str = 'wall', least: int = 3
+) -> dict[str, list[float]]:
     """Durations in ms of each function, run in turn for about ``seconds`` after one warm-up."""
     now = CLOCKS[clock]
     for function in functions.values():
@@ -55,10 +56,13 @@ def ceilings(clock: str) -> dict[str, float]:
     out = torch.empty_like(a)
     source = torch.randn(1 << 24)
     target = torch.empty_like(source)
-    times = interleaved({'gemm': lambda: torch.mm(a, b, out=out),
-                         'copy': lambda: target.copy_(source)}, 2.0, clock)
-    return {'gemm_gflops': 2 * 1536 ** 3 / min(times['gemm']) / 1e6,
-            'copy_gbytes': 2 * 4 * (1 << 24) / min(times['copy']) / 1e6}
+    times = interleaved(
+        {'gemm': lambda: torch.mm(a, b, out=out), 'copy': lambda: target.copy_(source)}, 2.0, clock
+    )
+    return {
+        'gemm_gflops': 2 * 1536**3 / min(times['gemm']) / 1e6,
+        'copy_gbytes': 2 * 4 * (1 << 24) / min(times['copy']) / 1e6,
+    }
 
 
 def device() -> dict[str, str | int]:
@@ -68,31 +72,40 @@ def device() -> dict[str, str | int]:
         with open('/proc/cpuinfo') as file:
             names = [line.split(':')[1].strip() for line in file if line.startswith('model name')]
         model = names[0] if names else model
-    return {'cpu': model, 'capability': torch.backends.cpu.get_cpu_capability(),
-            'threads': torch.get_num_threads(), 'torch': torch.__version__,
-            'python': platform.python_version(),
-            'load': round(os.getloadavg()[0], 2)}
+    return {
+        'cpu': model,
+        'capability': torch.backends.cpu.get_cpu_capability(),
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'load': round(os.getloadavg()[0], 2),
+    }
 
 
 def tensors(case: Case, layout: str) -> list[torch.Tensor]:
     """Leaves of ``case`` with the map in ``layout``."""
     torch.manual_seed(0)
     x, *parameters = case.inputs()
-    return [each.requires_grad_() for each in
-            (x.contiguous(memory_format=LAYOUTS[layout]), *parameters)]
+    return [
+        each.requires_grad_() for each in (x.contiguous(memory_format=LAYOUTS[layout]), *parameters)
+    ]
 
 
-def step(function: Callable, leaves: Sequence[torch.Tensor],
-         cotangent: torch.Tensor | None) -> Callable:
+def step(
+    function: Callable, leaves: Sequence[torch.Tensor], cotangent: torch.Tensor | None
+) -> Callable:
     """One timed call: forward without gradients, or forward and backward."""
     if cotangent is None:
+
         def run():
             with torch.no_grad():
                 return [function(*leaves)]
     else:
+
         def run():
             out = function(*leaves)
             return [out, *torch.autograd.grad(out, leaves, cotangent)]
+
     return run
 
 
@@ -109,8 +122,10 @@ def verify(case: Case, runs: dict[str, Callable]) -> None:
         for index, (mine, theirs) in enumerate(zip(got, want)):
             error = (mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)
             if not error <= TOLERANCE:
-                raise RuntimeError(f'benchmark_ops: {case.name} on {case.shape}: result {index} of '
-                                   f'{name!r} is off by {error:.1e}; it is not timed')
+                raise RuntimeError(
+                    f'benchmark_ops: {case.name} on {case.shape}: result {index} of '
+                    f'{name!r} is off by {error:.1e}; it is not timed'
+                )
 
 
 def measure(case: Case, train: bool, args: argparse.Namespace) -> dict:
@@ -127,32 +142,47 @@ def measure(case: Case, train: bool, args: argparse.Namespace) -> dict:
     for layout in LAYOUTS:
         verify(case, {name: run for name, run in runs.items() if layout_of[name] == layout})
     times = interleaved(runs, args.seconds, args.clock)
-    return {name: {'median_ms': statistics.median(each), 'min_ms': min(each),
-                   'quartiles_ms': statistics.quantiles(each, n=4)[::2], 'runs': len(each)}
-            for name, each in times.items()}
+    return {
+        name: {
+            'median_ms': statistics.median(each),
+            'min_ms': min(each),
+            'quartiles_ms': statistics.quantiles(each, n=4)[::2],
+            'runs': len(each),
+        }
+        for name, each in times.items()
+    }
 
 
 def summarise(case: Case, train: bool, results: dict, rates: dict, statistic: str) -> dict:
     """Ratios, and the best of ours against the machine's rates."""
     key = f'{statistic}_ms'
-    best = {side: min(value[key] for name, value in results.items() if name.startswith(side))
-            for side in ('native', 'ours')}
+    best = {
+        side: min(value[key] for name, value in results.items() if name.startswith(side))
+        for side in ('native', 'ours')
+    }
     flops = case.flops * (3 if train else 1)
     maps = 4 * torch.Size(case.shape).numel() * (5 if train else 2)
     gflops, gbytes = flops / best['ours'] / 1e6, maps / best['ours'] / 1e6
     return {
-        'case': case.name, 'shape': case.shape, 'mode': 'train' if train else 'forward',
-        'results': results, 'gain_over_better_native': best['native'] / best['ours'],
+        'case': case.name,
+        'shape': case.shape,
+        'mode': 'train' if train else 'forward',
+        'results': results,
+        'gain_over_better_native': best['native'] / best['ours'],
         'gain_same_layout': {
             layout: results[f'native {layout}'][key] / results[f'ours {layout}'][key]
-            for layout in LAYOUTS},
-        'gflops': gflops, 'share_of_gemm': gflops / rates['gemm_gflops'],
-        'gbytes': gbytes, 'share_of_copy': gbytes / rates['copy_gbytes'],
+            for layout in LAYOUTS
+        },
+        'gflops': gflops,
+        'share_of_gemm': gflops / rates['gemm_gflops'],
+        'gbytes': gbytes,
+        'share_of_copy': gbytes / rates['copy_gbytes'],
     }
 
 
 def line(row: dict) -> str:
     """One row of the printed table."""
+
     def cell(name):
         value = row['results'][name]
         low, high = value['quartiles_ms']
@@ -161,27 +191,42 @@ def line(row: dict) -> str:
     shape = 'x'.join(str(each) for each in row['shape'])
     same = row['gain_same_layout']
     cells = '  '.join(f'{cell(name):>32}' for name in row['results'])
-    return (f'{row["case"]:<28} {shape:<15} {row["mode"]:<8} {cells}  '
-            f'{row["gain_over_better_native"]:6.2f}x  {same["contiguous"]:6.2f}x '
-            f'{same["channels_last"]:6.2f}x  '
-            f'{row["gflops"]:6.1f} GF/s {row["share_of_gemm"]:4.0%}  '
-            f'{row["gbytes"]:5.1f} GB/s {row["share_of_copy"]:4.0%}')
+    return (
+        f'{row["case"]:<28} {shape:<15} {row["mode"]:<8} {cells}  '
+        f'{row["gain_over_better_native"]:6.2f}x  {same["contiguous"]:6.2f}x '
+        f'{same["channels_last"]:6.2f}x  '
+        f'{row["gflops"]:6.1f} GF/s {row["share_of_gemm"]:4.0%}  '
+        f'{row["gbytes"]:5.1f} GB/s {row["share_of_copy"]:4.0%}'
+    )
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--family', choices=FAMILIES, nargs='+', default=[],
-                        help='stage maps of these families instead of the table')
-    parser.add_argument('--size', choices=SIZES, nargs='+', default=['224'],
-                        help='image sizes for --family')
+    parser.add_argument(
+        '--family',
+        choices=FAMILIES,
+        nargs='+',
+        default=[],
+        help='stage maps of these families instead of the table',
+    )
+    parser.add_argument(
+        '--size', choices=SIZES, nargs='+', default=['224'], help='image sizes for --family'
+    )
     parser.add_argument('--mode', choices=('forward', 'train', 'both'), default='train')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--seconds', type=float, default=3.0, help='time per case')
-    parser.add_argument('--statistic', choices=('median', 'min'), default='median',
-                        help='which one the gains are computed from')
-    parser.add_argument('--clock', choices=CLOCKS, default='wall',
-                        help="'cpu' is this thread's processor time: for a busy machine and one "
-                             'thread only')
+    parser.add_argument(
+        '--statistic',
+        choices=('median', 'min'),
+        default='median',
+        help='which one the gains are computed from',
+    )
+    parser.add_argument(
+        '--clock',
+        choices=CLOCKS,
+        default='wall',
+        help="'cpu' is this thread's processor time: for a busy machine and one thread only",
+    )
     parser.add_argument('--filter', default='', help='only cases whose name holds this text')
     parser.add_argument('--compile', action='store_true', help='time torch.compile of both as well')
     parser.add_argument('--out', type=Path, help='write all numbers to this JSON file')
@@ -196,15 +241,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     about, rates = device(), ceilings(args.clock)
     print('  '.join(f'{key} {value}' for key, value in about.items()))
-    print(f'GEMM {rates["gemm_gflops"]:.0f} GF/s  copy {rates["copy_gbytes"]:.1f} GB/s; '
-          'minimum, median [quartiles] in ms; gains over the better native, contiguous, channels-last')
-    cases = [case for family in args.family for size in args.size
-             for case in family_cases(family, size)] or table_cases()
+    print(
+        f'GEMM {rates["gemm_gflops"]:.0f} GF/s  copy {rates["copy_gbytes"]:.1f} GB/s; '
+        'minimum, median [quartiles] in ms; gains over the better native, contiguous, channels-last'
+    )
+    cases = [
+        case for family in args.family for size in args.size for case in family_cases(family, size)
+    ] or table_cases()
     rows = []
     for case in (case for case in cases if args.filter in case.name):
         for train in {'forward': (False,), 'train': (True,), 'both': (False, True)}[args.mode]:
-            row = summarise(case, train, measure(case, train, args), rates,
-                            args.statistic)
+            row = summarise(case, train, measure(case, train, args), rates, args.statistic)
             if not rows:
                 print(' ' * 53 + '  '.join(f'{name:>32}' for name in row['results']))
             rows.append(row)

@@ -19,7 +19,13 @@ from mmengine.config import Config, DictAction
 
 from mmlk.cli.config import load_config
 from mmlk.data.files import image_problem, image_size, label_problem
-from mmlk.data.layout import DataError, check_datasets, coco_paths, leaf_datasets, segmentation_folders
+from mmlk.data.layout import (
+    DataError,
+    check_datasets,
+    coco_paths,
+    leaf_datasets,
+    segmentation_folders,
+)
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _REPORT_EVERY = 2000
@@ -28,11 +34,16 @@ _REPORT_EVERY = 2000
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help="file, or 'mmlk::name.py' for one of this package")
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='overrides, such as data_root=PATH')
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='overrides, such as data_root=PATH',
+    )
     return parser.parse_args(argv)
 
 
@@ -60,7 +71,8 @@ def folder_problems(images: Path, labels: Path | None, dataset: dict) -> Iterato
             yield f'{path}: {problem}'
         elif labels is not None:
             label = (labels / path.relative_to(images)).with_suffix(
-                dataset.get('seg_map_suffix', '.png'))
+                dataset.get('seg_map_suffix', '.png')
+            )
             problem = label_problem(label.read_bytes(), size=image_size(content))
             if problem:
                 yield f'{label}: {problem}'

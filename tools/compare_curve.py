@@ -78,8 +78,9 @@ def read_log(path: Path, iterations_per_epoch: int = 7330) -> Log:
                 losses.setdefault(name, []).append((step, float(value)))
             elif re.fullmatch(r'mIoU|aAcc|mAcc|(bbox|segm)_mAP(_50|_75)?', name):
                 metrics.setdefault(name, []).append((step, value if percent else 100 * value))
-    return Log(*({name: sorted(pairs) for name, pairs in each.items()}
-                 for each in (losses, metrics)))
+    return Log(
+        *({name: sorted(pairs) for name, pairs in each.items()} for each in (losses, metrics))
+    )
 
 
 def _step(entry: dict, last: int, iterations_per_epoch: int) -> int:
@@ -113,9 +114,11 @@ def compare(log: Log, run: dict, loss_tolerance: float, metric_tolerance: float)
             stretches are held to half of it.
         metric_tolerance: Departure in points at which a metric is off.
     """
-    kinds = (('losses', log.losses, POINT_WINDOW, loss_tolerance),
-             ('means', log.losses, run['means']['window'], loss_tolerance / 2),
-             ('metrics', log.metrics, 1, None))
+    kinds = (
+        ('losses', log.losses, POINT_WINDOW, loss_tolerance),
+        ('means', log.losses, run['means']['window'], loss_tolerance / 2),
+        ('metrics', log.metrics, 1, None),
+    )
     for kind, values, window, tolerance in kinds:
         table = run[kind]
         label = f' (mean over {window})' if kind == 'means' else ''
@@ -133,8 +136,10 @@ def report(rows: list[Row]) -> str:
     for row in rows:
         if row.found is not None:
             change = f'{100 * (row.found / row.published - 1):+.1f}%'
-            lines.append(f'{row.step:>8}  {row.name:<28}{row.published:>10.4g}{row.found:>10.4g}'
-                         f'{change:>9}{"  <-- off" if row.off else ""}')
+            lines.append(
+                f'{row.step:>8}  {row.name:<28}{row.published:>10.4g}{row.found:>10.4g}'
+                f'{change:>9}{"  <-- off" if row.off else ""}'
+            )
     compared = [row for row in rows if row.off is not None]
     last = max((row.step for row in compared), default=0)
     beyond = sum(row.step > last for row in rows)
@@ -143,9 +148,11 @@ def report(rows: list[Row]) -> str:
         off = [row for row in compared if row.name == name and row.off]
         if off:
             first = off[0]
-            lines.append(f'{name} leaves the published curve at step {first.step}: '
-                         f'{first.found:.4g} against {first.published:.4g}; '
-                         f'{len(off)} anchors off')
+            lines.append(
+                f'{name} leaves the published curve at step {first.step}: '
+                f'{first.found:.4g} against {first.published:.4g}; '
+                f'{len(off)} anchors off'
+            )
         else:
             lines.append(f'{name} follows the published curve')
     return '\n'.join(lines)
@@ -160,22 +167,33 @@ def choose_run(runs: dict, reference: str | None, path: Path) -> str:
     parts = reversed(path.resolve().parts)
     name = reference or next((part for part in parts if part in runs), None)
     if name not in runs:
-        raise ValueError(f'choose_run: reference {name!r} is not one of {", ".join(runs)}; '
-                         'pass --reference')
+        raise ValueError(
+            f'choose_run: reference {name!r} is not one of {", ".join(runs)}; pass --reference'
+        )
     return name
 
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('log', type=Path, help='work directory or log file')
     parser.add_argument('--reference', help='name of the published run: its config without .py')
-    parser.add_argument('--iterations-per-epoch', type=int, default=7330,
-                        help='of the log, for epoch-based training (default: %(default)s)')
-    parser.add_argument('--loss-tolerance', type=float, default=0.15,
-                        help='relative, of 50-iteration losses (default: %(default)s)')
-    parser.add_argument('--metric-tolerance', type=float, default=1.5,
-                        help='in points (default: %(default)s)')
+    parser.add_argument(
+        '--iterations-per-epoch',
+        type=int,
+        default=7330,
+        help='of the log, for epoch-based training (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--loss-tolerance',
+        type=float,
+        default=0.15,
+        help='relative, of 50-iteration losses (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--metric-tolerance', type=float, default=1.5, help='in points (default: %(default)s)'
+    )
     return parser.parse_args(arguments)
 
 
@@ -188,8 +206,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError) as error:
         print(f'compare_curve: {error}', file=sys.stderr)
         return 2
-    rows = list(compare(read_log(path, args.iterations_per_epoch), curves['runs'][name],
-                        args.loss_tolerance, args.metric_tolerance))
+    rows = list(
+        compare(
+            read_log(path, args.iterations_per_epoch),
+            curves['runs'][name],
+            args.loss_tolerance,
+            args.metric_tolerance,
+        )
+    )
     print(f'{path} against {name}: {curves["source"]}')
     print(report(rows))
     if all(row.off is None for row in rows):

@@ -47,10 +47,13 @@ def tiles(dataset: BaseDataset, index: int, predictions: Path) -> list[Image.Ima
 def contact_sheet(rows: list[list], metainfo: dict) -> Image.Image:
     """One row per image, and a key of the classes that occur."""
     palette = np.zeros((IGNORED + 1, 3), np.uint8)
-    palette[:len(metainfo['classes'])] = metainfo['palette']
-    occurring = sorted({int(i) for _, *maps in rows for labels in maps for i in np.unique(labels)}
-                       - {IGNORED})
-    rows = [[image, *(Image.fromarray(palette[labels]) for labels in maps)] for image, *maps in rows]
+    palette[: len(metainfo['classes'])] = metainfo['palette']
+    occurring = sorted(
+        {int(i) for _, *maps in rows for labels in maps for i in np.unique(labels)} - {IGNORED}
+    )
+    rows = [
+        [image, *(Image.fromarray(palette[labels]) for labels in maps)] for image, *maps in rows
+    ]
     cell = max(tile.width for row in rows for tile in row)
     width = len(COLUMNS) * (cell + MARGIN) + MARGIN
     per_row = max(1, width // KEY_COLUMN)
@@ -74,7 +77,8 @@ def contact_sheet(rows: list[list], metainfo: dict) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config', help='segmentation config, for its test data')
     parser.add_argument('predictions', type=Path, help='folder of predicted label files')
     parser.add_argument('out', type=Path, help='picture to write')
@@ -85,11 +89,14 @@ def main() -> None:
     init_default_scope(config.default_scope)
     dataset = DATASETS.build(config.test_dataloader.dataset)
     predicted = {path.stem for path in args.predictions.glob('*.png')}
-    found = [i for i in range(len(dataset))
-             if Path(dataset.get_data_info(i)['img_path']).stem in predicted]
+    found = [
+        i
+        for i in range(len(dataset))
+        if Path(dataset.get_data_info(i)['img_path']).stem in predicted
+    ]
     if not found:
         parser.error(f'{args.predictions} holds no prediction for the test images of {args.config}')
-    chosen = found[::max(1, len(found) // args.count)][:args.count]
+    chosen = found[:: max(1, len(found) // args.count)][: args.count]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [tiles(dataset, i, args.predictions) for i in chosen]
     contact_sheet(rows, dataset.metainfo).save(args.out)

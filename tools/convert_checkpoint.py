@@ -27,15 +27,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('source', nargs='?', help='path, URL or mmlk://<name>')
     parser.add_argument('output', nargs='?', type=Path, help='file to write; must not exist')
-    parser.add_argument('--family', choices=sorted(keymaps.FAMILIES),
-                        help='family of the backbone, if the file does not show it')
+    parser.add_argument(
+        '--family',
+        choices=sorted(keymaps.FAMILIES),
+        help='family of the backbone, if the file does not show it',
+    )
     parser.add_argument('--arch', help='variant of the backbone, if the file does not show it')
-    parser.add_argument('--prefix', default='',
-                        help="take only keys that start with this, such as 'backbone.'")
+    parser.add_argument(
+        '--prefix', default='', help="take only keys that start with this, such as 'backbone.'"
+    )
     parser.add_argument('--prefer', help='which of several state dicts, such as model_ema')
     parser.add_argument('--sha256', help='expected checksum of the source, or its beginning')
-    parser.add_argument('--unsafe-pickle', action='store_true',
-                        help='let the source run code while it is read; only for files you trust')
+    parser.add_argument(
+        '--unsafe-pickle',
+        action='store_true',
+        help='let the source run code while it is read; only for files you trust',
+    )
     parser.add_argument('--list', action='store_true', help='print the known checkpoints and exit')
     args = parser.parse_args(argv)
     if not args.list and args.output is None:
@@ -62,11 +69,12 @@ def convert(args: argparse.Namespace) -> None:
     """Read, map, check, write, and print the report."""
     if args.output.exists():
         raise ValueError(f'{args.output} exists; choose another name or remove it')
-    state, info = read_checkpoint(args.source, prefer=args.prefer, sha256=args.sha256,
-                                  unsafe=args.unsafe_pickle)
+    state, info = read_checkpoint(
+        args.source, prefer=args.prefer, sha256=args.sha256, unsafe=args.unsafe_pickle
+    )
     wrapper = keymaps.common_wrapper(state)
     start = wrapper + args.prefix
-    state = {key[len(start):]: value for key, value in state.items() if key.startswith(start)}
+    state = {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
     if not state:
         raise ValueError(f'no key of {args.source} starts with {args.prefix!r}')
     inside = keymaps.BACKBONE_PREFIX
@@ -74,8 +82,15 @@ def convert(args: argparse.Namespace) -> None:
     family, arch, report = _map_backbone(state, place, args)
     report.source = str(args.source)
     report.notes[:0] = info.notes
-    meta = dict(source=info.path.name, source_sha256=sha256_of(info.path), entry=info.container,
-                family=family, arch=arch, dropped=report.dropped, notes=report.notes)
+    meta = dict(
+        source=info.path.name,
+        source_sha256=sha256_of(info.path),
+        entry=info.container,
+        family=family,
+        arch=arch,
+        dropped=report.dropped,
+        notes=report.notes,
+    )
     _write(args.output, {'state_dict': _plain(state), 'meta': meta})
     print(report.summary())
     kept = [key for key in state if not key.startswith(place)]
@@ -87,7 +102,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def _map_backbone(state: dict, place: str, args: argparse.Namespace) -> tuple[str, str, Report]:
     """Map the backbone's keys inside ``state``, against the backbone that will load them."""
-    keys = [key[len(place):] for key in state if key.startswith(place)]
+    keys = [key[len(place) :] for key in state if key.startswith(place)]
     found = keymaps.describe({key: tuple(state[place + key].shape) for key in keys})
     family, arch = args.family or found.family, args.arch or found.arch
     if family is None or arch is None:
@@ -97,8 +112,9 @@ def _map_backbone(state: dict, place: str, args: argparse.Namespace) -> tuple[st
         raise ValueError(f'no backbone of family {family!r}; there are {", ".join(sorted(kinds))}')
     normed = any(keymaps.is_output_norm(key) for key in keys)
     backbone = kinds[family](arch=arch, output_norm=normed)
-    report = convert_in_place(family, state, place, backbone.state_dict(),
-                              getattr(backbone, 'checkpoint_options', {})).raise_if_uncovered()
+    report = convert_in_place(
+        family, state, place, backbone.state_dict(), getattr(backbone, 'checkpoint_options', {})
+    ).raise_if_uncovered()
     for key in report.unexpected:
         del state[place + key]
     return family, arch, report

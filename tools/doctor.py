@@ -87,20 +87,33 @@ def devices() -> Iterator[tuple[str, str, str | None]]:
         for index in range(torch.cuda.device_count()):
             yield f'GPU {index}', torch.cuda.get_device_name(index), None
     else:
-        yield 'GPU', 'none visible to torch', (
-            'training runs on the CPU; if there is a GPU, check driver and CUDA_VISIBLE_DEVICES')
+        yield (
+            'GPU',
+            'none visible to torch',
+            ('training runs on the CPU; if there is a GPU, check driver and CUDA_VISIBLE_DEVICES'),
+        )
     yield 'CPU', f'{os.cpu_count()} cores, {torch.get_num_threads()} threads', None
-    yield 'distributed', ', '.join(
-        name for name in ('nccl', 'gloo')
-        if getattr(torch.distributed, f'is_{name}_available')()) or 'none', None
+    yield (
+        'distributed',
+        ', '.join(
+            name
+            for name in ('nccl', 'gloo')
+            if getattr(torch.distributed, f'is_{name}_available')()
+        )
+        or 'none',
+        None,
+    )
 
 
 def this_package() -> Iterator[tuple[str, str, str | None]]:
     """mmlk itself: version, place, configs, operators."""
     mmlk = importlib.import_module('mmlk')
     yield 'mmlk', f'{mmlk.__version__} in {Path(mmlk.__file__).parent}', None
-    yield 'configs', attempt(
-        lambda: Path(mmlk.config_path('_base_/models/upernet')).parents[2]), None
+    yield (
+        'configs',
+        attempt(lambda: Path(mmlk.config_path('_base_/models/upernet')).parents[2]),
+        None,
+    )
     yield 'operators', attempt(_operator_backends), None
 
 
@@ -115,8 +128,11 @@ def _operator_backends() -> str:
 def rows() -> Iterator[tuple[str, str, str | None]]:
     """Every line of the report: subject, finding, advice."""
     supported = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    yield 'Python', f'{platform.python_version()} ({sys.executable})', (
-        None if supported else 'versions 3.10 to 3.12 are tested')
+    yield (
+        'Python',
+        f'{platform.python_version()} ({sys.executable})',
+        (None if supported else 'versions 3.10 to 3.12 are tested'),
+    )
     yield from packages()
     yield ('mmcv operators', *operators_of_mmcv())
     for section in (devices, this_package):

@@ -27,7 +27,8 @@ def parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r'(\d+)x(\d+)', text)
     if match is None or min(map(int, match.groups())) < MIN_SIDE:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no size; write HEIGHTxWIDTH, each at least {MIN_SIDE}, as in 200x288')
+            f'{text!r} is no size; write HEIGHTxWIDTH, each at least {MIN_SIDE}, as in 200x288'
+        )
     return int(match[1]), int(match[2])
 
 
@@ -48,19 +49,26 @@ def parse_positive(text: str) -> int:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('out', type=Path, help='data root to create')
     parser.add_argument('--format', choices=(*FORMATS, 'both'), default='both')
     parser.add_argument('--train', type=parse_positive, default=400, help='training scenes')
     parser.add_argument('--val', type=parse_positive, default=100, help='validation scenes')
     parser.add_argument(
-        '--size', type=parse_size, default='200x288', metavar='HxW',
-        help='nominal size in pixels, from which every scene differs by up to 12 %%')
+        '--size',
+        type=parse_size,
+        default='200x288',
+        metavar='HxW',
+        help='nominal size in pixels, from which every scene differs by up to 12 %%',
+    )
     parser.add_argument('--seed', type=parse_count, default=0)
     parser.add_argument('--jobs', type=parse_positive, default=1, help='processes that paint')
     parser.add_argument(
-        '--overwrite', action='store_true',
-        help='replace a set generated with other parameters; never touches files of other origin')
+        '--overwrite',
+        action='store_true',
+        help='replace a set generated with other parameters; never touches files of other origin',
+    )
     return parser.parse_args(argv)
 
 
@@ -88,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     print(
         f'{out}: {args.train} training and {args.val} validation scenes, {written} files, '
-        f'{time.perf_counter() - start:.1f} s')
+        f'{time.perf_counter() - start:.1f} s'
+    )
     return 0
 
 

@@ -21,9 +21,13 @@ DEFAULT_SHAPE = {'mmdet': (800, 1280)}
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='file, or mmlk::name for a config of this package')
-    parser.add_argument('--shape', type=int, nargs='+', metavar='PIXELS',
-                        help='height and width, or one number for both '
-                             '(default: 512 512; detection: 800 1280)')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar='PIXELS',
+        help='height and width, or one number for both (default: 512 512; detection: 800 1280)',
+    )
     parser.add_argument('--deploy', action='store_true', help='count the folded backbone')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     args = parser.parse_args()
@@ -41,6 +45,7 @@ def main() -> None:
         shape = tuple(args.shape or DEFAULT_SHAPE.get(cfg.get('default_scope'), (512, 512)))
         shape = shape if len(shape) == 2 else shape * 2
         from mmlk.cli import complexity
+
         parts = complexity.measure(complexity.build_model(cfg, args.deploy), shape)
     print(f'{args.config} at {shape[0]} x {shape[1]}')
     print(complexity.table(parts))

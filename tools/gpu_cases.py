@@ -40,37 +40,70 @@ def dcls(shape, size: int = 17, count: int = 34, version: str = 'v1') -> Case:
         def run(x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
             kernel = construct(weight, positions, kernel_size=size, version=version)
             return convolve(x, kernel.to(x.dtype))
+
         return run
 
-    return Case(f'DCLS {size}x{size}, {count} elements, {version}', tuple(shape),
-                ((c, 1, count), (2, c, 1, count)),
-                operator(ops.dcls_kernel2d, ops.depthwise_conv2d),
-                operator(reference.dcls_kernel2d_reference, reference.depthwise_conv2d_reference),
-                2 * n * c * h * w * size * size)
+    return Case(
+        f'DCLS {size}x{size}, {count} elements, {version}',
+        tuple(shape),
+        ((c, 1, count), (2, c, 1, count)),
+        operator(ops.dcls_kernel2d, ops.depthwise_conv2d),
+        operator(reference.dcls_kernel2d_reference, reference.depthwise_conv2d_reference),
+        2 * n * c * h * w * size * size,
+    )
 
 
 def branches(shape, long: int, short: int = 5) -> Case:
     """SLaK's branches as one operator, summed as in its folded form."""
     case = large_kernel(shape, long, short)
-    return case._replace(name=f'{case.name}, one operator',
-                         ours=lambda x, *weights: ops.large_kernel_sum(x, weights))
+    return case._replace(
+        name=f'{case.name}, one operator', ours=lambda x, *weights: ops.large_kernel_sum(x, weights)
+    )
 
 
 # Parity with float64: odd sizes, maps below the kernel, single rows and pixels, every route.
 PARITY = (
-    *(depthwise(shape, kernel, stride) for shape, kernel, stride in (
-        ((2, 6, 13, 9), (3, 3), 1), ((3, 1, 8, 7), (3, 3), 1), ((2, 8, 15, 12), (5, 5), 2),
-        ((2, 96, 56, 57), (7, 7), 1), ((1, 40, 57, 33), (7, 7), 2), ((2, 12, 17, 23), (1, 11), 1),
-        ((2, 12, 17, 23), (11, 1), 1), ((2, 16, 20, 19), (13, 13), 1), ((2, 9, 28, 31), (17, 17), 1),
-        ((2, 64, 56, 56), (17, 17), 1), ((1, 24, 56, 57), (51, 5), 1), ((2, 24, 56, 57), (5, 51), 1),
-        ((2, 124, 28, 28), (49, 5), 1), ((2, 16, 33, 40), (31, 31), 1), ((1, 8, 70, 90), (61, 61), 1),
-        ((1, 3, 14, 9), (61, 61), 1), ((2, 16, 7, 7), (51, 5), 1), ((3, 8, 1, 1), (11, 11), 1),
-        ((2, 8, 1, 40), (1, 11), 1), ((2, 7, 6, 5), (1, 1), 1), ((1, 16, 125, 188), (17, 17), 1))),
-    *(inception(shape) for shape in ((2, 24, 17, 13), (2, 96, 56, 56), (3, 192, 7, 7), (1, 64, 1, 1))),
+    *(
+        depthwise(shape, kernel, stride)
+        for shape, kernel, stride in (
+            ((2, 6, 13, 9), (3, 3), 1),
+            ((3, 1, 8, 7), (3, 3), 1),
+            ((2, 8, 15, 12), (5, 5), 2),
+            ((2, 96, 56, 57), (7, 7), 1),
+            ((1, 40, 57, 33), (7, 7), 2),
+            ((2, 12, 17, 23), (1, 11), 1),
+            ((2, 12, 17, 23), (11, 1), 1),
+            ((2, 16, 20, 19), (13, 13), 1),
+            ((2, 9, 28, 31), (17, 17), 1),
+            ((2, 64, 56, 56), (17, 17), 1),
+            ((1, 24, 56, 57), (51, 5), 1),
+            ((2, 24, 56, 57), (5, 51), 1),
+            ((2, 124, 28, 28), (49, 5), 1),
+            ((2, 16, 33, 40), (31, 31), 1),
+            ((1, 8, 70, 90), (61, 61), 1),
+            ((1, 3, 14, 9), (61, 61), 1),
+            ((2, 16, 7, 7), (51, 5), 1),
+            ((3, 8, 1, 1), (11, 11), 1),
+            ((2, 8, 1, 40), (1, 11), 1),
+            ((2, 7, 6, 5), (1, 1), 1),
+            ((1, 16, 125, 188), (17, 17), 1),
+        )
+    ),
+    *(
+        inception(shape)
+        for shape in ((2, 24, 17, 13), (2, 96, 56, 56), (3, 192, 7, 7), (1, 64, 1, 1))
+    ),
     *(large_kernel(shape, long) for shape, long in (((2, 24, 28, 31), 49), ((2, 64, 56, 56), 51))),
     *(branches(shape, long) for shape, long in (((2, 24, 28, 31), 49), ((2, 64, 56, 56), 51))),
-    *(recursive(shape, levels) for shape, levels in (
-        ((2, 16, 56, 56), 4), ((2, 24, 14, 14), 2), ((1, 16, 25, 38), 3), ((1, 8, 200, 336), 4))),
+    *(
+        recursive(shape, levels)
+        for shape, levels in (
+            ((2, 16, 56, 56), 4),
+            ((2, 24, 14, 14), 2),
+            ((1, 16, 25, 38), 3),
+            ((1, 8, 200, 336), 4),
+        )
+    ),
     dcls((2, 24, 28, 28)),
 )
 

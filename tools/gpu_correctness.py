@@ -45,6 +45,7 @@ def poisoned() -> Iterator[None]:
         def call(*args, **kwargs):
             tensor = allocate(*args, **kwargs)
             return tensor.fill_(float('nan')) if tensor.is_floating_point() else tensor
+
         return call
 
     for (owner, name), allocate in zip(names, before):
@@ -56,8 +57,9 @@ def poisoned() -> Iterator[None]:
             setattr(owner, name, allocate)
 
 
-def results(function: Callable, leaves: Sequence[Tensor], cotangent: Tensor,
-            dtype: torch.dtype) -> list[Tensor]:
+def results(
+    function: Callable, leaves: Sequence[Tensor], cotangent: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
     """Output and gradients, under autocast for 16-bit types."""
     with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
         y = function(*leaves)
@@ -88,10 +90,21 @@ def check_case(case: Case, dtype: torch.dtype, layout: str) -> dict:
         again = results(case.ours, leaves, cotangent, dtype)
     error = worst_error(got, want, dtype)
     equal = all(torch.equal(a, b) for a, b in zip(got, again))
-    text = 'ok' if error <= 1 and equal else (
-        f'failed: error {error:.2f} of the tolerance' if error > 1 else 'failed: repeats differ')
-    return {'case': case.name, 'shape': case.shape, 'dtype': str(dtype), 'layout': layout,
-            'error_over_tolerance': round(error, 4), 'result': text}
+    text = (
+        'ok'
+        if error <= 1 and equal
+        else (
+            f'failed: error {error:.2f} of the tolerance' if error > 1 else 'failed: repeats differ'
+        )
+    )
+    return {
+        'case': case.name,
+        'shape': case.shape,
+        'dtype': str(dtype),
+        'layout': layout,
+        'error_over_tolerance': round(error, 4),
+        'result': text,
+    }
 
 
 def _parity_job(index: int, dtype: torch.dtype, layout: str) -> dict:
@@ -100,12 +113,18 @@ def _parity_job(index: int, dtype: torch.dtype, layout: str) -> dict:
         try:
             return check_case(case, dtype, layout)
         except Exception as error:
-            return {'case': case.name, 'shape': case.shape, 'dtype': str(dtype), 'layout': layout,
-                    'result': f'failed: {type(error).__name__}: {str(error)[:300]}'}
+            return {
+                'case': case.name,
+                'shape': case.shape,
+                'dtype': str(dtype),
+                'layout': layout,
+                'result': f'failed: {type(error).__name__}: {str(error)[:300]}',
+            }
 
 
-def in_processes(jobs: int, seconds: float, function: Callable[..., dict],
-                 tasks: Sequence[tuple]) -> list[dict]:
+def in_processes(
+    jobs: int, seconds: float, function: Callable[..., dict], tasks: Sequence[tuple]
+) -> list[dict]:
     """Results of ``function(*task)``; several processes share the GPU, as compiling needs CPUs.
 
     Tasks that have not started after ``seconds`` are left out, with a row that says so.
@@ -129,10 +148,18 @@ def _out_of_time(task: tuple) -> dict:
 
 
 def parity(args: argparse.Namespace) -> list[dict]:
-    chosen = [index for index, case in enumerate(PARITY) if args.filter in case.name
-              and not (args.small and math.prod(case.shape) > 30_000)]
-    tasks = [(index, dtype, layout) for dtype in DTYPES for index in chosen for layout in LAYOUTS
-             if dtype != torch.float16 or index % 3 == 0]
+    chosen = [
+        index
+        for index, case in enumerate(PARITY)
+        if args.filter in case.name and not (args.small and math.prod(case.shape) > 30_000)
+    ]
+    tasks = [
+        (index, dtype, layout)
+        for dtype in DTYPES
+        for index in chosen
+        for layout in LAYOUTS
+        if dtype != torch.float16 or index % 3 == 0
+    ]
     rows = in_processes(args.jobs, args.seconds, _parity_job, tasks)
     for row in rows:
         if row['result'] != 'ok':
@@ -142,13 +169,16 @@ def parity(args: argparse.Namespace) -> list[dict]:
 
 # ---------------------------------------------------------------------------------- limits
 
+
 def _row(name: str, function: Callable[[], str | None]) -> dict:
     """Result of one check: ok, or the reason that it returns or raises."""
     try:
         reason = function()
     except Exception as error:
         reason = f'{type(error).__name__}: {str(error)[:300]}'
-    text = 'ok' if reason is None else reason if reason.startswith('skipped') else f'failed: {reason}'
+    text = (
+        'ok' if reason is None else reason if reason.startswith('skipped') else f'failed: {reason}'
+    )
     print(f'{name}: {text}', flush=True)
     return {'check': name, 'result': text}
 
@@ -159,7 +189,7 @@ def _differs(got: Sequence[Tensor], want: Sequence[Tensor]) -> str | None:
 
 def large_map(layout: str) -> str | None:
     """The last image of a map of more than 2^31 elements equals the same image alone."""
-    if torch.cuda.get_device_properties(0).total_memory < 40 * 2 ** 30:
+    if torch.cuda.get_device_properties(0).total_memory < 40 * 2**30:
         return 'skipped: needs 40 GiB'
     shape = (170, 96, 368, 368)  # 2.21e9 elements
     x = torch.zeros(shape, dtype=torch.bfloat16, device='cuda').to(memory_format=LAYOUTS[layout])
@@ -215,16 +245,23 @@ def other_device() -> str | None:
     if torch.cuda.device_count() < 2:
         return 'skipped: one device'
     x, weight = torch.randn(2, 8, 20, 20, device='cuda:1'), torch.randn(8, 1, 7, 7, device='cuda:1')
-    return _differs([ops.depthwise_conv2d(x, weight).cpu()],
-                    [ops.depthwise_conv2d(x.to('cuda:0'), weight.to('cuda:0')).cpu()])
+    return _differs(
+        [ops.depthwise_conv2d(x, weight).cpu()],
+        [ops.depthwise_conv2d(x.to('cuda:0'), weight.to('cuda:0')).cpu()],
+    )
 
 
 def limits(args: argparse.Namespace) -> list[dict]:
     shape = (4, 96, 28, 28)
-    cases = (inception(shape), depthwise(shape, (7, 7)), depthwise(shape, (17, 17)),
-             *(each for each in PARITY if 'RecConv' in each.name or 'operator' in each.name))
-    rows = [_row(f'large map, {layout}', lambda layout=layout: large_map(layout))
-            for layout in LAYOUTS]
+    cases = (
+        inception(shape),
+        depthwise(shape, (7, 7)),
+        depthwise(shape, (17, 17)),
+        *(each for each in PARITY if 'RecConv' in each.name or 'operator' in each.name),
+    )
+    rows = [
+        _row(f'large map, {layout}', lambda layout=layout: large_map(layout)) for layout in LAYOUTS
+    ]
     torch.cuda.empty_cache()
     for case in cases:
         name = f'{case.name} {case.shape}'
@@ -234,6 +271,7 @@ def limits(args: argparse.Namespace) -> list[dict]:
 
 
 # ---------------------------------------------------------------------------------- compile
+
 
 def compiled_case(case: Case, dtype: torch.dtype) -> str | None:
     """One full graph, with the values of eager mode."""
@@ -259,18 +297,32 @@ def compiled_backbone(name: str) -> str | None:
     with torch.autocast('cuda', torch.bfloat16):
         outputs = torch.compile(model, fullgraph=True)(x)
     sum(each.float().square().mean() for each in outputs).backward()
-    finite = all(each.grad is not None and each.grad.isfinite().all()
-                 for each in model.parameters() if each.requires_grad)
+    finite = all(
+        each.grad is not None and each.grad.isfinite().all()
+        for each in model.parameters()
+        if each.requires_grad
+    )
     return None if finite else 'a gradient is missing or not finite'
 
 
 def compiled(args: argparse.Namespace) -> list[dict]:
     shape = (2, 96, 28, 28)
-    cases = (inception(shape), depthwise(shape, (7, 7)), depthwise(shape, (17, 17)),
-             *[each for each in PARITY if 'RecConv' in each.name or 'operator' in each.name][:2])
-    rows = [_row(f'compile {case.name} {dtype}', lambda case=case, dtype=dtype: compiled_case(
-        case, dtype)) for case in cases for dtype in (torch.float32, torch.bfloat16)]
+    cases = (
+        inception(shape),
+        depthwise(shape, (7, 7)),
+        depthwise(shape, (17, 17)),
+        *[each for each in PARITY if 'RecConv' in each.name or 'operator' in each.name][:2],
+    )
+    rows = [
+        _row(
+            f'compile {case.name} {dtype}',
+            lambda case=case, dtype=dtype: compiled_case(case, dtype),
+        )
+        for case in cases
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
     if importlib.util.find_spec('mmengine') is None:
         return [*rows, {'check': 'backbones', 'result': 'skipped: mmengine is not installed'}]
-    return rows + [_row(f'compile {name}', lambda name=name: compiled_backbone(name))
-                   for name in MICRO_ARCHS]
+    return rows + [
+        _row(f'compile {name}', lambda name=name: compiled_backbone(name)) for name in MICRO_ARCHS
+    ]

@@ -24,10 +24,11 @@ from mmlk.ops import DepthwiseConv2d, InceptionDWConv2d, LargeKernelDWConv2d
 ROUNDS = 15
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS,
-                evict: bool = True) -> dict[str, list[float]]:
+def interleaved(
+    functions: dict[str, Callable[[], object]], rounds: int = ROUNDS, evict: bool = True
+) -> dict[str, list[float]]:
     """Milliseconds of every function by CUDA events, run in turn after two warm-ups each."""
-    cache = torch.empty(2 ** 28 if evict else 1, dtype=torch.int8, device='cuda')
+    cache = torch.empty(2**28 if evict else 1, dtype=torch.int8, device='cuda')
     for function in functions.values():
         function()
         function()
@@ -51,7 +52,7 @@ def summary(times: Sequence[float]) -> dict[str, float]:
 
 def copy_bandwidth() -> float:
     """Bytes per second of a large copy, reads and writes counted."""
-    source = torch.empty(2 ** 29, dtype=torch.int8, device='cuda')
+    source = torch.empty(2**29, dtype=torch.int8, device='cuda')
     target = torch.empty_like(source)
     times = interleaved({'copy': lambda: target.copy_(source)}, 20, evict=False)['copy']
     return 2 * source.numel() / statistics.median(times) * 1e3
@@ -64,11 +65,15 @@ def _torch_routes(cudnn: bool | None) -> contextlib.AbstractContextManager:
     return torch.backends.cudnn.flags(enabled=cudnn, benchmark=cudnn, allow_tf32=False)
 
 
-def contestants(case: Case, dtype: torch.dtype, train: bool,
-                compiles: bool) -> dict[str, Callable[[], list[Tensor]]]:
+def contestants(
+    case: Case, dtype: torch.dtype, train: bool, compiles: bool
+) -> dict[str, Callable[[], list[Tensor]]]:
     # The first one is what the others are compared with.
-    sides = {'native': (case.native, False), 'ours': (case.ours, None),
-             'cudnn': (case.native, True)}
+    sides = {
+        'native': (case.native, False),
+        'ours': (case.ours, None),
+        'cudnn': (case.native, True),
+    }
     if compiles:
         sides['compiled ours'] = (torch.compile(case.ours), None)
         sides['compiled torch'] = (torch.compile(case.native), True)
@@ -79,13 +84,17 @@ def contestants(case: Case, dtype: torch.dtype, train: bool,
         with torch.autocast('cuda', dtype, enabled=dtype != torch.float32), torch.no_grad():
             cotangent = torch.randn_like(case.ours(*leaves))
         for side, (function, cudnn) in sides.items():
+
             def run(function=function, cudnn=cudnn, leaves=leaves, cotangent=cotangent):
                 with _torch_routes(cudnn):
                     if train:
                         return results(function, leaves, cotangent, dtype)
-                    with torch.no_grad(), torch.autocast(
-                            'cuda', dtype, enabled=dtype != torch.float32):
+                    with (
+                        torch.no_grad(),
+                        torch.autocast('cuda', dtype, enabled=dtype != torch.float32),
+                    ):
                         return [function(*leaves)]
+
             runs[f'{side} {layout}'] = run
     return runs
 
@@ -95,8 +104,12 @@ def time_case(entry: Timed, dtype: torch.dtype, train: bool, bandwidth: float) -
     case = entry.case
     torch._dynamo.reset()
     runs = contestants(case, dtype, train, compiles=entry.forward is not None)
-    row = {'case': case.name, 'shape': case.shape, 'dtype': str(dtype),
-           'mode': 'train' if train else 'forward'}
+    row = {
+        'case': case.name,
+        'shape': case.shape,
+        'dtype': str(dtype),
+        'mode': 'train' if train else 'forward',
+    }
     wants = {}
     for name, run in runs.items():
         layout = name.split()[-1]
@@ -111,18 +124,28 @@ def time_case(entry: Timed, dtype: torch.dtype, train: bool, bandwidth: float) -
     timings = {name: summary(each) for name, each in interleaved(runs).items()}
 
     def best(*sides: str) -> float:
-        return min(each['median_ms'] for name, each in timings.items()
-                   if any(name.startswith(side) for side in sides))
+        return min(
+            each['median_ms']
+            for name, each in timings.items()
+            if any(name.startswith(side) for side in sides)
+        )
 
     ours = best('ours')
     floor = 1e3 * traffic(case, dtype.itemsize, entry.passes, train) / bandwidth
     aim = entry.train if train else entry.forward
-    row.update(timings=timings, ours_ms=ours, baseline_ms=best('native', 'cudnn'),
-               gain=round(best('native', 'cudnn') / ours, 2), aim=aim,
-               memory_floor_ms=round(floor, 4), share_of_memory_floor=round(floor / ours, 3))
+    row.update(
+        timings=timings,
+        ours_ms=ours,
+        baseline_ms=best('native', 'cudnn'),
+        gain=round(best('native', 'cudnn') / ours, 2),
+        aim=aim,
+        memory_floor_ms=round(floor, 4),
+        share_of_memory_floor=round(floor / ours, 3),
+    )
     if any(name.startswith('compiled torch') for name in timings):
         row['gain_over_compiled'] = round(
-            best('compiled torch') / min(ours, best('compiled ours')), 2)
+            best('compiled torch') / min(ours, best('compiled ours')), 2
+        )
     return row
 
 
@@ -141,14 +164,22 @@ def _compile_kernels(index: int) -> dict:
 
 
 def operators(args: argparse.Namespace) -> list[dict]:
-    in_processes(args.jobs, args.seconds, _compile_kernels,
-                 [(index,) for index, each in enumerate(TIMED) if args.filter in each.case.name])
+    in_processes(
+        args.jobs,
+        args.seconds,
+        _compile_kernels,
+        [(index,) for index, each in enumerate(TIMED) if args.filter in each.case.name],
+    )
     bandwidth = copy_bandwidth()
     rows, end = [{'copy_bytes_per_second': bandwidth}], time.perf_counter() + args.seconds
-    print(f'copy {bandwidth / 1e12:.2f} TB/s; median ms; baseline: better of native and cuDNN in '
-          'both layouts')
-    print(f'{"case":<46}{"shape":<16}{"mode":<9}{"ours":>8}{"base":>9}{"gain":>7}{"aim":>6}'
-          f'{"floor":>8}{"share":>7}{"compiled":>9}')
+    print(
+        f'copy {bandwidth / 1e12:.2f} TB/s; median ms; baseline: better of native and cuDNN in '
+        'both layouts'
+    )
+    print(
+        f'{"case":<46}{"shape":<16}{"mode":<9}{"ours":>8}{"base":>9}{"gain":>7}{"aim":>6}'
+        f'{"floor":>8}{"share":>7}{"compiled":>9}'
+    )
     with strict_float32():
         for entry in (each for each in TIMED if args.filter in each.case.name):
             for train in (False, True):
@@ -166,12 +197,15 @@ def _line(row: dict) -> str:
     head = f'{row["case"][:45]:<46}{shape:<16}{row["mode"]:<9}'
     if 'result' in row:
         return head + row['result']
-    return (f'{head}{row["ours_ms"]:8.3f}{row["baseline_ms"]:9.3f}{row["gain"]:6.2f}x'
-            f'{row["aim"] or "":>6}{row["memory_floor_ms"]:8.3f}{row["share_of_memory_floor"]:7.0%}'
-            f'{row.get("gain_over_compiled", ""):>9}')
+    return (
+        f'{head}{row["ours_ms"]:8.3f}{row["baseline_ms"]:9.3f}{row["gain"]:6.2f}x'
+        f'{row["aim"] or "":>6}{row["memory_floor_ms"]:8.3f}{row["share_of_memory_floor"]:7.0%}'
+        f'{row.get("gain_over_compiled", ""):>9}'
+    )
 
 
 # ---------------------------------------------------------------------------------- networks
+
 
 class _PlainLargeKernel(LargeKernelDWConv2d):
     """Branches by torch's convolution, as the authors write them."""
@@ -203,22 +237,36 @@ def _convnext(timm, replace: Callable[[int, int], nn.Module]) -> nn.Module:
 
 def _pairs(timm) -> dict[str, tuple]:
     """Name -> ours, plain torch, aimed gain in training, whether torch.compile is timed as well."""
+
     def plain_dw(size: int) -> Callable[[int, int], nn.Module]:
         return lambda c, stage: nn.Conv2d(c, c, size, padding=size // 2, groups=c)
 
     long = (51, 49, 47, 13)
     return {
         'InceptionNeXt-T (timm)': (
-            lambda: _inception(timm, True), lambda: _inception(timm, False), 1.25, True),
+            lambda: _inception(timm, True),
+            lambda: _inception(timm, False),
+            1.25,
+            True,
+        ),
         'ConvNeXt-T with 17x17 (as DCLS)': (
             lambda: _convnext(timm, lambda c, stage: DepthwiseConv2d(c, 17)),
-            lambda: _convnext(timm, plain_dw(17)), 2.0, False),
+            lambda: _convnext(timm, plain_dw(17)),
+            2.0,
+            False,
+        ),
         'ConvNeXt-T with 51x5 + 5x51 + 5x5 (as SLaK)': (
             lambda: _convnext(timm, lambda c, stage: LargeKernelDWConv2d(c, long[stage])),
-            lambda: _convnext(timm, lambda c, stage: _PlainLargeKernel(c, long[stage])), 3.0, False),
+            lambda: _convnext(timm, lambda c, stage: _PlainLargeKernel(c, long[stage])),
+            3.0,
+            False,
+        ),
         'ConvNeXt-T (7x7)': (
             lambda: _convnext(timm, lambda c, stage: DepthwiseConv2d(c, 7)),
-            lambda: timm.create_model('convnext_tiny'), None, False),
+            lambda: timm.create_model('convnext_tiny'),
+            None,
+            False,
+        ),
     }
 
 
@@ -229,11 +277,13 @@ def _step(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
             loss = model(images).float().square().mean()
         loss.backward()
         return loss.detach()
+
     return run
 
 
-def _network(name: str, ours: Callable, plain: Callable, aim: float | None, compiles: bool,
-             batch: int) -> dict:
+def _network(
+    name: str, ours: Callable, plain: Callable, aim: float | None, compiles: bool, batch: int
+) -> dict:
     torch._dynamo.reset()
     torch.manual_seed(0)
     images = torch.randn(batch, 3, 224, 224, device='cuda')
@@ -257,13 +307,23 @@ def _network(name: str, ours: Callable, plain: Callable, aim: float | None, comp
     def best(side: str) -> float:
         return max(rate for key, rate in rates.items() if key.startswith(side))
 
-    row = {'network': name, 'batch': batch, 'images_per_second': rates, 'timings': times,
-           'gain': round(best('ours') / best('plain'), 2), 'aim': aim}
+    row = {
+        'network': name,
+        'batch': batch,
+        'images_per_second': rates,
+        'timings': times,
+        'gain': round(best('ours') / best('plain'), 2),
+        'aim': aim,
+    }
     if compiles:
         row['gain_over_compiled'] = round(
-            max(best('ours'), best('compiled ours')) / best('compiled plain'), 2)
-    print(f'{name}: ours {best("ours"):.0f} img/s, plain {best("plain"):.0f}, gain {row["gain"]}x '
-          f'(aim {aim}), over compiled {row.get("gain_over_compiled", "-")}', flush=True)
+            max(best('ours'), best('compiled ours')) / best('compiled plain'), 2
+        )
+    print(
+        f'{name}: ours {best("ours"):.0f} img/s, plain {best("plain"):.0f}, gain {row["gain"]}x '
+        f'(aim {aim}), over compiled {row.get("gain_over_compiled", "-")}',
+        flush=True,
+    )
     return row
 
 

@@ -1,7 +1,7 @@
 """Print what the compiled Triton kernels need, for GPUs that need not be there.
 
-    python tools/inspect_kernels.py                  # every example, sm_80 and sm_90
-    python tools/inspect_kernels.py --filter toeplitz --arch 90
+python tools/inspect_kernels.py                  # every example, sm_80 and sm_90
+python tools/inspect_kernels.py --filter toeplitz --arch 90
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--arch', type=int, nargs='+', default=[80, 90])
     args = parser.parse_args(arguments)
     torch.backends.cudnn.allow_tf32 = False  # fp32 examples of the direct kernels are strict
-    print(f'{"example":<44} {"sm":>3} {"warps":>5} {"regs":>5} {"stack":>5} {"shared":>7} '
-          f'{"instr":>6} {"loop":>6} {"FFMA":>5} {"mma":>4} {"s":>5}')
+    print(
+        f'{"example":<44} {"sm":>3} {"warps":>5} {"regs":>5} {"stack":>5} {"shared":>7} '
+        f'{"instr":>6} {"loop":>6} {"FFMA":>5} {"mma":>4} {"s":>5}'
+    )
     for name, example in machine_code.examples().items():
         if args.filter not in name:
             continue
@@ -34,11 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for arch in args.arch:
             start = time.perf_counter()
             report = machine_code.inspect(launch, arch)
-            print(f'{name:<44} {arch:>3} {launch.options.get("num_warps", 4):>5} '
-                  f'{report.registers:>5} {report.stack:>5} {report.shared:>7} '
-                  f'{report.instructions.total():>6} {report.hot_loop.total():>6} '
-                  f'{report.share("FFMA"):>5.2f} {report.tensor_core_instructions:>4} '
-                  f'{time.perf_counter() - start:>5.1f}', flush=True)
+            print(
+                f'{name:<44} {arch:>3} {launch.options.get("num_warps", 4):>5} '
+                f'{report.registers:>5} {report.stack:>5} {report.shared:>7} '
+                f'{report.instructions.total():>6} {report.hot_loop.total():>6} '
+                f'{report.share("FFMA"):>5.2f} {report.tensor_core_instructions:>4} '
+                f'{time.perf_counter() - start:>5.1f}',
+                flush=True,
+            )
 
 
 if __name__ == '__main__':

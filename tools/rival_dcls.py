@@ -34,9 +34,15 @@ def dcls_grid_kernel(weight: Tensor, positions: Tensor, size: int) -> Tensor:
     rows, columns = cells.view(-1, 1, 1, 1, 1), cells.view(1, -1, 1, 1, 1)
     here, east, south, both = (
         torch.where((rows == corner[0] + i) * (columns == corner[1] + j), 1.0, 0.0)
-        for i in (0, 1) for j in (0, 1))
-    spread = here + down * right * (here - east - south + both) \
-        + down * (south - here) + right * (east - here)
+        for i in (0, 1)
+        for j in (0, 1)
+    )
+    spread = (
+        here
+        + down * right * (here - east - south + both)
+        + down * (south - here)
+        + right * (east - here)
+    )
     return (weight * spread).sum(4).permute(2, 3, 0, 1)
 
 
@@ -106,8 +112,13 @@ def dcls_convnext(package: str | None = None, **options) -> nn.Module:
     model = DCLSConvNeXt(**options)
     model.__class__ = _ContiguousDCLSConvNeXt
     construct = dcls_package_kernel(package) if package else None
-    plain = {DCLSDepthwiseConv2d: _GridDCLS, DCLSConvNeXtBlock: _PlainBlock, PatchConv2d: nn.Conv2d,
-             LayerNorm: nn.LayerNorm, LayerNorm2d: _ManualLayerNorm2d}
+    plain = {
+        DCLSDepthwiseConv2d: _GridDCLS,
+        DCLSConvNeXtBlock: _PlainBlock,
+        PatchConv2d: nn.Conv2d,
+        LayerNorm: nn.LayerNorm,
+        LayerNorm2d: _ManualLayerNorm2d,
+    }
     for module in model.modules():
         module.__class__ = plain.get(type(module), type(module))
         if isinstance(module, _GridDCLS):

@@ -38,7 +38,8 @@ class RecConv(nn.Module):
         super().__init__()
         self.down = _conv(channels, channels, 5, 2, channels)
         self.convs = nn.ModuleList(
-            _conv(channels, channels, 5, 1, channels) for _ in range(level + 1))
+            _conv(channels, channels, 5, 1, channels) for _ in range(level + 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         maps = [x]
@@ -78,8 +79,9 @@ class RecAttn(nn.Module):
 
     def __init__(self, channels: int, stage: int):
         super().__init__()
-        self.down = nn.Sequential(ConvNorm(channels, channels, 5, 2, channels),
-                                  LinearAttention(channels, stage))
+        self.down = nn.Sequential(
+            ConvNorm(channels, channels, 5, 2, channels), LinearAttention(channels, stage)
+        )
         self.conv = ConvNorm(channels, channels, 5, 1, channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,8 +99,7 @@ class Block(nn.Module):
     def __init__(self, channels: int, stage: int, series: str, ratio: float):
         super().__init__()
         recursive = series == 'm'
-        self.token_mixer = (RecConv(channels, 4 - stage) if recursive
-                            else RecAttn(channels, stage))
+        self.token_mixer = RecConv(channels, 4 - stage) if recursive else RecAttn(channels, stage)
         self.norm = nn.BatchNorm2d(channels) if recursive else nn.Identity()
         self.channel_mixer = _mixer(channels, ratio)
 
@@ -125,8 +126,9 @@ class Network(nn.Module):
 
     def __init__(self, series: str, dims: Sequence[int], depths: Sequence[int], ratio: float):
         super().__init__()
-        self.stem = nn.Sequential(ConvNorm(3, dims[0] // 2, 3, 2), nn.GELU(),
-                                  ConvNorm(dims[0] // 2, dims[0], 3, 2))
+        self.stem = nn.Sequential(
+            ConvNorm(3, dims[0] // 2, 3, 2), nn.GELU(), ConvNorm(dims[0] // 2, dims[0], 3, 2)
+        )
         self.stages = nn.ModuleList()
         for stage, (channels, depth) in enumerate(zip(dims, depths)):
             down = [Downsample(channels // 2, ratio)] if stage else []
@@ -154,6 +156,8 @@ def _fuse(module: nn.Module) -> None:
             _fuse(child)
 
 
-def recnext(series: str = 'm', dims: Sequence[int] = DIMS, depths: Sequence[int] = DEPTHS) -> Network:
+def recnext(
+    series: str = 'm', dims: Sequence[int] = DIMS, depths: Sequence[int] = DEPTHS
+) -> Network:
     """M3 (``series`` 'm') or A3 ('a') unless told otherwise."""
     return Network(series, dims, depths, 2 if series == 'm' else 1.875)

@@ -54,8 +54,13 @@ class _ChannelsFirstNorm(LayerNorm2d):
 def slak(**options) -> nn.Module:
     """SLaK with torch's own convolutions in the authors' formulation, never folded."""
     model = SLaK(**options)
-    plain = {LargeKernelDWConv2d: _TorchLargeKernel, SLaKBlock: _PlainBlock, PatchConv2d: nn.Conv2d,
-             LayerNorm: nn.LayerNorm, LayerNorm2d: _ChannelsFirstNorm}
+    plain = {
+        LargeKernelDWConv2d: _TorchLargeKernel,
+        SLaKBlock: _PlainBlock,
+        PatchConv2d: nn.Conv2d,
+        LayerNorm: nn.LayerNorm,
+        LayerNorm2d: _ChannelsFirstNorm,
+    }
     for module in model.modules():
         module.__class__ = plain.get(type(module), type(module))
     return model

@@ -37,10 +37,15 @@ import gpu_timing  # noqa: E402
 def about() -> dict[str, str]:
     """Device and versions."""
     properties = torch.cuda.get_device_properties(0)
-    facts = {'device': properties.name, 'memory_gib': f'{properties.total_memory / 2 ** 30:.0f}',
-             'processors': str(properties.multi_processor_count), 'torch': torch.__version__,
-             'cuda': str(torch.version.cuda), 'cudnn': str(torch.backends.cudnn.version()),
-             'python': sys.version.split()[0]}
+    facts = {
+        'device': properties.name,
+        'memory_gib': f'{properties.total_memory / 2**30:.0f}',
+        'processors': str(properties.multi_processor_count),
+        'torch': torch.__version__,
+        'cuda': str(torch.version.cuda),
+        'cudnn': str(torch.backends.cudnn.version()),
+        'python': sys.version.split()[0],
+    }
     for name in ('triton', 'timm', 'mmengine'):
         try:
             facts[name] = __import__(name).__version__
@@ -62,13 +67,34 @@ def sanitizer(args: argparse.Namespace) -> list[dict]:
     rows = []
     folder = tempfile.mkdtemp()  # the small run's results are not results
     for name in ('memcheck', 'racecheck'):
-        command = [tool, '--tool', name, '--error-exitcode', '9', sys.executable, __file__, '--only',
-                   'parity', '--small', '--jobs', '1', '--filter', args.filter,
-                   '--seconds', str(args.seconds / 3), '--out', folder]
+        command = [
+            tool,
+            '--tool',
+            name,
+            '--error-exitcode',
+            '9',
+            sys.executable,
+            __file__,
+            '--only',
+            'parity',
+            '--small',
+            '--jobs',
+            '1',
+            '--filter',
+            args.filter,
+            '--seconds',
+            str(args.seconds / 3),
+            '--out',
+            folder,
+        ]
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=args.seconds / 2 + 30)
+            run = subprocess.run(
+                command, capture_output=True, text=True, timeout=args.seconds / 2 + 30
+            )
         except subprocess.TimeoutExpired:
-            rows.append({'check': name, 'result': f'skipped: not done in {args.seconds / 2 + 30:.0f} s'})
+            rows.append(
+                {'check': name, 'result': f'skipped: not done in {args.seconds / 2 + 30:.0f} s'}
+            )
             continue
         tail = '\n'.join((run.stdout + run.stderr).splitlines()[-8:])
         rows.append({'check': name, 'result': 'ok' if run.returncode == 0 else f'failed: {tail}'})
@@ -90,10 +116,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--only', choices=SECTIONS, nargs='+', default=list(SECTIONS))
     parser.add_argument('--filter', default='', help='only cases whose name holds this text')
     parser.add_argument('--small', action='store_true', help='parity: only cases of few elements')
-    parser.add_argument('--seconds', type=float, default=100.0,
-                        help='time after which a section starts no further case')
-    parser.add_argument('--jobs', type=int, default=max(1, min(12, (os.cpu_count() or 1) - 2)),
-                        help='processes that compile kernels side by side')
+    parser.add_argument(
+        '--seconds',
+        type=float,
+        default=100.0,
+        help='time after which a section starts no further case',
+    )
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=max(1, min(12, (os.cpu_count() or 1) - 2)),
+        help='processes that compile kernels side by side',
+    )
     parser.add_argument('--batch', type=int, default=128, help='images per step of the networks')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'benchmarks')
     return parser.parse_args(arguments)
@@ -116,11 +150,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = [{'check': name, 'result': f'failed: {traceback.format_exc(limit=-3)}'}]
         bad = [row for row in rows if str(row.get('result', 'ok')).startswith('failed')]
         failed += bad
-        print(f'{name}: {len(rows)} rows, {len(bad)} failed, '
-              f'{time.perf_counter() - start:.0f} s', flush=True)
+        print(
+            f'{name}: {len(rows)} rows, {len(bad)} failed, {time.perf_counter() - start:.0f} s',
+            flush=True,
+        )
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / f'gpu_{name}.json').write_text(
-            json.dumps({'about': facts, 'rows': rows}, indent=1) + '\n')
+            json.dumps({'about': facts, 'rows': rows}, indent=1) + '\n'
+        )
     for row in failed:
         print('FAILED', row)
     return int(bool(failed))

@@ -21,13 +21,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='file, or mmlk::name for a config of this package')
     parser.add_argument('checkpoint', help='file, URL, or WORK_DIR/last_checkpoint')
-    parser.add_argument('--out', help='keep predictions: a folder of PNG label maps (segmentation) '
-                                      'or a .pkl file (detection)')
+    parser.add_argument(
+        '--out',
+        help='keep predictions: a folder of PNG label maps (segmentation) '
+        'or a .pkl file (detection)',
+    )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of truth and prediction')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per shown picture')
-    parser.add_argument('--tta', action='store_true',
-                        help='test-time augmentation; for ADE20K multi-scale and flip')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation; for ADE20K multi-scale and flip'
+    )
     arguments.add_common_arguments(parser)
     return parser.parse_args()
 
@@ -54,6 +58,7 @@ def main() -> None:
     with arguments.plain_errors('test.py'):
         cfg, notes = prepare(args)
         from mmlk.cli import device, loading
+
         checks.check_types(cfg)
         notes += device.adapt_to_device(cfg)
         device.open_process_group(cfg)

@@ -20,14 +20,26 @@ from mmlk.data.layout import check_datasets
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='file, or mmlk::name for a config of this package')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='continue from a checkpoint; bare or "auto": from the newest whole '
-                             'one of the work folder')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from a checkpoint; bare or "auto": from the newest whole '
+        'one of the work folder',
+    )
     parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help='scale the learning rate by effective / recipe batch size')
-    parser.add_argument('--accumulate', type=int, metavar='N',
-                        help='step the optimizer every N iterations, and stretch the schedule')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by effective / recipe batch size',
+    )
+    parser.add_argument(
+        '--accumulate',
+        type=int,
+        metavar='N',
+        help='step the optimizer every N iterations, and stretch the schedule',
+    )
     arguments.add_common_arguments(parser)
     return parser.parse_args()
 
@@ -51,6 +63,7 @@ def main() -> None:
     with arguments.plain_errors('train.py'):
         cfg, notes = prepare(args)
         from mmlk.cli import device, loading
+
         checks.check_types(cfg)
         if args.amp:
             notes.append(device.enable_amp(cfg))

@@ -11,8 +11,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = '<!-- results:begin (tools/update_readme.py) -->'
 END = '<!-- results:end -->'
-HEADER = ('| config | data | GPUs x batch | schedule | params (M) | MACs (G) | published | source |\n'
-          '|---|---|---|---|---|---|---|---|\n')
+HEADER = (
+    '| config | data | GPUs x batch | schedule | params (M) | MACs (G) | published | source |\n'
+    '|---|---|---|---|---|---|---|---|\n'
+)
 
 
 def rows() -> list[str]:
@@ -27,17 +29,31 @@ def rows() -> list[str]:
 
 def row(model: dict, result: dict | None) -> str:
     data = model['Metadata']
-    schedule = f'{data["Iterations"] // 1000}k' if data.get('Iterations', 0) >= 1000 else \
-        f'{data["Iterations"]} it' if 'Iterations' in data else f'{data["Epochs"]} epochs'
+    schedule = (
+        f'{data["Iterations"] // 1000}k'
+        if data.get('Iterations', 0) >= 1000
+        else f'{data["Iterations"]} it'
+        if 'Iterations' in data
+        else f'{data["Epochs"]} epochs'
+    )
     amp = ', AMP' if data.get('AMP') else ''
-    figures = ', '.join(f'{name} {value}' for name, value in result['Metrics'].items()) \
-        if result else 'none'
-    return ' | '.join([
-        f'| [{model["Name"]}]({model["Config"]})', data['Training Data'],
-        f'{data["GPUs"]} x {data["Batch Size"] // data["GPUs"]}', schedule + amp,
-        str(data.get('Parameters', '')), str(data.get('FLOPs', '')), figures,
-        f'{result.get("Source", "") if result else "no published reference"} |'
-    ])
+    figures = (
+        ', '.join(f'{name} {value}' for name, value in result['Metrics'].items())
+        if result
+        else 'none'
+    )
+    return ' | '.join(
+        [
+            f'| [{model["Name"]}]({model["Config"]})',
+            data['Training Data'],
+            f'{data["GPUs"]} x {data["Batch Size"] // data["GPUs"]}',
+            schedule + amp,
+            str(data.get('Parameters', '')),
+            str(data.get('FLOPs', '')),
+            figures,
+            f'{result.get("Source", "") if result else "no published reference"} |',
+        ]
+    )
 
 
 def updated(text: str) -> str:
@@ -55,7 +71,9 @@ def main() -> None:
     text = readme.read_text(encoding='utf-8')
     new = updated(text)
     if args.check:
-        sys.exit(0 if new == text else 'README.md is out of date: run python tools/update_readme.py')
+        sys.exit(
+            0 if new == text else 'README.md is out of date: run python tools/update_readme.py'
+        )
     readme.write_text(new, encoding='utf-8')
 
 

@@ -78,23 +78,30 @@ class Backbone(BaseModule):
     """Smallest height and width that leave every stage a pixel."""
     _version = 2  # in the metadata of every state dict; other people's files have 1 or none
 
-    def __init__(self,
-                 dims: Sequence[int],
-                 *,
-                 in_channels: int = 3,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
-                 output_norm: Callable[[int], nn.Module] | None = None,
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
+    def __init__(
+        self,
+        dims: Sequence[int],
+        *,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        output_norm: Callable[[int], nn.Module] | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
         super().__init__(init_cfg=init_cfg)
         name, stages = type(self).__name__, len(dims)
         out_indices = tuple(out_indices)
-        if not out_indices or any(i not in range(stages) for i in out_indices) \
-                or list(out_indices) != sorted(set(out_indices)):
-            raise ValueError(f'{name}: out_indices {out_indices} must be rising, distinct and '
-                             f'within 0..{stages - 1}')
+        if (
+            not out_indices
+            or any(i not in range(stages) for i in out_indices)
+            or list(out_indices) != sorted(set(out_indices))
+        ):
+            raise ValueError(
+                f'{name}: out_indices {out_indices} must be rising, distinct and '
+                f'within 0..{stages - 1}'
+            )
         if frozen_stages not in range(-1, stages + 1):
             raise ValueError(f'{name}: frozen_stages {frozen_stages} must be within -1..{stages}')
         self.in_channels = in_channels
@@ -120,18 +127,23 @@ class Backbone(BaseModule):
         """
         if isinstance(arch, str):
             if arch not in cls.arch_settings:
-                raise ValueError(f'{cls.__name__}: arch {arch!r} is not one of '
-                                 f'{", ".join(cls.arch_settings)}')
+                raise ValueError(
+                    f'{cls.__name__}: arch {arch!r} is not one of {", ".join(cls.arch_settings)}'
+                )
             return copy.deepcopy(cls.arch_settings[arch])
         settings = copy.deepcopy(next(iter(cls.arch_settings.values())))
         unknown, absent = set(arch) - set(settings), {'depths', 'dims'} - set(arch)
         if unknown or absent:
-            raise ValueError(f'{cls.__name__}: arch dict has unknown keys {sorted(unknown)} and lacks '
-                             f'{sorted(absent)}; accepted: {sorted(settings)}')
+            raise ValueError(
+                f'{cls.__name__}: arch dict has unknown keys {sorted(unknown)} and lacks '
+                f'{sorted(absent)}; accepted: {sorted(settings)}'
+            )
         settings.update(arch)
         if len(settings['depths']) != len(settings['dims']):
-            raise ValueError(f'{cls.__name__}: depths {settings["depths"]} and dims '
-                             f'{settings["dims"]} differ in length')
+            raise ValueError(
+                f'{cls.__name__}: depths {settings["depths"]} and dims '
+                f'{settings["dims"]} differ in length'
+            )
         return settings
 
     def stem_modules(self) -> list[nn.Module]:
@@ -228,8 +240,10 @@ class Backbone(BaseModule):
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'{name}: input {tuple(x.shape)} is not (N, {self.in_channels}, H, W)')
         if min(x.shape[2:]) < self.min_input_size:
-            raise ValueError(f'{name}: image {tuple(x.shape[2:])} is smaller than '
-                             f'{self.min_input_size} x {self.min_input_size}; pad or resize it')
+            raise ValueError(
+                f'{name}: image {tuple(x.shape[2:])} is smaller than '
+                f'{self.min_input_size} x {self.min_input_size}; pad or resize it'
+            )
 
     def train(self, mode: bool = True) -> Backbone:
         """Switch modes, leaving frozen parts and, under ``norm_eval``, all batch norms in eval."""
@@ -254,9 +268,16 @@ class Backbone(BaseModule):
         super().init_weights()
         self.init_cfg = kept
         for cfg in pretrained:
-            options = {key: value for key, value in cfg.items() if key not in ('type', 'checkpoint')}
-            load_into(self, self.family, cfg['checkpoint'],
-                      logger=MMLogger.get_current_instance(), **options)
+            options = {
+                key: value for key, value in cfg.items() if key not in ('type', 'checkpoint')
+            }
+            load_into(
+                self,
+                self.family,
+                cfg['checkpoint'],
+                logger=MMLogger.get_current_instance(),
+                **options,
+            )
 
     @torch.no_grad()
     def switch_to_deploy(self) -> Backbone:
@@ -273,8 +294,7 @@ class Backbone(BaseModule):
         return self
 
 
-def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, metadata: dict,
-                       *_) -> None:
+def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, metadata: dict, *_) -> None:
     """Before any load: map foreign keys in place, and raise if the trunk would stay uncovered.
 
     Values are changed, where a family's published files need it, in foreign state dicts alone: one
@@ -283,8 +303,12 @@ def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, metadata
     if module.deployed:
         return
     own = metadata.get('version', 0) >= Backbone._version
-    report = convert_in_place(module.family, state_dict, prefix, module.state_dict(),
-                              {} if own else {**module.checkpoint_options, 'lenient': True}
-                              ).raise_if_uncovered()
+    report = convert_in_place(
+        module.family,
+        state_dict,
+        prefix,
+        module.state_dict(),
+        {} if own else {**module.checkpoint_options, 'lenient': True},
+    ).raise_if_uncovered()
     if report.dropped or report.notes:
         MMLogger.get_current_instance().info(report.summary())

@@ -33,12 +33,22 @@ class DCLSConvNeXtBlock(nn.Module):
         layer_scale_init: Initial ``gamma``; None or 0 leaves the scale out.
     """
 
-    def __init__(self, channels: int, *, kernel_count: int, kernel_size: int, version: str,
-                 drop_path: float, layer_scale_init: float | None):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_count: int,
+        kernel_size: int,
+        version: str,
+        drop_path: float,
+        layer_scale_init: float | None,
+    ):
         super().__init__()
         self.gamma = (
             nn.Parameter(torch.full((channels,), float(layer_scale_init)))
-            if layer_scale_init else None)
+            if layer_scale_init
+            else None
+        )
         self.dwconv = DCLSDepthwiseConv2d(channels, kernel_count, kernel_size, version=version)
         self.norm = LayerNorm(channels, eps=1e-6)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
@@ -47,8 +57,16 @@ class DCLSConvNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return add_normed_mlp(x, self.dwconv(x), self.norm, self.pwconv1, self.act, self.pwconv2,
-                              self.gamma, self.drop_path)
+        return add_normed_mlp(
+            x,
+            self.dwconv(x),
+            self.norm,
+            self.pwconv1,
+            self.act,
+            self.pwconv2,
+            self.gamma,
+            self.drop_path,
+        )
 
     def fold(self) -> None:
         """Fix the kernel, and absorb the norm's affine part and ``gamma`` into the two layers."""
@@ -101,36 +119,60 @@ class DCLSConvNeXt(Backbone):
     """
 
     arch_settings = {
-        'tiny': dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768), kernel_count=34,
-                     kernel_size=17, version='v0'),
-        'small': dict(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768), kernel_count=40,
-                      kernel_size=17, version='v0'),
-        'base': dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024), kernel_count=40,
-                     kernel_size=17, version='v0'),
-        'tiny_gauss': dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768), kernel_count=26,
-                           kernel_size=23, version='gauss'),
+        'tiny': dict(
+            depths=(3, 3, 9, 3),
+            dims=(96, 192, 384, 768),
+            kernel_count=34,
+            kernel_size=17,
+            version='v0',
+        ),
+        'small': dict(
+            depths=(3, 3, 27, 3),
+            dims=(96, 192, 384, 768),
+            kernel_count=40,
+            kernel_size=17,
+            version='v0',
+        ),
+        'base': dict(
+            depths=(3, 3, 27, 3),
+            dims=(128, 256, 512, 1024),
+            kernel_count=40,
+            kernel_size=17,
+            version='v0',
+        ),
+        'tiny_gauss': dict(
+            depths=(3, 3, 9, 3),
+            dims=(96, 192, 384, 768),
+            kernel_count=26,
+            kernel_size=23,
+            version='gauss',
+        ),
     }
     family = 'dcls_convnext'
     no_weight_decay = ('.P', '.SIG')
     """Suffixes of parameters that layer-wise optimizer settings do not decay."""
 
-    def __init__(self,
-                 arch: str | Mapping = 'tiny',
-                 in_channels: int = 3,
-                 drop_path_rate: float = 0.0,
-                 layer_scale_init: float | None = 1e-6,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
-                 output_norm: bool = True,
-                 norm_cfg: dict | None = None,
-                 share_positions: bool = True,
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init: float | None = 1e-6,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        output_norm: bool = True,
+        norm_cfg: dict | None = None,
+        share_positions: bool = True,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
         settings = self.resolve_arch(arch)
         if norm_cfg not in (None, dict(type='LN2d')):
-            raise ValueError(f"DCLSConvNeXt: norm_cfg {norm_cfg} must be None or dict(type='LN2d'); "
-                             'the network normalises over channels everywhere')
+            raise ValueError(
+                f"DCLSConvNeXt: norm_cfg {norm_cfg} must be None or dict(type='LN2d'); "
+                'the network normalises over channels everywhere'
+            )
         depths, dims = settings['depths'], settings['dims']
         super().__init__(
             dims,
@@ -140,31 +182,43 @@ class DCLSConvNeXt(Backbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
-            init_cfg=init_cfg)
+            init_cfg=init_cfg,
+        )
         self.arch = settings
         self.share_positions = share_positions
         self.checkpoint_options = dict(
-            window=settings['kernel_size'], shared_positions=share_positions)
-        self.downsample_layers = nn.ModuleList([
-            nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, 4), LayerNorm2d(dims[0])),
-            *(nn.Sequential(LayerNorm2d(dims[i - 1]), PatchConv2d(dims[i - 1], dims[i], 2))
-              for i in range(1, len(dims)))
-        ])
+            window=settings['kernel_size'], shared_positions=share_positions
+        )
+        self.downsample_layers = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, 4), LayerNorm2d(dims[0])),
+                *(
+                    nn.Sequential(LayerNorm2d(dims[i - 1]), PatchConv2d(dims[i - 1], dims[i], 2))
+                    for i in range(1, len(dims))
+                ),
+            ]
+        )
         block = {key: settings[key] for key in ('kernel_count', 'kernel_size', 'version')}
         drop_paths = drop_path_schedule(drop_path_rate, depths)
         self.stages = nn.ModuleList(
-            nn.Sequential(*(
-                DCLSConvNeXtBlock(
-                    dim, drop_path=rate, layer_scale_init=layer_scale_init, **block)
-                for rate in rates))
-            for dim, rates in zip(dims, drop_paths, strict=True))
+            nn.Sequential(
+                *(
+                    DCLSConvNeXtBlock(
+                        dim, drop_path=rate, layer_scale_init=layer_scale_init, **block
+                    )
+                    for rate in rates
+                )
+            )
+            for dim, rates in zip(dims, drop_paths, strict=True)
+        )
         self.apply(_init_weights)
         for stage in self.stages if share_positions else ():
             for follower in stage[1:]:
                 follower.dwconv.share_positions(stage[0].dwconv)
         self._register_load_state_dict_pre_hook(_complete_positions, with_module=True)
         self._load_state_dict_pre_hooks.move_to_end(
-            next(reversed(self._load_state_dict_pre_hooks)), last=False)
+            next(reversed(self._load_state_dict_pre_hooks)), last=False
+        )
         self._finish()
 
     def stem_modules(self) -> list[nn.Module]:

@@ -34,15 +34,26 @@ class InceptionNeXtBlock(nn.Module):
         norm_cfg: Batch norm, plain or synchronised.
     """
 
-    def __init__(self, channels: int, *, mlp_ratio: float, band_kernel_size: int,
-                 branch_ratio: float, drop_path: float, layer_scale_init: float | None,
-                 norm_cfg: dict):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        mlp_ratio: float,
+        band_kernel_size: int,
+        branch_ratio: float,
+        drop_path: float,
+        layer_scale_init: float | None,
+        norm_cfg: dict,
+    ):
         super().__init__()
         self.gamma = (
             nn.Parameter(torch.full((channels,), float(layer_scale_init)))
-            if layer_scale_init else None)
+            if layer_scale_init
+            else None
+        )
         self.token_mixer = InceptionDWConv2d(
-            channels, band_kernel_size=band_kernel_size, branch_ratio=branch_ratio)
+            channels, band_kernel_size=band_kernel_size, branch_ratio=branch_ratio
+        )
         self.norm = build_norm(norm_cfg, channels)
         self.mlp = ConvMlp(channels, int(mlp_ratio * channels))
         self.drop_path = DropPath(drop_path)
@@ -63,15 +74,28 @@ class InceptionNeXtBlock(nn.Module):
 class InceptionNeXtStage(nn.Module):
     """Norm and 2x2 convolution with stride 2 (absent in the first stage), then blocks."""
 
-    def __init__(self, in_channels: int, channels: int, *, drop_paths: Sequence[float],
-                 downsample: bool, norm_cfg: dict, **block):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        drop_paths: Sequence[float],
+        downsample: bool,
+        norm_cfg: dict,
+        **block,
+    ):
         super().__init__()
-        self.downsample = nn.Sequential(
-            build_norm(norm_cfg, in_channels), PatchConv2d(in_channels, channels, 2)
-        ) if downsample else nn.Identity()
-        self.blocks = nn.Sequential(*(
-            InceptionNeXtBlock(channels, drop_path=rate, norm_cfg=norm_cfg, **block)
-            for rate in drop_paths))
+        self.downsample = (
+            nn.Sequential(build_norm(norm_cfg, in_channels), PatchConv2d(in_channels, channels, 2))
+            if downsample
+            else nn.Identity()
+        )
+        self.blocks = nn.Sequential(
+            *(
+                InceptionNeXtBlock(channels, drop_path=rate, norm_cfg=norm_cfg, **block)
+                for rate in drop_paths
+            )
+        )
 
     def fold(self) -> None:
         """Absorb the norm into the unpadded downsampling convolution, and fold every block."""
@@ -110,29 +134,51 @@ class InceptionNeXt(Backbone):
 
     # Atto's widths follow the released network; Table 3 of the paper prints others.
     arch_settings = {
-        'atto': dict(depths=(2, 2, 6, 2), dims=(40, 80, 160, 320), mlp_ratios=(4, 4, 4, 3),
-                     band_kernel_size=9, branch_ratio=0.25),
-        'tiny': dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768), mlp_ratios=(4, 4, 4, 3),
-                     band_kernel_size=11, branch_ratio=0.125),
-        'small': dict(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768), mlp_ratios=(4, 4, 4, 3),
-                      band_kernel_size=11, branch_ratio=0.125),
-        'base': dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024), mlp_ratios=(4, 4, 4, 3),
-                     band_kernel_size=11, branch_ratio=0.125),
+        'atto': dict(
+            depths=(2, 2, 6, 2),
+            dims=(40, 80, 160, 320),
+            mlp_ratios=(4, 4, 4, 3),
+            band_kernel_size=9,
+            branch_ratio=0.25,
+        ),
+        'tiny': dict(
+            depths=(3, 3, 9, 3),
+            dims=(96, 192, 384, 768),
+            mlp_ratios=(4, 4, 4, 3),
+            band_kernel_size=11,
+            branch_ratio=0.125,
+        ),
+        'small': dict(
+            depths=(3, 3, 27, 3),
+            dims=(96, 192, 384, 768),
+            mlp_ratios=(4, 4, 4, 3),
+            band_kernel_size=11,
+            branch_ratio=0.125,
+        ),
+        'base': dict(
+            depths=(3, 3, 27, 3),
+            dims=(128, 256, 512, 1024),
+            mlp_ratios=(4, 4, 4, 3),
+            band_kernel_size=11,
+            branch_ratio=0.125,
+        ),
     }
     family = 'inceptionnext'
 
-    def __init__(self,
-                 arch: str | Mapping = 'tiny',
-                 in_channels: int = 3,
-                 drop_path_rate: float = 0.0,
-                 layer_scale_init: float | None = 1e-6,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
-                 output_norm: bool = True,
-                 norm_cfg: dict | None = None,
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init: float | None = 1e-6,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        output_norm: bool = True,
+        norm_cfg: dict | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
         settings = self.resolve_arch(arch)
         norm_cfg = norm_cfg or dict(type='BN')
         depths, dims = settings['depths'], settings['dims']
@@ -144,22 +190,27 @@ class InceptionNeXt(Backbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
-            init_cfg=init_cfg)
+            init_cfg=init_cfg,
+        )
         self.arch = settings
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, dims[0], 4, 4), build_norm(norm_cfg, dims[0]))
+            nn.Conv2d(in_channels, dims[0], 4, 4), build_norm(norm_cfg, dims[0])
+        )
         drop_paths = drop_path_schedule(drop_path_rate, depths)
         self.stages = nn.ModuleList(
             InceptionNeXtStage(
-                dims[max(i - 1, 0)], dims[i],
+                dims[max(i - 1, 0)],
+                dims[i],
                 downsample=i > 0,
                 drop_paths=drop_paths[i],
                 mlp_ratio=settings['mlp_ratios'][i],
                 band_kernel_size=settings['band_kernel_size'],
                 branch_ratio=settings['branch_ratio'],
                 layer_scale_init=layer_scale_init,
-                norm_cfg=norm_cfg)
-            for i in range(len(dims)))
+                norm_cfg=norm_cfg,
+            )
+            for i in range(len(dims))
+        )
         self.apply(_init_convolution)
         self._finish()
 

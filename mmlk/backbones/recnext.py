@@ -47,7 +47,7 @@ def _archs() -> dict[str, dict]:
         archs[f'm{i}'] = dict(size, mlp_ratios=(2, 2, 2, 2), series='m')
     for i, size in enumerate(_SIZES):
         ratio = 2 if i < 3 else 1.875
-        archs[f'a{i}'] = dict(size, mlp_ratios=(ratio, ) * 4, series='a')
+        archs[f'a{i}'] = dict(size, mlp_ratios=(ratio,) * 4, series='a')
     for name, size in _STRIDE8_SIZES.items():
         ratios = (2, 2, 2, 1.5)
         archs[name] = dict(size, mlp_ratios=ratios, series='stride8')
@@ -89,24 +89,28 @@ class RecNeXt(Backbone):
     arch_settings = _archs()
     family = 'recnext'
 
-    def __init__(self,
-                 arch: str | Mapping = 'm3',
-                 in_channels: int = 3,
-                 drop_path_rate: float = 0.0,
-                 layer_scale_init: float | None = None,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
-                 output_norm: bool = False,
-                 norm_cfg: dict | None = None,
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
+    def __init__(
+        self,
+        arch: str | Mapping = 'm3',
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init: float | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        output_norm: bool = False,
+        norm_cfg: dict | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
         settings = self.resolve_arch(arch)
         norm_cfg = norm_cfg or dict(type='BN')
         depths, dims, series = settings['depths'], settings['dims'], settings['series']
         if layer_scale_init is not None:
-            raise ValueError(f'RecNeXt: layer_scale_init {layer_scale_init} must be None, the '
-                             'network has no layer scale')
+            raise ValueError(
+                f'RecNeXt: layer_scale_init {layer_scale_init} must be None, the '
+                'network has no layer scale'
+            )
         if series not in SERIES:
             raise ValueError(f'RecNeXt: series {series!r} is not one of {", ".join(SERIES)}')
         super().__init__(
@@ -117,7 +121,8 @@ class RecNeXt(Backbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
-            init_cfg=init_cfg)
+            init_cfg=init_cfg,
+        )
         self.arch = settings
         if series in ('m', 'a'):
             widths = (dims[0] // 2, dims[0])
@@ -127,14 +132,23 @@ class RecNeXt(Backbone):
         else:
             self.strides = (8, 16, 32, 64)
             widths = (dims[0] // 4, dims[0] // 2, dims[0])
-            self.stem = RecNeXtStem(in_channels, widths, last_activation=depths[0] == 0, bias=True,
-                                    norm_cfg=norm_cfg)
+            self.stem = RecNeXtStem(
+                in_channels, widths, last_activation=depths[0] == 0, bias=True, norm_cfg=norm_cfg
+            )
             drop_paths = drop_path_schedule(drop_path_rate, depths)
             stage, options = Stride8Stage, dict(shared=series == 'stride8_shared')
         self.stages = nn.ModuleList(
-            stage(dims[max(i - 1, 0)], dims[i], stage=i, mlp_ratio=settings['mlp_ratios'][i],
-                  drop_paths=drop_paths[i], norm_cfg=norm_cfg, **options)
-            for i in range(len(dims)))
+            stage(
+                dims[max(i - 1, 0)],
+                dims[i],
+                stage=i,
+                mlp_ratio=settings['mlp_ratios'][i],
+                drop_paths=drop_paths[i],
+                norm_cfg=norm_cfg,
+                **options,
+            )
+            for i in range(len(dims))
+        )
         self._finish()
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

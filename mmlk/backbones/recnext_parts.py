@@ -33,8 +33,15 @@ class RecNeXtStem(nn.Module):
         norm_cfg: Norm layer.
     """
 
-    def __init__(self, in_channels: int, widths: Sequence[int], *, last_activation: bool = False,
-                 bias: bool = False, norm_cfg: dict):
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        *,
+        last_activation: bool = False,
+        bias: bool = False,
+        norm_cfg: dict,
+    ):
         super().__init__()
         layers = []
         for channels in widths:
@@ -59,17 +66,26 @@ class RecNeXtBlock(nn.Module):
         norm_cfg: Norm layer.
     """
 
-    def __init__(self, channels: int, *, stage: int, series: str, mlp_ratio: float,
-                 drop_path: float, norm_cfg: dict):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        stage: int,
+        series: str,
+        mlp_ratio: float,
+        drop_path: float,
+        norm_cfg: dict,
+    ):
         super().__init__()
         if series == 'm':
             self.token_mixer = RecConv2d(channels, 5, level=4 - stage)
             self.norm = build_norm(norm_cfg, channels)
         else:
-            self.token_mixer = RecAttn2d(channels, 2**(stage + 1), norm_cfg=norm_cfg)
+            self.token_mixer = RecAttn2d(channels, 2 ** (stage + 1), norm_cfg=norm_cfg)
             self.norm = nn.Identity()
         self.channel_mixer = ConvNormMlp(
-            channels, int(channels * mlp_ratio), bias=False, norm_cfg=norm_cfg)
+            channels, int(channels * mlp_ratio), bias=False, norm_cfg=norm_cfg
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,7 +117,8 @@ class RecNeXtDownsample(nn.Module):
         self.token_mixer = ExpandingDepthwiseConv2d(channels, 7, stride=2)
         self.norm = build_norm(norm_cfg, 2 * channels)
         self.channel_mixer = ConvNormMlp(
-            2 * channels, int(2 * channels * mlp_ratio), bias=False, norm_cfg=norm_cfg)
+            2 * channels, int(2 * channels * mlp_ratio), bias=False, norm_cfg=norm_cfg
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.token_mixer(x))
@@ -117,17 +134,39 @@ class RecNeXtDownsample(nn.Module):
 class RecNeXtStage(nn.Module):
     """Downsampling (absent in the first stage), then blocks."""
 
-    def __init__(self, in_channels: int, channels: int, *, stage: int, series: str,
-                 mlp_ratio: float, drop_paths: Sequence[float], norm_cfg: dict):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stage: int,
+        series: str,
+        mlp_ratio: float,
+        drop_paths: Sequence[float],
+        norm_cfg: dict,
+    ):
         super().__init__()
         if stage and channels != 2 * in_channels:
-            raise ValueError(f'RecNeXt: dims {in_channels} -> {channels} of stage {stage}: the '
-                             'downsampling of the M and A series doubles the channels')
-        self.downsample = RecNeXtDownsample(
-            in_channels, mlp_ratio=mlp_ratio, norm_cfg=norm_cfg) if stage else nn.Identity()
+            raise ValueError(
+                f'RecNeXt: dims {in_channels} -> {channels} of stage {stage}: the '
+                'downsampling of the M and A series doubles the channels'
+            )
+        self.downsample = (
+            RecNeXtDownsample(in_channels, mlp_ratio=mlp_ratio, norm_cfg=norm_cfg)
+            if stage
+            else nn.Identity()
+        )
         self.blocks = nn.ModuleList(
-            RecNeXtBlock(channels, stage=stage, series=series, mlp_ratio=mlp_ratio,
-                         drop_path=rate, norm_cfg=norm_cfg) for rate in drop_paths)
+            RecNeXtBlock(
+                channels,
+                stage=stage,
+                series=series,
+                mlp_ratio=mlp_ratio,
+                drop_path=rate,
+                norm_cfg=norm_cfg,
+            )
+            for rate in drop_paths
+        )
 
     def fold(self) -> None:
         """Fold the downsampling and every block."""

@@ -59,15 +59,21 @@ class PartialAttention(nn.Module):
         super().__init__()
         self.channels = channels // 4
         if full:
-            self.attn = LinearAttention2d(self.channels, 1, qk_channels=self.channels // 2,
-                                          qk_groups=1, bias=True, norm_cfg=norm_cfg)
+            self.attn = LinearAttention2d(
+                self.channels,
+                1,
+                qk_channels=self.channels // 2,
+                qk_groups=1,
+                bias=True,
+                norm_cfg=norm_cfg,
+            )
         else:
             self.attn = RecAttn2d(self.channels, 1, bias=True, norm_cfg=norm_cfg)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The mixed map, and its attended channels alone."""
-        attended = self.attn(x[:, :self.channels])
-        return torch.cat((attended, x[:, self.channels:]), 1), attended
+        attended = self.attn(x[:, : self.channels])
+        return torch.cat((attended, x[:, self.channels :]), 1), attended
 
 
 class Stride8Block(nn.Module):
@@ -82,16 +88,19 @@ class Stride8Block(nn.Module):
         norm_cfg: Norm layer.
     """
 
-    def __init__(self, channels: int, *, attention: str, mlp_ratio: float, drop_path: float,
-                 norm_cfg: dict):
+    def __init__(
+        self, channels: int, *, attention: str, mlp_ratio: float, drop_path: float, norm_cfg: dict
+    ):
         super().__init__()
         self.rep_mixer = RepMixer(channels, norm_cfg)
         self.shares = attention == 'shared'
         if not self.shares:
             self.token_mixer = PartialAttention(
-                channels, full=attention == 'full', norm_cfg=norm_cfg)
+                channels, full=attention == 'full', norm_cfg=norm_cfg
+            )
         self.channel_mixer = ConvNormMlp(
-            channels, int(channels * mlp_ratio), bias=True, norm_cfg=norm_cfg)
+            channels, int(channels * mlp_ratio), bias=True, norm_cfg=norm_cfg
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,13 +140,22 @@ class _SharingBlocks(nn.Module):
 class Stride8Downsample(nn.Module):
     """``t + drop_path(channel_mixer(t))``, ``t`` a normed, grouped 5x5 convolution of stride 2."""
 
-    def __init__(self, in_channels: int, channels: int, *, mlp_ratio: float, drop_path: float,
-                 norm_cfg: dict):
+    def __init__(
+        self, in_channels: int, channels: int, *, mlp_ratio: float, drop_path: float, norm_cfg: dict
+    ):
         super().__init__()
-        self.token_mixer = ConvNorm(in_channels, channels, 5, 2, math.gcd(in_channels, channels),
-                                    bias=True, norm_cfg=norm_cfg)
+        self.token_mixer = ConvNorm(
+            in_channels,
+            channels,
+            5,
+            2,
+            math.gcd(in_channels, channels),
+            bias=True,
+            norm_cfg=norm_cfg,
+        )
         self.channel_mixer = ConvNormMlp(
-            channels, int(channels * mlp_ratio), bias=True, norm_cfg=norm_cfg)
+            channels, int(channels * mlp_ratio), bias=True, norm_cfg=norm_cfg
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,12 +174,29 @@ class Stride8Stage(nn.Module):
     `SHARED_PERIOD`-th block of the last one reuses attention.
     """
 
-    def __init__(self, in_channels: int, channels: int, *, stage: int, shared: bool,
-                 mlp_ratio: float, drop_paths: Sequence[float], norm_cfg: dict):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stage: int,
+        shared: bool,
+        mlp_ratio: float,
+        drop_paths: Sequence[float],
+        norm_cfg: dict,
+    ):
         super().__init__()
-        self.downsample = Stride8Downsample(
-            in_channels, channels, mlp_ratio=mlp_ratio, drop_path=drop_paths[0],
-            norm_cfg=norm_cfg) if stage else nn.Identity()
+        self.downsample = (
+            Stride8Downsample(
+                in_channels,
+                channels,
+                mlp_ratio=mlp_ratio,
+                drop_path=drop_paths[0],
+                norm_cfg=norm_cfg,
+            )
+            if stage
+            else nn.Identity()
+        )
         plain = 'full' if stage == 3 or (shared and stage == 2) else 'recursive'
         self.sharing = shared and stage == 3
 
@@ -170,13 +205,20 @@ class Stride8Stage(nn.Module):
             return 'shared' if reuses else plain
 
         self.blocks = nn.ModuleList(
-            Stride8Block(channels, attention=attention(i), mlp_ratio=mlp_ratio, drop_path=rate,
-                         norm_cfg=norm_cfg) for i, rate in enumerate(drop_paths))
+            Stride8Block(
+                channels,
+                attention=attention(i),
+                mlp_ratio=mlp_ratio,
+                drop_path=rate,
+                norm_cfg=norm_cfg,
+            )
+            for i, rate in enumerate(drop_paths)
+        )
 
     def forward_sharing(self, x: Tensor, with_cp: bool) -> Tensor:
         """The blocks of a stage with shared channels, recomputed in runs that share."""
         for start in range(0, len(self.blocks), SHARED_PERIOD):
-            run = _SharingBlocks(self.blocks[start:start + SHARED_PERIOD])
+            run = _SharingBlocks(self.blocks[start : start + SHARED_PERIOD])
             x = recompute(run, x) if with_cp else run(x)
         return x
 

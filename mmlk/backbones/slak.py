@@ -38,15 +38,30 @@ class SLaKBlock(nn.Module):
         norm_cfg: Batch norm after each branch of the kernel; None leaves it out.
     """
 
-    def __init__(self, channels: int, *, kernel_size: int, small_kernel_size: int, decomposed: bool,
-                 drop_path: float, layer_scale_init: float | None, norm_cfg: dict | None):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int,
+        small_kernel_size: int,
+        decomposed: bool,
+        drop_path: float,
+        layer_scale_init: float | None,
+        norm_cfg: dict | None,
+    ):
         super().__init__()
         self.gamma = (
             nn.Parameter(torch.full((channels,), float(layer_scale_init)))
-            if layer_scale_init else None)
+            if layer_scale_init
+            else None
+        )
         self.large_kernel = LargeKernelDWConv2d(
-            channels, kernel_size, small_kernel_size, decomposed,
-            norm=(lambda width: build_norm(norm_cfg, width)) if norm_cfg else None)
+            channels,
+            kernel_size,
+            small_kernel_size,
+            decomposed,
+            norm=(lambda width: build_norm(norm_cfg, width)) if norm_cfg else None,
+        )
         self.norm = LayerNorm(channels, eps=1e-6)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
@@ -54,8 +69,16 @@ class SLaKBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return add_normed_mlp(x, self.large_kernel(x), self.norm, self.pwconv1, self.act, self.pwconv2,
-                              self.gamma, self.drop_path)
+        return add_normed_mlp(
+            x,
+            self.large_kernel(x),
+            self.norm,
+            self.pwconv1,
+            self.act,
+            self.pwconv2,
+            self.gamma,
+            self.drop_path,
+        )
 
     def fold(self) -> None:
         """Fold the kernels into two strips and ``gamma`` into ``pwconv2``."""
@@ -99,8 +122,14 @@ class SLaK(Backbone):
     """
 
     arch_settings = {
-        name: dict(depths=depths, dims=dims, kernel_sizes=kernel_sizes, small_kernel_size=5,
-                   decomposed=True, branch_norm=True)
+        name: dict(
+            depths=depths,
+            dims=dims,
+            kernel_sizes=kernel_sizes,
+            small_kernel_size=5,
+            decomposed=True,
+            branch_norm=True,
+        )
         for name, depths, dims, kernel_sizes in (
             ('tiny', (3, 3, 9, 3), (124, 249, 499, 998), (51, 49, 47, 13)),
             ('small', (3, 3, 27, 3), (124, 249, 499, 998), (51, 49, 47, 13)),
@@ -111,18 +140,20 @@ class SLaK(Backbone):
     }
     family = 'slak'
 
-    def __init__(self,
-                 arch: str | Mapping = 'tiny',
-                 in_channels: int = 3,
-                 drop_path_rate: float = 0.0,
-                 layer_scale_init: float | None = 1e-6,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
-                 output_norm: bool = True,
-                 norm_cfg: dict | None = None,
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init: float | None = 1e-6,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        output_norm: bool = True,
+        norm_cfg: dict | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ):
         settings = self.resolve_arch(arch)
         norm_cfg = norm_cfg or dict(type='BN')
         depths, dims, kernel_sizes = (settings[key] for key in ('depths', 'dims', 'kernel_sizes'))
@@ -136,25 +167,35 @@ class SLaK(Backbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
-            init_cfg=init_cfg)
+            init_cfg=init_cfg,
+        )
         self.arch = settings
-        self.downsample_layers = nn.ModuleList([
-            nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, 4), LayerNorm2d(dims[0])),
-            *(nn.Sequential(LayerNorm2d(dims[i - 1]), PatchConv2d(dims[i - 1], dims[i], 2))
-              for i in range(1, len(dims))),
-        ])
+        self.downsample_layers = nn.ModuleList(
+            [
+                nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, 4), LayerNorm2d(dims[0])),
+                *(
+                    nn.Sequential(LayerNorm2d(dims[i - 1]), PatchConv2d(dims[i - 1], dims[i], 2))
+                    for i in range(1, len(dims))
+                ),
+            ]
+        )
         self.stages = nn.ModuleList(
-            nn.Sequential(*(
-                SLaKBlock(
-                    dims[i],
-                    kernel_size=kernel_sizes[i],
-                    small_kernel_size=settings['small_kernel_size'],
-                    decomposed=settings['decomposed'],
-                    drop_path=rate,
-                    layer_scale_init=layer_scale_init,
-                    norm_cfg=norm_cfg if settings['branch_norm'] else None)
-                for rate in rates))
-            for i, rates in enumerate(drop_path_schedule(drop_path_rate, depths)))
+            nn.Sequential(
+                *(
+                    SLaKBlock(
+                        dims[i],
+                        kernel_size=kernel_sizes[i],
+                        small_kernel_size=settings['small_kernel_size'],
+                        decomposed=settings['decomposed'],
+                        drop_path=rate,
+                        layer_scale_init=layer_scale_init,
+                        norm_cfg=norm_cfg if settings['branch_norm'] else None,
+                    )
+                    for rate in rates
+                )
+            )
+            for i, rates in enumerate(drop_path_schedule(drop_path_rate, depths))
+        )
         self.apply(_init_layer)
         self._finish()
 

@@ -86,15 +86,19 @@ _PLAIN_BLOCKS = re.compile(r'stages\.(\d)\.(\d+)\.')
 
 def _inceptionnext_layout(shapes: Shapes) -> Layout:
     depths = _depths(shapes, _BLOCKS)
-    dims = tuple(_width(shapes, f'stages.{i}.blocks.0.norm.weight',
-                        f'stages.{i}.blocks.0.mlp.fc2.weight') for i in range(len(depths)))
+    dims = tuple(
+        _width(shapes, f'stages.{i}.blocks.0.norm.weight', f'stages.{i}.blocks.0.mlp.fc2.weight')
+        for i in range(len(depths))
+    )
     band = shapes.get('stages.0.blocks.0.token_mixer.dwconv_w.weight', ())
     return Layout(dims, depths, (band[-1],) if band else ())
 
 
 def _convnext_dims(shapes: Shapes, stages: int) -> tuple[int, ...]:
-    return tuple(_width(shapes, f'stages.{i}.0.norm.weight', f'stages.{i}.0.pwconv2.weight')
-                 for i in range(stages))
+    return tuple(
+        _width(shapes, f'stages.{i}.0.norm.weight', f'stages.{i}.0.pwconv2.weight')
+        for i in range(stages)
+    )
 
 
 def _slak_layout(shapes: Shapes) -> Layout:
@@ -107,8 +111,11 @@ def _slak_layout(shapes: Shapes) -> Layout:
         decomposed = decomposed and dense is None
         kernels.append((strip or dense or (0,))[-2 if strip or dense else 0])
         small = square[-1] if square else strip[-1] if strip else small
-    return Layout(_convnext_dims(shapes, len(depths)), depths,
-                  ('decomposed' if decomposed else 'full', *kernels, small))
+    return Layout(
+        _convnext_dims(shapes, len(depths)),
+        depths,
+        ('decomposed' if decomposed else 'full', *kernels, small),
+    )
 
 
 def _slak_detail(detail: tuple) -> str:
@@ -123,8 +130,9 @@ def _dcls_layout(shapes: Shapes) -> Layout:
     depths = _depths(shapes, _PLAIN_BLOCKS)
     positions = shapes.get('stages.0.0.dwconv.P', ())
     gauss = 'stages.0.0.dwconv.SIG' in shapes
-    return Layout(_convnext_dims(shapes, len(depths)), depths,
-                  (positions[-1] if positions else 0, gauss))
+    return Layout(
+        _convnext_dims(shapes, len(depths)), depths, (positions[-1] if positions else 0, gauss)
+    )
 
 
 def _dcls_detail(detail: tuple) -> str:
@@ -136,13 +144,21 @@ def _recnext_layout(shapes: Shapes) -> Layout:
     depths = _depths(shapes, _BLOCKS)
     stem = [key for key in shapes if re.fullmatch(r'stem\.stem\.\d\.conv\.weight', key)]
     first = _width(shapes, max(stem, default=''))
-    dims = tuple(_width(shapes, f'stages.{i}.downsample.channel_mixer.2.conv.weight',
-                        f'stages.{i}.blocks.0.channel_mixer.2.conv.weight') or first
-                 for i in range(len(depths)))
+    dims = tuple(
+        _width(
+            shapes,
+            f'stages.{i}.downsample.channel_mixer.2.conv.weight',
+            f'stages.{i}.blocks.0.channel_mixer.2.conv.weight',
+        )
+        or first
+        for i in range(len(depths))
+    )
     if any('.rep_mixer.' in key for key in shapes):
-        skips = any(depth > 4 and not any(
-            key.startswith(f'stages.{i}.blocks.4.token_mixer.') for key in shapes)
-            for i, depth in enumerate(depths))
+        skips = any(
+            depth > 4
+            and not any(key.startswith(f'stages.{i}.blocks.4.token_mixer.') for key in shapes)
+            for i, depth in enumerate(depths)
+        )
         series = 'stride 8, shared channels' if skips else 'stride 8'
     elif any('.token_mixer.convs.' in key for key in shapes):
         series = 'M series (RecConv)'
@@ -158,12 +174,18 @@ _T, _S = (3, 3, 9, 3), (3, 3, 27, 3)
 _K51 = ('decomposed', 51, 49, 47, 13, 5)
 
 _RECNEXT_SIZES = (
-    ((40, 80, 160, 320), (2, 2, 9, 1)), ((48, 96, 192, 384), (3, 3, 15, 2)),
-    ((56, 112, 224, 448), (3, 3, 15, 2)), ((64, 128, 256, 512), (3, 3, 13, 2)),
-    ((64, 128, 256, 512), (5, 5, 25, 4)), ((80, 160, 320, 640), (7, 7, 35, 2)))
+    ((40, 80, 160, 320), (2, 2, 9, 1)),
+    ((48, 96, 192, 384), (3, 3, 15, 2)),
+    ((56, 112, 224, 448), (3, 3, 15, 2)),
+    ((64, 128, 256, 512), (3, 3, 13, 2)),
+    ((64, 128, 256, 512), (5, 5, 25, 4)),
+    ((80, 160, 320, 640), (7, 7, 35, 2)),
+)
 _RECNEXT_STRIDE8 = {
-    't': ((64, 128, 256, 512), (0, 2, 8, 10)), 's': ((128, 256, 384, 512), (0, 2, 8, 10)),
-    'b': ((128, 256, 384, 512), (2, 8, 8, 12))}
+    't': ((64, 128, 256, 512), (0, 2, 8, 10)),
+    's': ((128, 256, 384, 512), (0, 2, 8, 10)),
+    'b': ((128, 256, 384, 512), (2, 8, 8, 12)),
+}
 
 
 def _recnext_archs() -> dict[str, Layout]:
@@ -191,7 +213,8 @@ FAMILIES: Mapping[str, Family] = {
             'base': Layout(_WIDE, _S, (11,)),
         },
         layout=_inceptionnext_layout,
-        detail=lambda detail: f'band kernel {detail[0]}'),
+        detail=lambda detail: f'band kernel {detail[0]}',
+    ),
     'slak': Family(
         title='SLaK',
         signature=re.compile(r'stages\.\d\.\d+\.large_kernel\.'),
@@ -206,7 +229,8 @@ FAMILIES: Mapping[str, Family] = {
             'tiny_61': Layout(_SLAK_WIDTHS, _T, ('decomposed', 61, 59, 57, 13, 5)),
         },
         layout=_slak_layout,
-        detail=_slak_detail),
+        detail=_slak_detail,
+    ),
     'dcls_convnext': Family(
         title='DCLS-ConvNeXt',
         signature=re.compile(r'stages\.\d\.\d+\.dwconv\.P$'),
@@ -220,7 +244,8 @@ FAMILIES: Mapping[str, Family] = {
             'tiny_gauss': Layout(_WIDTHS, _T, (26, True)),
         },
         layout=_dcls_layout,
-        detail=_dcls_detail),
+        detail=_dcls_detail,
+    ),
     'recnext': Family(
         title='RecNeXt',
         signature=re.compile(r'stem\.stem\.\d\.'),
@@ -228,7 +253,8 @@ FAMILIES: Mapping[str, Family] = {
         renames=(),
         archs=_recnext_archs(),
         layout=_recnext_layout,
-        detail=lambda detail: detail[0]),
+        detail=lambda detail: detail[0],
+    ),
 }
 
 _STRANGERS = (
@@ -259,8 +285,14 @@ def common_wrapper(keys: Iterable[str]) -> str:
     """The wrapper prefix (possibly several, joined) that every one of ``keys`` starts with."""
     keys, wrapper = list(keys), ''
     while keys:
-        found = next((prefix for prefix in WRAPPERS
-                      if all(key.startswith(wrapper + prefix) for key in keys)), None)
+        found = next(
+            (
+                prefix
+                for prefix in WRAPPERS
+                if all(key.startswith(wrapper + prefix) for key in keys)
+            ),
+            None,
+        )
         if found is None:
             break
         wrapper += found
@@ -281,7 +313,7 @@ def map_keys(family: str, keys: Iterable[str]) -> dict[str, str | None]:
     wrapper = common_wrapper(keys)
     mapped = {}
     for key in keys:
-        name = key[len(wrapper):]
+        name = key[len(wrapper) :]
         for pattern, replacement in spec.renames:
             name = pattern.sub(replacement, name)
         mapped[key] = None if spec.dropped.match(name) else name
@@ -305,9 +337,12 @@ def describe(shapes: Shapes) -> Description:
         shapes: Key to shape; wrappers and a ``backbone.`` prefix may still be on.
     """
     wrapper = common_wrapper(shapes)
-    bare = {key[len(wrapper):]: tuple(shape) for key, shape in shapes.items()}
-    inner = {key[len(BACKBONE_PREFIX):]: shape for key, shape in bare.items()
-             if key.startswith(BACKBONE_PREFIX)}
+    bare = {key[len(wrapper) :]: tuple(shape) for key, shape in shapes.items()}
+    inner = {
+        key[len(BACKBONE_PREFIX) :]: shape
+        for key, shape in bare.items()
+        if key.startswith(BACKBONE_PREFIX)
+    }
     bare = inner or bare
     for name, spec in FAMILIES.items():
         if any(spec.signature.match(key) for key in bare):
@@ -332,13 +367,17 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
     """A sentence on why ``shapes`` does not cover the backbone ``own``, with the remedy."""
     spec, theirs, ours = family_of(family), describe(shapes), describe(own)
     if not shapes:
-        return ('there is no key to load; a file of the backbone alone belongs in the backbone\'s '
-                "init_cfg=dict(type='Pretrained', checkpoint=...)")
+        return (
+            "there is no key to load; a file of the backbone alone belongs in the backbone's "
+            "init_cfg=dict(type='Pretrained', checkpoint=...)"
+        )
     if theirs.family != family:
         return f'the file looks like {theirs.text}, not like {spec.title}; choose another file'
     if ours.layout is None:
-        return (f'the module does not have the parameters of {spec.title}; if it was folded by '
-                'switch_to_deploy, load before folding')
+        return (
+            f'the module does not have the parameters of {spec.title}; if it was folded by '
+            'switch_to_deploy, load before folding'
+        )
     if theirs.layout != ours.layout:
         return f'the file holds {_against(spec, theirs, ours)}'
     if not any(key in own for key in map_keys(family, shapes).values()):
@@ -348,10 +387,14 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
     stem = next((key for key in own if key.endswith('.weight')), '')
     if mapped.get(stem, ())[2:] == tuple(own[stem])[2:] and mapped[stem] != tuple(own[stem]):
         theirs, ours = mapped[stem][1], own[stem][1]
-        return (f'the stem of the file takes {theirs} channels, the module {ours}; build the '
-                f'backbone with in_channels={theirs}')
-    return ('the file is the right variant but incomplete or altered, as a folded network is; take '
-            'the published one')
+        return (
+            f'the stem of the file takes {theirs} channels, the module {ours}; build the '
+            f'backbone with in_channels={theirs}'
+        )
+    return (
+        'the file is the right variant but incomplete or altered, as a folded network is; take '
+        'the published one'
+    )
 
 
 def _against(spec: Family, theirs: Description, ours: Description) -> str:
@@ -362,6 +405,8 @@ def _against(spec: Family, theirs: Description, ours: Description) -> str:
         right += f' ({spec.detail(ours.layout.detail)})' if ours.arch and ours.layout.detail else ''
     remedy = f"build the backbone with arch='{theirs.arch}'" if theirs.arch else 'adapt the arch'
     if 'full' in theirs.layout.detail and 'decomposed' in ours.layout.detail:
-        remedy = ('it is the wrong, non-decomposed model (an early SLaK-T link and the distilled '
-                  'ConvNeXt students are such files)')
+        remedy = (
+            'it is the wrong, non-decomposed model (an early SLaK-T link and the distilled '
+            'ConvNeXt students are such files)'
+        )
     return f'{left}; the module is {right}; {remedy} or choose another file'

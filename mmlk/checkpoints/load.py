@@ -47,8 +47,7 @@ def plan(family: str, source_state: State, own_state: State, prefix: str = '') -
         elif new not in own_state:
             _place_unknown(report, old, new, new.split('.', 1)[0] in trunk)
         elif source[old].shape != own_state[new].shape:
-            report.mismatched.append(
-                (new, tuple(source[old].shape), tuple(own_state[new].shape)))
+            report.mismatched.append((new, tuple(source[old].shape), tuple(own_state[new].shape)))
         else:
             report.matched[new] = old
     settled = {*report.matched, *(key for key, _, _ in report.mismatched)}
@@ -62,11 +61,13 @@ def plan(family: str, source_state: State, own_state: State, prefix: str = '') -
     return report
 
 
-def convert_in_place(family: str,
-                     state_dict: MutableMapping[str, Tensor],
-                     prefix: str,
-                     own_state: State,
-                     options: Mapping | None = None) -> Report:
+def convert_in_place(
+    family: str,
+    state_dict: MutableMapping[str, Tensor],
+    prefix: str,
+    own_state: State,
+    options: Mapping | None = None,
+) -> Report:
     """Give the keys under ``prefix`` this package's names, and drop what a backbone does not have.
 
     Meant for a load_state_dict pre-hook. A dict that already has the backbone's keys and shapes
@@ -97,16 +98,18 @@ def convert_in_place(family: str,
     return report
 
 
-def load_into(module: nn.Module,
-              family: str,
-              source: str | PathLike,
-              *,
-              prefix: str | None = '',
-              prefer: str | None = None,
-              sha256: str | None = None,
-              unsafe: bool = False,
-              map_location: str | torch.device | None = None,
-              logger: logging.Logger | None = None) -> Report:
+def load_into(
+    module: nn.Module,
+    family: str,
+    source: str | PathLike,
+    *,
+    prefix: str | None = '',
+    prefer: str | None = None,
+    sha256: str | None = None,
+    unsafe: bool = False,
+    map_location: str | torch.device | None = None,
+    logger: logging.Logger | None = None,
+) -> Report:
     """Load a published file into a backbone: all of it, or nothing and an error.
 
     ``module.checkpoint_options``, where there is one, is a mapping with what value transformations
@@ -132,13 +135,16 @@ def load_into(module: nn.Module,
         ValueError: If it does not cover the trunk. The module is untouched then.
     """
     state, info = read_checkpoint(
-        source, prefer=prefer, sha256=sha256, unsafe=unsafe, map_location=map_location or 'cpu')
+        source, prefer=prefer, sha256=sha256, unsafe=unsafe, map_location=map_location or 'cpu'
+    )
     own = module.state_dict()
     tops = sorted({key.split('.', 1)[0] for key in state})
     state = _below(state, _prefix_in_file(state, prefix or ''))
     if not state:
-        raise ValueError(f'load_into: no key of {source} starts with {prefix!r}; its keys start '
-                         f'with {", ".join(tops[:12])}')
+        raise ValueError(
+            f'load_into: no key of {source} starts with {prefix!r}; its keys start '
+            f'with {", ".join(tops[:12])}'
+        )
     report = plan(family, state, own)
     report.source = str(source)
     report.notes[:0] = info.notes
@@ -147,11 +153,16 @@ def load_into(module: nn.Module,
     report.raise_if_uncovered()
     state = {new: state[old] for new, old in report.matched.items()}
     state = transform(family, state, own, getattr(module, 'checkpoint_options', {}), report)
-    broken = [key for key, value in state.items()
-              if value.is_floating_point() and not value.isfinite().all()]
+    broken = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not value.isfinite().all()
+    ]
     if broken:
-        report.problems.append(f'NaN or infinite values in {", ".join(broken[:3])}; the file comes '
-                               'from a diverged run or is damaged')
+        report.problems.append(
+            f'NaN or infinite values in {", ".join(broken[:3])}; the file comes '
+            'from a diverged run or is damaged'
+        )
     report.raise_if_uncovered()
     module.load_state_dict(state, strict=False)
     (logger or logging.getLogger('mmlk')).info(report.summary())
@@ -169,7 +180,7 @@ def _below(state: State, prefix: str) -> State:
     """The part of ``state`` under ``prefix``, without it."""
     if not prefix:
         return state
-    return {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _mapping(family: str, source: State, own: State) -> dict[str, str | None]:
@@ -190,8 +201,9 @@ def _place_unknown(report: Report, old: str, new: str, in_trunk: bool) -> None:
 
 def _note_wrapping(report: Report, source: State) -> None:
     wrapper = keymaps.common_wrapper(source)
-    renamed = [f'{old} -> {new}' for new, old in report.matched.items()
-               if old.removeprefix(wrapper) != new]
+    renamed = [
+        f'{old} -> {new}' for new, old in report.matched.items() if old.removeprefix(wrapper) != new
+    ]
     if wrapper:
         report.notes.append(f'prefix {wrapper!r} removed')
     if renamed:

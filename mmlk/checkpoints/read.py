@@ -28,10 +28,20 @@ CONTAINERS = ('state_dict', 'model', 'model_ema', 'state_dict_ema', 'ema_state_d
 """Entries that may hold the state dict, in the order in which they are taken."""
 
 _HARMLESS = (
-    'numpy.dtype', 'numpy.ndarray', 'numpy._core.multiarray.scalar', 'numpy.core.multiarray.scalar',
-    'numpy._core.multiarray._reconstruct', 'numpy.core.multiarray._reconstruct',
-    'mmengine.logging.history_buffer.HistoryBuffer', 'builtins.getattr', '_codecs.encode',
-    'pathlib.PosixPath', 'pathlib.PurePosixPath', 'pathlib.WindowsPath', 'pathlib._local.PosixPath')
+    'numpy.dtype',
+    'numpy.ndarray',
+    'numpy._core.multiarray.scalar',
+    'numpy.core.multiarray.scalar',
+    'numpy._core.multiarray._reconstruct',
+    'numpy.core.multiarray._reconstruct',
+    'mmengine.logging.history_buffer.HistoryBuffer',
+    'builtins.getattr',
+    '_codecs.encode',
+    'pathlib.PosixPath',
+    'pathlib.PurePosixPath',
+    'pathlib.WindowsPath',
+    'pathlib._local.PosixPath',
+)
 """Globals that checkpoints mention beside tensors; read as inert stand-ins."""
 
 _EXPORTED = ('.mlmodel', '.mlpackage', '.onnx', '.engine', '.tflite')
@@ -62,12 +72,14 @@ class FileInfo:
     notes: list[str] = field(default_factory=list)
 
 
-def read_checkpoint(source: str | PathLike,
-                    *,
-                    prefer: str | None = None,
-                    sha256: str | None = None,
-                    unsafe: bool = False,
-                    map_location: str | torch.device = 'cpu') -> tuple[dict[str, Tensor], FileInfo]:
+def read_checkpoint(
+    source: str | PathLike,
+    *,
+    prefer: str | None = None,
+    sha256: str | None = None,
+    unsafe: bool = False,
+    map_location: str | torch.device = 'cpu',
+) -> tuple[dict[str, Tensor], FileInfo]:
     """Read the state dict of a checkpoint.
 
     Args:
@@ -93,8 +105,10 @@ def read_checkpoint(source: str | PathLike,
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         keys = ', '.join(map(str, list(state)[:8])) or 'nothing'
-        raise RuntimeError(f'read_checkpoint: {path} holds no tensors where a state dict was '
-                           f'expected (found {keys}); it is not a checkpoint of a network')
+        raise RuntimeError(
+            f'read_checkpoint: {path} holds no tensors where a state dict was '
+            f'expected (found {keys}); it is not a checkpoint of a network'
+        )
     if len(tensors) < len(state):
         others = [str(key) for key in state if key not in tensors]
         info.notes.append(f'entries without a tensor ignored: {", ".join(others[:5])}')
@@ -115,7 +129,7 @@ def locate(source: str | PathLike, *, sha256: str | None = None) -> Path:
     """
     text = os.fspath(source)
     if text.startswith(zoo.SCHEME):
-        entry = zoo.find(text[len(zoo.SCHEME):])
+        entry = zoo.find(text[len(zoo.SCHEME) :])
         sha256 = sha256 or entry.sha256
         path = _download(entry.url, entry)
     elif re.match(r'\w+://', text):
@@ -142,8 +156,10 @@ def sha256_of(path: str | PathLike) -> str:
 def _check_sum(path: Path, expected: str) -> None:
     found = sha256_of(path)
     if not found.startswith(expected.lower()):
-        raise RuntimeError(f'read_checkpoint: {path} has sha256 {found}, not {expected}; it is '
-                           'damaged or another file: delete it and download it again')
+        raise RuntimeError(
+            f'read_checkpoint: {path} has sha256 {found}, not {expected}; it is '
+            'damaged or another file: delete it and download it again'
+        )
 
 
 def _cache_name(url: str, entry: zoo.Entry | None = None) -> str:
@@ -162,8 +178,10 @@ def _download(url: str, entry: zoo.Entry | None = None) -> Path:
     if path.is_file():
         return path
     if path.suffix in _EXPORTED or path.stem.endswith('_fused'):
-        raise RuntimeError(f'read_checkpoint: {url} is an exported model (folded or compiled), not '
-                           'a checkpoint; take the .pth file of the same release')
+        raise RuntimeError(
+            f'read_checkpoint: {url} is an exported model (folded or compiled), not '
+            'a checkpoint; take the .pth file of the same release'
+        )
     note = f' ({entry.note})' if entry and entry.note else ''
     by_hand = f'{note}; download it by hand and pass its path, or save it as {path}'
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +193,8 @@ def _download(url: str, entry: zoo.Entry | None = None) -> Path:
             torch.hub.download_url_to_file(_direct(url), str(part), progress=False)
         except (OSError, ValueError) as error:
             raise RuntimeError(
-                f'read_checkpoint: {url} cannot be downloaded: {error}{by_hand}') from error
+                f'read_checkpoint: {url} cannot be downloaded: {error}{by_hand}'
+            ) from error
         refusal = _refusal(part)
         if refusal:
             part.unlink()
@@ -188,8 +207,9 @@ def _direct(url: str) -> str:
     """Address of the file itself, where a link leads to a page about it."""
     drive = re.match(r'https://drive\.google\.com/file/d/([\w-]+)', url)
     if drive:
-        return ('https://drive.usercontent.google.com/download'
-                f'?id={drive[1]}&export=download&confirm=t')
+        return (
+            f'https://drive.usercontent.google.com/download?id={drive[1]}&export=download&confirm=t'
+        )
     return url
 
 
@@ -221,23 +241,31 @@ def _read_file(path: Path, unsafe: bool, map_location: str | torch.device):
     except Exception as error:  # a damaged file can fail anywhere inside the reader
         named = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named:
-            remedy = ('unset TORCH_FORCE_WEIGHTS_ONLY_LOAD, which forbids it here' if unsafe else
-                      'read it with unsafe=True, or convert it once with '
-                      'tools/convert_checkpoint.py --unsafe-pickle')
+            remedy = (
+                'unset TORCH_FORCE_WEIGHTS_ONLY_LOAD, which forbids it here'
+                if unsafe
+                else 'read it with unsafe=True, or convert it once with '
+                'tools/convert_checkpoint.py --unsafe-pickle'
+            )
             raise RuntimeError(
                 f'read_checkpoint: {path} can only be read by running what it names ({named[1]}), '
-                f'which was not done. If you trust its origin, {remedy}') from error
+                f'which was not done. If you trust its origin, {remedy}'
+            ) from error
         detail = str(error).rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
-        raise RuntimeError(f'read_checkpoint: {path} is cut short, damaged, or was not written by '
-                           f'torch.save ({type(error).__name__}: {detail[:100]}); download it '
-                           'again') from error
+        raise RuntimeError(
+            f'read_checkpoint: {path} is cut short, damaged, or was not written by '
+            f'torch.save ({type(error).__name__}: {detail[:100]}); download it '
+            'again'
+        ) from error
 
 
 def _refusal(path: Path) -> str:
     """Why the file cannot be a checkpoint, judged by its first bytes; '' if it may be one."""
     if path.suffix in _EXPORTED:
-        return (f'is an exported model ({path.suffix}), not a checkpoint; take the .pth file of '
-                'the same release')
+        return (
+            f'is an exported model ({path.suffix}), not a checkpoint; take the .pth file of '
+            'the same release'
+        )
     size = path.stat().st_size
     with open(path, 'rb') as file:
         head = file.read(512)
@@ -267,8 +295,10 @@ def _refusal_of_zip(path: Path, again: str) -> str:
         names = archive.namelist()
     inside = {name.split('/', 1)[-1] for name in names}
     if 'constants.pkl' in inside or any(name.startswith('code/') for name in inside):
-        return ('is a TorchScript archive (a folded, compiled network such as *_fused.pt), which '
-                'holds no loadable state dict; take the .pth file of the same release')
+        return (
+            'is a TorchScript archive (a folded, compiled network such as *_fused.pt), which '
+            'holds no loadable state dict; take the .pth file of the same release'
+        )
     if 'data.pkl' not in inside:
         return 'is a zip archive but not a checkpoint; unpack it and pass the file inside'
     return ''
@@ -287,13 +317,15 @@ def _read_safetensors(path: Path, map_location: str | torch.device):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise RuntimeError(f'read_checkpoint: {path} needs the safetensors package: '
-                           'pip install safetensors') from error
+        raise RuntimeError(
+            f'read_checkpoint: {path} needs the safetensors package: pip install safetensors'
+        ) from error
     try:
         return load_file(path, device=str(map_location))
     except (SafetensorError, OSError, ValueError) as error:
-        raise RuntimeError(f'read_checkpoint: {path} is cut short or damaged ({error}); download '
-                           'it again') from error
+        raise RuntimeError(
+            f'read_checkpoint: {path} is cut short or damaged ({error}); download it again'
+        ) from error
 
 
 class _Inert:
@@ -351,12 +383,16 @@ def _unwrap(content, path: Path, prefer: str | None) -> tuple[Mapping, FileInfo]
         content = content.state_dict()
         info.notes.append('the file holds a whole module; its state dict was taken')
     if not isinstance(content, Mapping):
-        raise RuntimeError(f'read_checkpoint: {path} holds a {type(content).__name__}, not a state '
-                           'dict; save module.state_dict()')
+        raise RuntimeError(
+            f'read_checkpoint: {path} holds a {type(content).__name__}, not a state '
+            'dict; save module.state_dict()'
+        )
     found = [name for name in CONTAINERS if isinstance(content.get(name), Mapping)]
     if prefer is not None and prefer not in found:
-        raise ValueError(f'read_checkpoint: {path} has no state dict {prefer!r}; it has '
-                         f'{", ".join(found) or "a bare state dict only"}')
+        raise ValueError(
+            f'read_checkpoint: {path} has no state dict {prefer!r}; it has '
+            f'{", ".join(found) or "a bare state dict only"}'
+        )
     if not found:
         return content, info
     info.container = prefer or found[0]
@@ -364,6 +400,8 @@ def _unwrap(content, path: Path, prefer: str | None) -> tuple[Mapping, FileInfo]
     args = content.get('args')
     info.args = args if isinstance(args, argparse.Namespace) else None
     if info.others:
-        info.notes.append(f'{info.container!r} was taken; the file also holds '
-                          f'{", ".join(info.others)}: prefer={info.others[0]!r} takes that')
+        info.notes.append(
+            f'{info.container!r} was taken; the file also holds '
+            f'{", ".join(info.others)}: prefer={info.others[0]!r} takes that'
+        )
     return content[info.container], info

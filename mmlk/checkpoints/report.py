@@ -49,11 +49,13 @@ class Report:
 
     def summary(self) -> str:
         """Counts and, line by line, everything that is not a plain match."""
-        lines = [f'{self.title} weights from {self.source}: {len(self.matched)} of '
-                 f'{self.own_count} keys matched, '
-                 f'{len(self.missing) + len(self.fresh)} missing, '
-                 f'{len(self.extra) + len(self.unexpected)} unexpected, '
-                 f'{len(self.mismatched)} of another shape, {len(self.dropped)} dropped']
+        lines = [
+            f'{self.title} weights from {self.source}: {len(self.matched)} of '
+            f'{self.own_count} keys matched, '
+            f'{len(self.missing) + len(self.fresh)} missing, '
+            f'{len(self.extra) + len(self.unexpected)} unexpected, '
+            f'{len(self.mismatched)} of another shape, {len(self.dropped)} dropped'
+        ]
         if self.dropped:
             lines.append(f'dropped (classifier): {_some(self.dropped)}')
         if self.fresh:
@@ -67,13 +69,17 @@ class Report:
         """What keeps the trunk from being covered, first keys first; empty if nothing does."""
         if self.covered:
             return ''
-        lines = [f'{self.title}: {self.source} does not cover the backbone: '
-                 f'{len(self.matched)} of {self.own_count} keys match']
+        lines = [
+            f'{self.title}: {self.source} does not cover the backbone: '
+            f'{len(self.matched)} of {self.own_count} keys match'
+        ]
         if self.missing:
             lines.append(f'{len(self.missing)} missing: {_some(self.missing)}')
         if self.mismatched:
-            shown = [f'{key} {_size(theirs)} in the file, {_size(own)} in the module'
-                     for key, theirs, own in self.mismatched[:_SHOWN]]
+            shown = [
+                f'{key} {_size(theirs)} in the file, {_size(own)} in the module'
+                for key, theirs, own in self.mismatched[:_SHOWN]
+            ]
             lines.append(f'{len(self.mismatched)} of another shape: {"; ".join(shown)}')
         if self.extra:
             lines.append(f'{len(self.extra)} without a place: {_some(self.extra)}')

@@ -16,11 +16,13 @@ from mmlk.checkpoints.report import Report
 _SHARED = re.compile(r'stages\.(\d)\.\d+\.dwconv\.(P|SIG)$')
 
 
-def transform(family: str,
-              state: Mapping[str, Tensor],
-              own_state: Mapping[str, Tensor],
-              options: Mapping,
-              report: Report) -> dict[str, Tensor]:
+def transform(
+    family: str,
+    state: Mapping[str, Tensor],
+    own_state: Mapping[str, Tensor],
+    options: Mapping,
+    report: Report,
+) -> dict[str, Tensor]:
     """State to load, with the family's changes of value applied.
 
     Args:
@@ -55,15 +57,21 @@ def _share_positions(state: dict, own_state: Mapping, options: Mapping, report: 
             groups.setdefault(group, []).append(key)
     for keys in groups.values():
         first, *others = keys
-        different = [key for key in others
-                     if state[key] is not state[first] and not state[key].equal(state[first])]
+        different = [
+            key
+            for key in others
+            if state[key] is not state[first] and not state[key].equal(state[first])
+        ]
         if different and options.get('lenient'):
-            report.notes.append(f'{different[0]} differs from {first}, though the module has one '
-                                f'tensor for the stage: {keys[-1]} counts')
+            report.notes.append(
+                f'{different[0]} differs from {first}, though the module has one '
+                f'tensor for the stage: {keys[-1]} counts'
+            )
         elif different:
             report.problems.append(
                 f'{different[0]} differs from {first}: this file has positions per block, the '
-                'module one tensor per stage; build the backbone without sharing')
+                'module one tensor per stage; build the backbone without sharing'
+            )
         elif others:
             shared = state[first]
             if not isinstance(shared, nn.Parameter):
@@ -87,9 +95,12 @@ def _clamp_positions(state: dict, limit: int, report: Report) -> None:
             if outside:
                 inside = value.detach().clamp(-limit, limit)
                 clamped[id(value)] = (
-                    nn.Parameter(inside) if isinstance(value, nn.Parameter) else inside)
-                report.notes.append(f'{key}: {outside} of {value.numel()} positions clamped to '
-                                    f'+-{limit}, as the code that trained the file saturates them')
+                    nn.Parameter(inside) if isinstance(value, nn.Parameter) else inside
+                )
+                report.notes.append(
+                    f'{key}: {outside} of {value.numel()} positions clamped to '
+                    f'+-{limit}, as the code that trained the file saturates them'
+                )
         state[key] = clamped[id(value)]
 
 

@@ -50,19 +50,43 @@ class Entry:
 def _inceptionnext() -> Iterator[Entry]:
     base = 'https://github.com/sail-sg/inceptionnext/releases/download/model/'
     sizes = {'atto': 16.7, 'tiny': 112, 'small': 198, 'base': 347, 'base_384': 347}
-    common = dict(family='inceptionnext', task='classification',
-                  repository='sail-sg/inceptionnext', licence='Apache-2.0')
+    common = dict(
+        family='inceptionnext',
+        task='classification',
+        repository='sail-sg/inceptionnext',
+        licence='Apache-2.0',
+    )
     for size, megabytes in sizes.items():
         arch, edge = size.split('_')[0], '384' if size.endswith('384') else '224'
         data = f'ImageNet-1K, {edge} x {edge}'
-        yield Entry(f'inceptionnext_{size}', f'{base}inceptionnext_{size}.pth', arch=arch,
-                    data=data, megabytes=megabytes, **common)
+        yield Entry(
+            f'inceptionnext_{size}',
+            f'{base}inceptionnext_{size}.pth',
+            arch=arch,
+            data=data,
+            megabytes=megabytes,
+            **common,
+        )
         tag = f'timm/inception_next_{arch}.sail_in1k{"_384" if edge == "384" else ""}'
-        yield Entry(tag, _hub(tag), arch=arch, data=data, megabytes=megabytes,
-                    note='timm form of the same weights', **common)
+        yield Entry(
+            tag,
+            _hub(tag),
+            arch=arch,
+            data=data,
+            megabytes=megabytes,
+            note='timm form of the same weights',
+            **common,
+        )
     tag = 'whyu/inception_next_atto.sail_in1k'
-    yield Entry(tag, _hub(tag), arch='atto', data='ImageNet-1K, 224 x 224', megabytes=16.7,
-                note="the author's own copy in timm form", **common)
+    yield Entry(
+        tag,
+        _hub(tag),
+        arch='atto',
+        data='ImageNet-1K, 224 x 224',
+        megabytes=16.7,
+        note="the author's own copy in timm form",
+        **common,
+    )
 
 
 def _slak() -> Iterator[Entry]:
@@ -70,27 +94,70 @@ def _slak() -> Iterator[Entry]:
     drive = 'https://drive.google.com/file/d/{}/view'
     surf = 'https://surfdrive.surf.nl/files/index.php/s/{}/download'
     gone = 'SURFdrive links of that age were reported dead in 2026'
-    for name, arch, key in (('slak_tiny', 'tiny', '1Iut2f5FMS_77jGPYoUJDQzDIXOsax1u4'),
-                            ('slak_small', 'small', '1etM6KQbnlsgDAZ37adsQJ3UI8Bbv2AVe'),
-                            ('slak_base', 'base', '1duUxUD3RSblQ6eDHd0n-u0aulwGypf1j')):
-        yield Entry(name, drive.format(key), arch=arch, task='classification',
-                    data='ImageNet-1K, 300 epochs, 40 % sparse', note='Google Drive', **common)
-    for name, arch, key in (('slak_tiny_31_120e', 'tiny_31', 'VXzBxFXQdlAQ7h8'),
-                            ('slak_tiny_51_120e', 'tiny', 'WiQYWNclJ9bW5XV'),
-                            ('slak_tiny_61_120e', 'tiny_61', 'VpR1te71NmVImJb')):
-        yield Entry(name, surf.format(key), arch=arch, task='classification',
-                    data='ImageNet-1K, 120 epochs, 40 % sparse', note=gone, **common)
-    for name, key in (('convnext_l2s_tiny', 'cR6KLvxjlUshUQA'),
-                      ('convnext_l2s_small', 'PYqL3rVff3Nu2sP')):
-        yield Entry(name, surf.format(key), arch=None, task='classification',
-                    data='ImageNet-1K, distilled from SLaK; 7x7 kernels, not decomposed',
-                    note=gone, **common)
-    for size, key in (('tiny', 'cc6Pqb7IZaecWMv'), ('small', 'HMLBXtKUDY6wyFF'),
-                      ('base', 'JDZ6dMBMZDxUHQG')):
-        yield Entry(f'upernet_slak_{size}', surf.format(key), arch=size, task='ade20k',
-                    data='ADE20K, UperNet, 160k iterations', note=gone, **common)
-    yield Entry('cascade_mask_rcnn_slak_tiny_12e', surf.format('2IvPyGgSTT2RvPu'), arch='tiny',
-                task='coco', data='COCO, Cascade Mask R-CNN, 12 epochs', note=gone, **common)
+    for name, arch, key in (
+        ('slak_tiny', 'tiny', '1Iut2f5FMS_77jGPYoUJDQzDIXOsax1u4'),
+        ('slak_small', 'small', '1etM6KQbnlsgDAZ37adsQJ3UI8Bbv2AVe'),
+        ('slak_base', 'base', '1duUxUD3RSblQ6eDHd0n-u0aulwGypf1j'),
+    ):
+        yield Entry(
+            name,
+            drive.format(key),
+            arch=arch,
+            task='classification',
+            data='ImageNet-1K, 300 epochs, 40 % sparse',
+            note='Google Drive',
+            **common,
+        )
+    for name, arch, key in (
+        ('slak_tiny_31_120e', 'tiny_31', 'VXzBxFXQdlAQ7h8'),
+        ('slak_tiny_51_120e', 'tiny', 'WiQYWNclJ9bW5XV'),
+        ('slak_tiny_61_120e', 'tiny_61', 'VpR1te71NmVImJb'),
+    ):
+        yield Entry(
+            name,
+            surf.format(key),
+            arch=arch,
+            task='classification',
+            data='ImageNet-1K, 120 epochs, 40 % sparse',
+            note=gone,
+            **common,
+        )
+    for name, key in (
+        ('convnext_l2s_tiny', 'cR6KLvxjlUshUQA'),
+        ('convnext_l2s_small', 'PYqL3rVff3Nu2sP'),
+    ):
+        yield Entry(
+            name,
+            surf.format(key),
+            arch=None,
+            task='classification',
+            data='ImageNet-1K, distilled from SLaK; 7x7 kernels, not decomposed',
+            note=gone,
+            **common,
+        )
+    for size, key in (
+        ('tiny', 'cc6Pqb7IZaecWMv'),
+        ('small', 'HMLBXtKUDY6wyFF'),
+        ('base', 'JDZ6dMBMZDxUHQG'),
+    ):
+        yield Entry(
+            f'upernet_slak_{size}',
+            surf.format(key),
+            arch=size,
+            task='ade20k',
+            data='ADE20K, UperNet, 160k iterations',
+            note=gone,
+            **common,
+        )
+    yield Entry(
+        'cascade_mask_rcnn_slak_tiny_12e',
+        surf.format('2IvPyGgSTT2RvPu'),
+        arch='tiny',
+        task='coco',
+        data='COCO, Cascade Mask R-CNN, 12 epochs',
+        note=gone,
+        **common,
+    )
 
 
 def _dcls() -> Iterator[Entry]:
@@ -98,16 +165,28 @@ def _dcls() -> Iterator[Entry]:
     common = dict(family='dcls_convnext', repository='K-H-Ismail/ConvNeXt-dcls', licence='MIT')
     for size in ('tiny', 'small', 'base'):
         for name, task, data in (
-                (f'convnext_dcls_{size}_1k_224_ema', 'classification',
-                 'ImageNet-1K, 224 x 224, EMA'),
-                (f'upernet_convnext_dcls_{size}_1k_512x512', 'ade20k',
-                 'ADE20K, UperNet, 160k iterations'),
-                (f'cascade_mask_rcnn_convnext_dcls_{size}_1k_3x', 'coco',
-                 'COCO, Cascade Mask R-CNN, 36 epochs')):
+            (f'convnext_dcls_{size}_1k_224_ema', 'classification', 'ImageNet-1K, 224 x 224, EMA'),
+            (
+                f'upernet_convnext_dcls_{size}_1k_512x512',
+                'ade20k',
+                'ADE20K, UperNet, 160k iterations',
+            ),
+            (
+                f'cascade_mask_rcnn_convnext_dcls_{size}_1k_3x',
+                'coco',
+                'COCO, Cascade Mask R-CNN, 36 epochs',
+            ),
+        ):
             yield Entry(name, f'{base}{name}.pth', arch=size, task=task, data=data, **common)
     name = 'convnext_dcls_gauss_tiny_1k_224_ema'
-    yield Entry(name, f'https://zenodo.org/record/8029747/files/{name}.pth', arch='tiny_gauss',
-                task='classification', data='ImageNet-1K, 224 x 224, EMA; 23x23 window', **common)
+    yield Entry(
+        name,
+        f'https://zenodo.org/record/8029747/files/{name}.pth',
+        arch='tiny_gauss',
+        task='classification',
+        data='ImageNet-1K, 224 x 224, EMA; 23x23 window',
+        **common,
+    )
 
 
 def _recnext() -> Iterator[Entry]:
@@ -120,18 +199,34 @@ def _recnext() -> Iterator[Entry]:
         for kind, hub in (('distill', 'dist'), ('without_distill', 'base')):
             name = f'recnext_{arch}_{kind}_300e'
             data = f'ImageNet-1K, 300 epochs, {kind.replace("_", " ")}'
-            yield Entry(name, f'{base}{release}/{name}.pth', arch=arch, task='classification',
-                        data=data, **common)
+            yield Entry(
+                name,
+                f'{base}{release}/{name}.pth',
+                arch=arch,
+                task='classification',
+                data=data,
+                **common,
+            )
             tag = f'suous/recnext_{arch}.{hub}_300e_in1k'
-            yield Entry(tag, _hub(tag), arch=arch, task='classification', data=data,
-                        note='hub copy of the same weights', **common)
+            yield Entry(
+                tag,
+                _hub(tag),
+                arch=arch,
+                task='classification',
+                data=data,
+                note='hub copy of the same weights',
+                **common,
+            )
     for arch in ('m3', 'm4', 'm5', 'a3', 'a4', 'a5'):
         release = 'v1.0' if arch in m else 'v2.0'
-        for task, data in (('coco', 'COCO, Mask R-CNN, 12 epochs'),
-                           ('ade20k', 'ADE20K, Semantic FPN, 80k iterations')):
+        for task, data in (
+            ('coco', 'COCO, Mask R-CNN, 12 epochs'),
+            ('ade20k', 'ADE20K, Semantic FPN, 80k iterations'),
+        ):
             name = f'recnext_{arch}_{task}'
-            yield Entry(name, f'{base}{release}/{name}.pth', arch=arch, task=task, data=data,
-                        **common)
+            yield Entry(
+                name, f'{base}{release}/{name}.pth', arch=arch, task=task, data=data, **common
+            )
 
 
 def _hub(repository: str) -> str:
@@ -139,8 +234,7 @@ def _hub(repository: str) -> str:
 
 
 ENTRIES: Mapping[str, Entry] = {
-    entry.name: entry
-    for make in (_inceptionnext, _slak, _dcls, _recnext) for entry in make()
+    entry.name: entry for make in (_inceptionnext, _slak, _dcls, _recnext) for entry in make()
 }
 """Every published file by name."""
 

@@ -13,18 +13,28 @@ from mmengine.config import DictAction
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that training and testing share, spelt as in MMSegmentation and MMDetection."""
-    parser.add_argument('--work-dir', help='folder of logs, checkpoints and metrics '
-                                           '(default: work_dirs/<config name>)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--work-dir',
+        help='folder of logs, checkpoints and metrics (default: work_dirs/<config name>)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
         help='overrides: a.b=1, list indices as in pipeline.0.scale=(64,64), data_root=PATH for '
-             'every dataset; unknown keys are refused unless written +a.b=1')
+        'every dataset; unknown keys are refused unless written +a.b=1',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
-                        help='set by torch.distributed.launch')
-    parser.add_argument('--unsafe-pickle', action='store_true',
-                        help='let the file of --resume or of a test run code while it is read; '
-                             'only for files you trust')
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch'
+    )
+    parser.add_argument(
+        '--unsafe-pickle',
+        action='store_true',
+        help='let the file of --resume or of a test run code while it is read; '
+        'only for files you trust',
+    )
 
 
 def export_local_rank(local_rank: int) -> None:

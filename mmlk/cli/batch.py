@@ -14,8 +14,10 @@ def batch_statement(cfg: Config, processes: int) -> tuple[str, bool]:
     """
     per_process, accumulated = _per_process(cfg), _accumulated(cfg)
     effective = processes * per_process * accumulated
-    text = (f'Effective batch size {effective} = {processes} process(es) x {per_process} image(s) '
-            f'x {accumulated} accumulation step(s)')
+    text = (
+        f'Effective batch size {effective} = {processes} process(es) x {per_process} image(s) '
+        f'x {accumulated} accumulation step(s)'
+    )
     scaling = cfg.get('auto_scale_lr') or {}
     recipe = scaling.get('base_batch_size')
     if recipe is None:
@@ -28,10 +30,15 @@ def batch_statement(cfg: Config, processes: int) -> tuple[str, bool]:
     remedies = [f'--auto-scale-lr (learning rate x {ratio:g})']
     if recipe % effective == 0:
         steps = accumulated * recipe // effective
-        remedies.insert(0, f'--accumulate {steps} (optim_wrapper.accumulative_counts={steps}, with '
-                           f'iterations and schedule stretched to match)')
-    return (f'{text}, but the recipe was tuned for {recipe}: with the learning rate as it is, the '
-            f'published number cannot be expected. Remedy: {" or ".join(remedies)}.'), True
+        remedies.insert(
+            0,
+            f'--accumulate {steps} (optim_wrapper.accumulative_counts={steps}, with '
+            f'iterations and schedule stretched to match)',
+        )
+    return (
+        f'{text}, but the recipe was tuned for {recipe}: with the learning rate as it is, the '
+        f'published number cannot be expected. Remedy: {" or ".join(remedies)}.'
+    ), True
 
 
 def enable_lr_scaling(cfg: Config) -> None:
@@ -43,11 +50,13 @@ def enable_lr_scaling(cfg: Config) -> None:
     """
     if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise ValueError(
-            '--auto-scale-lr: the config states no auto_scale_lr.base_batch_size to scale from')
+            '--auto-scale-lr: the config states no auto_scale_lr.base_batch_size to scale from'
+        )
     if _accumulated(cfg) > 1:
         raise ValueError(
             '--auto-scale-lr: MMEngine counts no accumulation steps when it scales; use either '
-            'this or accumulative_counts, and set optim_wrapper.optimizer.lr by hand for both')
+            'this or accumulative_counts, and set optim_wrapper.optimizer.lr by hand for both'
+        )
     cfg.auto_scale_lr.enable = True
 
 
@@ -89,8 +98,10 @@ def allow_single_images(cfg: Config, synchronised: bool) -> list[str]:
     if synchronised or _per_process(cfg) > 1:
         return []
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmlk.SingleImageNormHook')]
-    return ['One image per process: a batch norm that meets one value per channel (pyramid pooling '
-            'to one pixel) uses its running statistics, since a single value has no variance.']
+    return [
+        'One image per process: a batch norm that meets one value per channel (pyramid pooling '
+        'to one pixel) uses its running statistics, since a single value has no variance.'
+    ]
 
 
 def _stretch(settings: dict, keys: tuple[str, ...], factor: int) -> None:

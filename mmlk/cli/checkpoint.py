@@ -44,6 +44,7 @@ def locate(checkpoint: str) -> str:
     path = Path(checkpoint)
     if checkpoint.startswith(zoo.SCHEME):
         from mmlk.checkpoints import read  # needs torch, which this module does without
+
         return str(read.locate(checkpoint))
     if '://' in checkpoint:
         return checkpoint
@@ -52,8 +53,10 @@ def locate(checkpoint: str) -> str:
     why = fault(path)
     if why:
         beside = sorted(found.name for found in path.parent.glob('*.pth'))
-        raise ValueError(f'checkpoint {path}: {why}'
-                         + (f'; beside it: {", ".join(beside[:8])}' if beside else ''))
+        raise ValueError(
+            f'checkpoint {path}: {why}'
+            + (f'; beside it: {", ".join(beside[:8])}' if beside else '')
+        )
     return str(path)
 
 
@@ -98,9 +101,15 @@ def _checkpoint_folder(cfg: Config) -> Path:
 
 def _candidates(work_dir: Path, folder: Path) -> list[Path]:
     """Checkpoints to resume from, best first: the recorded one, then numbered ones by age."""
-    numbered = sorted((path for path in folder.glob('*_*.pth') if path.stem.split('_')[-1].isdigit()
-                       and not path.name.startswith('best_')),
-                      key=lambda path: path.stat().st_mtime, reverse=True)
+    numbered = sorted(
+        (
+            path
+            for path in folder.glob('*_*.pth')
+            if path.stem.split('_')[-1].isdigit() and not path.name.startswith('best_')
+        ),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
     pointer = work_dir / 'last_checkpoint'
     if not pointer.is_file() or not pointer.read_text().strip():
         return numbered

@@ -27,13 +27,16 @@ def check_packages(cfg: Config) -> None:
             wanted = _DISTRIBUTIONS.get(package, f'onedl-{package}')
             raise ValueError(
                 f'check_packages: the config needs the package {package!r}, which is not '
-                f'installed; install {wanted} (or its upstream release), see tools/doctor.py')
+                f'installed; install {wanted} (or its upstream release), see tools/doctor.py'
+            )
     # Found on disk, since importing mmcv to look would take seconds.
     if scope == 'mmdet' and not PathFinder.find_spec(
-            'mmcv._ext', find_spec('mmcv').submodule_search_locations):
+        'mmcv._ext', find_spec('mmcv').submodule_search_locations
+    ):
         raise ValueError(
             'check_packages: detection needs mmcv with compiled operators, and this mmcv has '
-            'none (mmcv._ext is missing); sh tools/setup_env.sh ops builds it, see tools/doctor.py')
+            'none (mmcv._ext is missing); sh tools/setup_env.sh ops builds it, see tools/doctor.py'
+        )
 
 
 def check_types(cfg: Config) -> None:
@@ -58,7 +61,8 @@ def check_types(cfg: Config) -> None:
         if close:
             offered = ' or '.join(f'{prefix}.{found}'.lstrip('.') for found in close)
             raise ValueError(
-                f'check_types: {place}.type={name!r} is not registered; did you mean {offered}?')
+                f'check_types: {place}.type={name!r} is not registered; did you mean {offered}?'
+            )
 
 
 def _types(node: Any, path: str) -> list[tuple[str, str]]:

@@ -86,8 +86,9 @@ def count_parameters(module: nn.Module) -> int:
 def table(parts: Iterable[Part]) -> str:
     """The parts and their sum as aligned text."""
     rows = [*parts]
-    total = Part('total', sum(part.parameters for part in rows),
-                 sum(part.macs or 0 for part in rows))
+    total = Part(
+        'total', sum(part.parameters for part in rows), sum(part.macs or 0 for part in rows)
+    )
     lines = [f'{"part":16}{"parameters":>14}{"multiply-adds":>22}']
     for name, parameters, macs in [*rows, total]:
         amount = 'not run' if macs is None else f'{macs / 1e9:,.3f} G'
@@ -105,8 +106,10 @@ def _heads(model: nn.Module, maps: tuple) -> Iterator[tuple[str, nn.Module, Call
         raise ValueError('measure: cascaded decode heads are not supported')
     yield 'rpn_head', model.rpn_head, lambda: model.rpn_head(maps)
     regions = model.roi_head
-    for name, count, extractor in (('bbox_head', _BOXES, 'bbox_roi_extractor'),
-                                   ('mask_head', _MASKS, 'mask_roi_extractor')):
+    for name, count, extractor in (
+        ('bbox_head', _BOXES, 'bbox_roi_extractor'),
+        ('mask_head', _MASKS, 'mask_roi_extractor'),
+    ):
         stages = _as_list(getattr(regions, name, None))
         for index, head in enumerate(stages):
             features = _as_list(getattr(regions, extractor, None) or regions.bbox_roi_extractor)[0]

@@ -18,15 +18,43 @@ from mmlk.configs import config_path, config_root
 
 # Top-level keys that the runner takes or looks up. A table, because importing the runner to ask it
 # takes the seconds that a typo should not cost.
-RUNNER_KEYS = frozenset({
-    'auto_scale_lr', 'custom_hooks', 'data_preprocessor', 'default_hooks', 'default_scope',
-    'env_cfg', 'experiment_name', 'launcher', 'load_from', 'log_level', 'log_processor', 'model',
-    'optim_wrapper', 'param_scheduler', 'randomness', 'resume', 'test_cfg', 'test_dataloader',
-    'test_evaluator', 'train_cfg', 'train_dataloader', 'val_cfg', 'val_dataloader', 'val_evaluator',
-    'visualizer', 'work_dir',
-    'compile', 'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn',
-    'tta_model', 'tta_pipeline',
-})
+RUNNER_KEYS = frozenset(
+    {
+        'auto_scale_lr',
+        'custom_hooks',
+        'data_preprocessor',
+        'default_hooks',
+        'default_scope',
+        'env_cfg',
+        'experiment_name',
+        'launcher',
+        'load_from',
+        'log_level',
+        'log_processor',
+        'model',
+        'optim_wrapper',
+        'param_scheduler',
+        'randomness',
+        'resume',
+        'test_cfg',
+        'test_dataloader',
+        'test_evaluator',
+        'train_cfg',
+        'train_dataloader',
+        'val_cfg',
+        'val_dataloader',
+        'val_evaluator',
+        'visualizer',
+        'work_dir',
+        'compile',
+        'find_unused_parameters',
+        'model_wrapper_cfg',
+        'runner_type',
+        'sync_bn',
+        'tta_model',
+        'tta_pipeline',
+    }
+)
 
 
 def load_config(path: str, overrides: dict | None = None, work_dir: str | None = None) -> Config:
@@ -46,7 +74,8 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
         cfg = Config.fromfile(str(file))
     except Exception as error:  # a config is a program: anything may be raised while it runs
         raise ValueError(
-            f'load_config: {path} cannot be read: {type(error).__name__}: {error}') from error
+            f'load_config: {path} cannot be read: {type(error).__name__}: {error}'
+        ) from error
     apply_overrides(cfg, overrides or {})
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / file.stem)
     return cfg
@@ -84,7 +113,8 @@ def relocate_data(cfg: Config, root: str) -> None:
     if not old:
         raise ValueError(
             'relocate_data: the config has no top-level data_root; set the data_root of each '
-            'dataset, for example train_dataloader.dataset.data_root')
+            'dataset, for example train_dataloader.dataset.data_root'
+        )
     old = old.rstrip('/')
     for key in list(cfg.keys()):
         cfg[key] = _with_prefix(cfg[key], old, root.rstrip('/') or '/')
@@ -92,7 +122,7 @@ def relocate_data(cfg: Config, root: str) -> None:
 
 def _config_file(path: str) -> Path:
     if path.startswith('mmlk::'):
-        return Path(config_path(path[len('mmlk::'):]))
+        return Path(config_path(path[len('mmlk::') :]))
     file = Path(path)
     if file.is_file():
         return file
@@ -114,7 +144,8 @@ def _check_key(cfg: Config, key: str) -> None:
         if isinstance(node, (list, tuple)):
             if not (part.isdigit() and int(part) < len(node)):
                 raise ValueError(
-                    f'--cfg-options {key}: {part!r} is no index of a list of {len(node)} entries')
+                    f'--cfg-options {key}: {part!r} is no index of a list of {len(node)} entries'
+                )
             node = node[int(part)]
         elif isinstance(node, dict) and part in node:
             node = node[part]
@@ -123,7 +154,8 @@ def _check_key(cfg: Config, key: str) -> None:
             if close:
                 raise ValueError(
                     f'--cfg-options {key}: there is no {part!r} here; did you mean '
-                    f'{" or ".join(close)}? To add it all the same write +{key}=...')
+                    f'{" or ".join(close)}? To add it all the same write +{key}=...'
+                )
             return
         else:
             return
@@ -144,11 +176,14 @@ def _open_empty_parents(cfg: Config, key: str) -> None:
 def _unread_key(cfg: Config, option: str) -> str:
     key = option.partition('.')[0]
     if key in cfg:
-        places = [place for name in cfg if name != key
-                  for place in _places(cfg[name], cfg[key], name)]
+        places = [
+            place for name in cfg if name != key for place in _places(cfg[name], cfg[key], name)
+        ]
         hint = f'set its places instead: {", ".join(places[:6])}' if places else 'nothing reads it'
-        return (f'--cfg-options {option}: {key!r} is a variable of the config file, already copied '
-                f'to where it is used; {hint}')
+        return (
+            f'--cfg-options {option}: {key!r} is a variable of the config file, already copied '
+            f'to where it is used; {hint}'
+        )
     close = get_close_matches(key, RUNNER_KEYS | set(cfg.keys()), n=3, cutoff=0.6)
     hint = f'did you mean {" or ".join(close)}?' if close else 'no part of the runner reads it.'
     return f'--cfg-options {option}: unknown key; {hint} To add it all the same write +{option}=...'
@@ -159,14 +194,18 @@ def _places(node: Any, value: Any, path: str) -> list[str]:
     if type(node) is type(value) and node == value:
         return [path]
     items = (
-        node.items() if isinstance(node, dict)
-        else enumerate(node) if isinstance(node, (list, tuple)) else ())
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, (list, tuple))
+        else ()
+    )
     return [place for name, child in items for place in _places(child, value, f'{path}.{name}')]
 
 
 def _with_prefix(node: Any, old: str, new: str) -> Any:
     if isinstance(node, str):
-        return new + node[len(old):] if node == old or node.startswith(f'{old}/') else node
+        return new + node[len(old) :] if node == old or node.startswith(f'{old}/') else node
     if isinstance(node, dict):
         for key in list(node.keys()):
             node[key] = _with_prefix(node[key], old, new)

@@ -26,8 +26,11 @@ _SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'NaiveSyncBN')
 _RENDEZVOUS = {
     'pytorch': {},
     'slurm': dict(RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS', LOCAL_RANK='SLURM_LOCALID'),
-    'mpi': dict(RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
-                LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK'),
+    'mpi': dict(
+        RANK='OMPI_COMM_WORLD_RANK',
+        WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
+        LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK',
+    ),
 }
 
 
@@ -42,13 +45,16 @@ def enable_amp(cfg: Config) -> str:
     """
     if get_device() in ('cpu', 'mps'):
         raise ValueError(
-            '--amp: mixed precision needs a GPU (MMEngine\'s AmpOptimWrapper refuses this device, '
-            f'{get_device()!r}); leave --amp out to train in float32')
+            "--amp: mixed precision needs a GPU (MMEngine's AmpOptimWrapper refuses this device, "
+            f'{get_device()!r}); leave --amp out to train in float32'
+        )
     wrapper = cfg.optim_wrapper
     kind = str(wrapper.get('type', 'OptimWrapper'))
     if kind not in ('OptimWrapper', _AMP_WRAPPER):
-        raise ValueError(f'--amp: optim_wrapper.type {kind!r} is neither OptimWrapper nor '
-                         f'{_AMP_WRAPPER}; set its precision in the config')
+        raise ValueError(
+            f'--amp: optim_wrapper.type {kind!r} is neither OptimWrapper nor '
+            f'{_AMP_WRAPPER}; set its precision in the config'
+        )
     wrapper.type = _AMP_WRAPPER
     wrapper.setdefault('loss_scale', 'dynamic')
     return f'Mixed precision: {wrapper.get("dtype", "float16")}, loss scale {wrapper.loss_scale}.'
@@ -71,18 +77,21 @@ def adapt_to_device(cfg: Config) -> list[str]:
         wrapper.type = 'OptimWrapper'
         for key in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(key, None)
-        notes.append('No GPU: the recipe\'s mixed precision is replaced by float32.')
+        notes.append("No GPU: the recipe's mixed precision is replaced by float32.")
     if cfg.get('launcher', 'none') == 'none':
         return notes
     notes.append('No GPU: processes communicate through gloo.')
     if _desynchronize(cfg.model) + bool(cfg.pop('sync_bn', None)):
-        notes.append('No GPU: SyncBN has no CPU implementation in torch and is replaced by BN, '
-                     'whose statistics are those of each process.')
+        notes.append(
+            'No GPU: SyncBN has no CPU implementation in torch and is replaced by BN, '
+            'whose statistics are those of each process.'
+        )
     # The runner would otherwise build this wrapper with the local rank as device id.
     default = dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
     cfg.model_wrapper_cfg = dict(cfg.get('model_wrapper_cfg') or default, device_ids=None)
     cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
     return notes
@@ -108,11 +117,16 @@ def open_process_group(cfg: Config) -> None:
     if launcher == 'slurm' and 'MASTER_ADDR' not in os.environ:
         os.environ['MASTER_ADDR'] = _first_slurm_host()
     os.environ.setdefault('MASTER_PORT', '29500')
-    missing = [name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')
-               if name not in os.environ]
+    missing = [
+        name
+        for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR')
+        if name not in os.environ
+    ]
     if missing:
-        raise ValueError(f'--launcher {launcher}: environment variables {", ".join(missing)} are '
-                         f'not set; start the tool through tools/dist_train.sh or the scheduler')
+        raise ValueError(
+            f'--launcher {launcher}: environment variables {", ".join(missing)} are '
+            f'not set; start the tool through tools/dist_train.sh or the scheduler'
+        )
     timeout = cfg.env_cfg.dist_cfg.get('timeout', 1800)
     torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
 
@@ -128,7 +142,10 @@ def build_runner(cfg: Config, notes: list[str]) -> Runner:
 def _first_slurm_host() -> str:
     return subprocess.run(
         ['scontrol', 'show', 'hostname', os.environ.get('SLURM_NODELIST', '')],
-        check=True, capture_output=True, text=True).stdout.split()[0]
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()[0]
 
 
 def _desynchronize(node: Any) -> int:

@@ -8,15 +8,28 @@ from mmengine.config import Config, ConfigDict
 
 # Used where a detection config has no settings of its own, as MMDetection's test tool does.
 _DETECTION_TTA_MODEL = dict(
-    type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+    type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+)
 _DETECTION_TTA_TAIL = dict(
     type='TestTimeAug',
     transforms=[
         [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
-        [dict(type='PackDetInputs',
-              meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip',
-                         'flip_direction'))],
-    ])
+        [
+            dict(
+                type='PackDetInputs',
+                meta_keys=(
+                    'img_id',
+                    'img_path',
+                    'ori_shape',
+                    'img_shape',
+                    'scale_factor',
+                    'flip',
+                    'flip_direction',
+                ),
+            )
+        ],
+    ],
+)
 
 
 def enable_tta(cfg: Config) -> None:

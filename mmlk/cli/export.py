@@ -77,25 +77,39 @@ def export(module: nn.Module, image: torch.Tensor, out: Path) -> float:
     if out.suffix == '.onnx':
         missing = [name for name in ('onnx', 'onnxscript') if find_spec(name) is None]
         if missing:
-            raise ValueError(f'export: ONNX needs {" and ".join(missing)}: '
-                             f'pip install {" ".join(missing)}; or write {out.with_suffix(".pt2")}')
+            raise ValueError(
+                f'export: ONNX needs {" and ".join(missing)}: '
+                f'pip install {" ".join(missing)}; or write {out.with_suffix(".pt2")}'
+            )
     with torch.no_grad():
         expected = _flat(module(image))
         getattr(module, 'backbone', module).switch_to_deploy()
         program = torch.export.export(module, (image,))
-        foreign = sorted({str(node.target) for node in program.graph.nodes
-                          if str(node.target).startswith('mmlk.')})
+        foreign = sorted(
+            {
+                str(node.target)
+                for node in program.graph.nodes
+                if str(node.target).startswith('mmlk.')
+            }
+        )
         if foreign:
             raise RuntimeError(f'export: {", ".join(foreign)} would need this package at run time')
-        results = _write_pt2(program, image, out) if out.suffix == '.pt2' \
+        results = (
+            _write_pt2(program, image, out)
+            if out.suffix == '.pt2'
             else _write_onnx(program, image, out)
+        )
     if results is None:
         return float('nan')
-    error = max(((got - want).abs().max() / want.abs().max().clamp(min=1e-6)).item()
-                for got, want in zip(results, expected, strict=True))
+    error = max(
+        ((got - want).abs().max() / want.abs().max().clamp(min=1e-6)).item()
+        for got, want in zip(results, expected, strict=True)
+    )
     if not error <= TOLERANCE:
-        raise RuntimeError(f'export: outputs of {out} differ by {error:.3g} of the largest value, '
-                           f'more than {TOLERANCE:g}')
+        raise RuntimeError(
+            f'export: outputs of {out} differ by {error:.3g} of the largest value, '
+            f'more than {TOLERANCE:g}'
+        )
     return error
 
 
@@ -109,6 +123,7 @@ def _write_onnx(program, image: torch.Tensor, out: Path) -> list[torch.Tensor] |
     if find_spec('onnxruntime') is None:
         return None
     import onnxruntime
+
     session = onnxruntime.InferenceSession(str(out), providers=['CPUExecutionProvider'])
     outputs = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     return [torch.from_numpy(output) for output in outputs]

@@ -15,7 +15,11 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 # constructors are asked for by way of what they pickle, because their module moved between versions
 # 1 and 2.
 _SAFE_GLOBALS = [
-    argparse.Namespace, HistoryBuffer, np.ndarray, np.dtype, np.zeros(1).__reduce__()[0],
+    argparse.Namespace,
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    np.zeros(1).__reduce__()[0],
     np.float64(0).__reduce__()[0],
     *(type(np.dtype(name)) for name in ('float64', 'float32', 'int64', 'int32', 'uint8', 'bool')),
 ]
@@ -24,8 +28,9 @@ _SAFE_GLOBALS = [
 def _statistic(owner: type, name: str) -> Any:
     """The one use that a pickled ``HistoryBuffer`` makes of ``getattr``: naming its statistics."""
     if owner is not HistoryBuffer or name.startswith('_'):
-        raise ValueError(f'_statistic: a checkpoint asks for {name!r} of {owner!r}, '
-                         'which no log has')
+        raise ValueError(
+            f'_statistic: a checkpoint asks for {name!r} of {owner!r}, which no log has'
+        )
     return getattr(owner, name)
 
 
@@ -59,12 +64,16 @@ def require_coverage(model: torch.nn.Module) -> None:
     """
 
     def check(_: torch.nn.Module, keys: Any) -> None:
-        missing = [key for key in keys.missing_keys
-                   if 'num_batches_tracked' not in key and not key.startswith('auxiliary_head')]
+        missing = [
+            key
+            for key in keys.missing_keys
+            if 'num_batches_tracked' not in key and not key.startswith('auxiliary_head')
+        ]
         if missing:
             raise RuntimeError(
-                f'require_coverage: the checkpoint lacks {len(missing)} of the model\'s tensors, '
-                f'first {", ".join(missing[:3])}; it belongs to another config')
+                f"require_coverage: the checkpoint lacks {len(missing)} of the model's tensors, "
+                f'first {", ".join(missing[:3])}; it belongs to another config'
+            )
 
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module

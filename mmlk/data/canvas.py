@@ -102,8 +102,9 @@ class Canvas:
         dy, dx = y1 - y0, x1 - x0
         scale = width / 2 / max(np.sqrt(dy * dy + dx * dx), 1e-6)
         ny, nx = -dx * scale, dy * scale
-        return self.polygon([
-            (y0 + ny, x0 + nx), (y1 + ny, x1 + nx), (y1 - ny, x1 - nx), (y0 - ny, x0 - nx)])
+        return self.polygon(
+            [(y0 + ny, x0 + nx), (y1 + ny, x1 + nx), (y1 - ny, x1 - nx), (y0 - ny, x0 - nx)]
+        )
 
     def below(self, line: np.ndarray):
         """Everything below a line given as one height per column."""

@@ -16,8 +16,11 @@ from pathlib import Path
 from mmlk.data.classes import COCO
 
 _SHOWN = 5
-_KEYS = {'images': ('id', 'file_name', 'height', 'width'), 'categories': ('id', 'name'),
-         'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area')}
+_KEYS = {
+    'images': ('id', 'file_name', 'height', 'width'),
+    'categories': ('id', 'name'),
+    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
+}
 
 
 class DataError(RuntimeError):
@@ -25,8 +28,8 @@ class DataError(RuntimeError):
 
 
 def check_coco_file(
-        path: Path, images: Path, classes: Sequence[str] | None = None,
-        require_objects: bool = True) -> list[str]:
+    path: Path, images: Path, classes: Sequence[str] | None = None, require_objects: bool = True
+) -> list[str]:
     """Check an annotation file and the presence of its images.
 
     Args:
@@ -53,7 +56,8 @@ def check_coco_file(
     if not any(category['name'] in known for category in content['categories']):
         raise DataError(
             f'{path}: none of its categories ({_listed(c["name"] for c in content["categories"])}) '
-            f'is among the classes of the data set ({_listed(sorted(known))})')
+            f'is among the classes of the data set ({_listed(sorted(known))})'
+        )
     present = set(os.listdir(images)) if images.is_dir() else set()
     by_id = {image['id']: image for image in content['images']}
     _refuse(path, _image_problems(content['images'], images, present))
@@ -70,13 +74,15 @@ def _read(path: Path) -> dict:
         size = path.stat().st_size
         raise DataError(
             f'{path}: broken JSON at character {error.pos} of a file of {size} bytes '
-            f'({error.msg}); it is probably truncated: download or copy it again') from None
+            f'({error.msg}); it is probably truncated: download or copy it again'
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f'{path}: no COCO file, its top level is a {type(content).__name__}')
     missing = [key for key in _KEYS if not isinstance(content.get(key), list)]
     if missing:
         raise DataError(
-            f'{path}: no COCO instance file, the list(s) {", ".join(missing)} are missing')
+            f'{path}: no COCO instance file, the list(s) {", ".join(missing)} are missing'
+        )
     return content
 
 
@@ -85,7 +91,8 @@ def _refuse(path: Path, problems: Iterator[str]) -> None:
     if found:
         more = f'\n    ... and {len(found) - _SHOWN} more' if len(found) > _SHOWN else ''
         raise DataError(
-            f'{path}: {len(found)} problem(s)\n    ' + '\n    '.join(found[:_SHOWN]) + more)
+            f'{path}: {len(found)} problem(s)\n    ' + '\n    '.join(found[:_SHOWN]) + more
+        )
 
 
 def _structural_problems(content: dict) -> Iterator[str]:
@@ -94,8 +101,9 @@ def _structural_problems(content: dict) -> Iterator[str]:
             missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if missing:
                 yield f'{section}[{number}] has no {", ".join(missing)}'
-        seen = Counter(entry['id'] for entry in content[section]
-                       if isinstance(entry, dict) and 'id' in entry)
+        seen = Counter(
+            entry['id'] for entry in content[section] if isinstance(entry, dict) and 'id' in entry
+        )
         for identity, count in seen.items():
             if count > 1:
                 yield f'id {identity} appears {count} times in {section}'
@@ -139,7 +147,8 @@ def _mask_problem(mask, height: int, width: int) -> str | None:
     if corners and (min(xs) >= width or min(ys) >= height or max(xs) <= 0 or max(ys) <= 0):
         return (
             f'its mask (x {min(xs):g}..{max(xs):g}, y {min(ys):g}..{max(ys):g}) lies outside its '
-            f'image of {height}x{width} (height x width)')
+            f'image of {height}x{width} (height x width)'
+        )
     return None
 
 
@@ -179,16 +188,19 @@ def _summary(path: Path, content: dict, images: dict) -> list[str]:
     bare = len(images) - len({annotation['image_id'] for annotation in annotations})
     lines = [
         f'{len(images)} images, {len(annotations)} annotations in {path}'
-        + (f'; {bare} images have no object' if bare else '')]
-    outside = sum(_leaves_image(annotation['bbox'], images[annotation['image_id']])
-                  for annotation in annotations)
+        + (f'; {bare} images have no object' if bare else '')
+    ]
+    outside = sum(
+        _leaves_image(annotation['bbox'], images[annotation['image_id']])
+        for annotation in annotations
+    )
     if outside:
         lines.append(f'warning: {outside} boxes in {path} reach beyond their image; they are cut')
-    void = sum(min(annotation['bbox'][2:]) < 1 or annotation['area'] <= 0
-               for annotation in annotations)
+    void = sum(
+        min(annotation['bbox'][2:]) < 1 or annotation['area'] <= 0 for annotation in annotations
+    )
     if void:
-        lines.append(
-            f'warning: {void} annotations in {path} are below one pixel; they are skipped')
+        lines.append(f'warning: {void} annotations in {path} are below one pixel; they are skipped')
     return lines
 
 

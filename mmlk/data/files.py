@@ -52,8 +52,8 @@ def image_size(content: bytes) -> tuple[int, int]:
 
 
 def label_problem(
-        content: bytes, max_label: int = ADE20K_CLASSES,
-        size: tuple[int, int] | None = None) -> str | None:
+    content: bytes, max_label: int = ADE20K_CLASSES, size: tuple[int, int] | None = None
+) -> str | None:
     """What is wrong with a label map.
 
     Args:
@@ -72,18 +72,21 @@ def label_problem(
         return (
             f'has {labels.shape[2]} channels where a label map has one; the full ADE20K data set '
             'stores its labels like this, the 2016 challenge release (ADEChallengeData2016) does '
-            'not')
+            'not'
+        )
     if labels.max() > max_label:
         bad = labels > max_label
         row, column = np.argwhere(bad)[0]
         return (
             f'holds the label value {labels[row, column]} at row {row}, column {column} '
             f'({int(bad.sum())} pixel(s) beyond {max_label}); allowed are 0 (ignored) and '
-            f'1..{max_label}')
+            f'1..{max_label}'
+        )
     if size is not None and labels.shape != tuple(size):
         return (
             f'is {labels.shape[0]}x{labels.shape[1]} (height x width) while its image is '
-            f'{size[0]}x{size[1]}')
+            f'{size[0]}x{size[1]}'
+        )
     return None
 
 

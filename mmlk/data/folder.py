@@ -49,9 +49,11 @@ def changed_files(folder: Path) -> list[str]:
     if marker is None:
         raise ValueError(f'changed_files: {folder} has no {MARKER}, so it was not generated')
     return [
-        path for path, entry in marker['files'].items()
+        path
+        for path, entry in marker['files'].items()
         if not (folder / path).is_file()
-        or hashlib.sha256((folder / path).read_bytes()).hexdigest() != entry['sha256']]
+        or hashlib.sha256((folder / path).read_bytes()).hexdigest() != entry['sha256']
+    ]
 
 
 def check_replaceable(folder: Path, overwrite: bool) -> None:
@@ -69,17 +71,20 @@ def check_replaceable(folder: Path, overwrite: bool) -> None:
     if foreign:
         raise ValueError(
             f'generate_data: {folder} holds files that this generator did not write, {foreign!r} '
-            'for one; nothing was changed. Name another folder')
+            'for one; nothing was changed. Name another folder'
+        )
     marker = read_marker(folder)
     if marker and not overwrite:
         raise ValueError(
             f'generate_data: {folder} holds a generated set of other parameters '
             f'({marker["parameters"]}, version {marker["version"]}) or an incomplete one; '
-            'nothing was changed. Pass --overwrite to replace it, or name another folder')
+            'nothing was changed. Pass --overwrite to replace it, or name another folder'
+        )
 
 
 def write_folder(
-        folder: Path, files: Iterable[tuple[str, bytes]], version: int, parameters: dict) -> int:
+    folder: Path, files: Iterable[tuple[str, bytes]], version: int, parameters: dict
+) -> int:
     """Write all files to a sibling folder, then put it in place with one rename.
 
     Returns:
@@ -96,8 +101,7 @@ def write_folder(
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
             entries[path] = dict(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-        marker = dict(
-            generator=GENERATOR, version=version, parameters=parameters, files=entries)
+        marker = dict(generator=GENERATOR, version=version, parameters=parameters, files=entries)
         (partial / MARKER).write_text(json.dumps(marker, indent=1))
         _swap(partial, folder)
     finally:

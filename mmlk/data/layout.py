@@ -44,8 +44,10 @@ _HELP = {'ADE20KDataset': _ADE20K_HELP, 'CocoDataset': _COCO_HELP}
 
 
 def check_datasets(
-        cfg: Mapping, loaders: Sequence[str] = ('train_dataloader', 'val_dataloader'),
-        contents: bool | None = None) -> list[str]:
+    cfg: Mapping,
+    loaders: Sequence[str] = ('train_dataloader', 'val_dataloader'),
+    contents: bool | None = None,
+) -> list[str]:
     """Check that what the data loaders of a config will read is there and complete.
 
     Folders and annotation files must exist and hold something; every image of a segmentation set
@@ -131,19 +133,20 @@ def _check_segmentation(images: Path, labels: Path, dataset: Mapping) -> str:
         if missing:
             raise DataError(
                 f'{len(missing)} of {len(pictures)} images in {_shown(images)} have no label map '
-                f'in {_shown(labels)}: {missing[0]}{suffix[1]} for one')
+                f'in {_shown(labels)}: {missing[0]}{suffix[1]} for one'
+            )
     return f'{len(pictures)} images in {images}'
 
 
-def _check_coco(
-        annotations: Path, images: Path, dataset: Mapping, contents: bool) -> list[str]:
+def _check_coco(annotations: Path, images: Path, dataset: Mapping, contents: bool) -> list[str]:
     _require_file(annotations)
     _require_folder(images)
     if not contents:
         return []
     classes = (dataset.get('metainfo') or {}).get('classes')
     return check_coco_file(
-        annotations, images, classes, require_objects=not dataset.get('test_mode', False))
+        annotations, images, classes, require_objects=not dataset.get('test_mode', False)
+    )
 
 
 def _names(folder: Path, suffix: str) -> set[str]:
@@ -156,7 +159,7 @@ def _names(folder: Path, suffix: str) -> set[str]:
                 path = os.path.join(parent, name)
                 if len(found) < _MOST_SIZES_READ and os.path.getsize(path) == 0:
                     empty = path
-                found.add(os.path.relpath(path, folder)[:-len(suffix)])
+                found.add(os.path.relpath(path, folder)[: -len(suffix)])
     if not found:
         raise DataError(f'no *{suffix} file in {_shown(folder)}')
     if empty:

@@ -40,8 +40,7 @@ def bounding_box(mask: np.ndarray) -> list[float]:
     """COCO box ``[x, y, width, height]`` of a mask that is not empty, in pixel edges."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top = int(columns[0]), int(rows[0])
-    return [
-        float(left), float(top), float(columns[-1] + 1 - left), float(rows[-1] + 1 - top)]
+    return [float(left), float(top), float(columns[-1] + 1 - left), float(rows[-1] + 1 - top)]
 
 
 def _boundary_edges(mask: np.ndarray) -> dict:
@@ -53,7 +52,8 @@ def _boundary_edges(mask: np.ndarray) -> dict:
         (padded[:-2, 1:-1], (0, 0), (0, 1)),
         (padded[1:-1, 2:], (0, 1), (1, 1)),
         (padded[2:, 1:-1], (1, 1), (1, 0)),
-        (padded[1:-1, :-2], (1, 0), (0, 0)))
+        (padded[1:-1, :-2], (1, 0), (0, 0)),
+    )
     for neighbour, start, end in sides:
         for y, x in np.argwhere(inside & ~neighbour).tolist():
             edges.setdefault((y + start[0], x + start[1]), []).append((y + end[0], x + end[1]))
@@ -79,12 +79,13 @@ def _take_loop(edges: dict) -> list[tuple[int, int]]:
 
 def _signed_area(loop: list[tuple[int, int]]) -> float:
     """Positive for outer outlines, negative for holes."""
-    return sum(
-        x0 * y1 - x1 * y0 for (y0, x0), (y1, x1) in zip(loop, loop[1:] + loop[:1])) / 2
+    return sum(x0 * y1 - x1 * y0 for (y0, x0), (y1, x1) in zip(loop, loop[1:] + loop[:1])) / 2
 
 
 def _corners(loop: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The points where the outline turns."""
     return [
-        point for before, point, after in zip(loop[-1:] + loop[:-1], loop, loop[1:] + loop[:1])
-        if before[0] + after[0] != 2 * point[0] or before[1] + after[1] != 2 * point[1]]
+        point
+        for before, point, after in zip(loop[-1:] + loop[:-1], loop, loop[1:] + loop[:1])
+        if before[0] + after[0] != 2 * point[0] or before[1] + after[1] != 2 * point[1]
+    ]

@@ -13,10 +13,23 @@ from mmlk.data.classes import ADE20K
 
 SKIN = [(225, 185, 155), (190, 140, 105), (120, 80, 60)]
 CLOTH = [
-    (190, 50, 50), (50, 80, 160), (60, 130, 80), (220, 200, 80), (230, 230, 225), (50, 50, 55),
-    (150, 90, 150), (200, 120, 60)]
+    (190, 50, 50),
+    (50, 80, 160),
+    (60, 130, 80),
+    (220, 200, 80),
+    (230, 230, 225),
+    (50, 50, 55),
+    (150, 90, 150),
+    (200, 120, 60),
+]
 LACQUER = [
-    (180, 40, 40), (40, 70, 150), (225, 225, 225), (40, 42, 46), (190, 190, 60), (60, 120, 90)]
+    (180, 40, 40),
+    (40, 70, 150),
+    (225, 225, 225),
+    (40, 42, 46),
+    (190, 190, 60),
+    (60, 120, 90),
+]
 BALL = [(225, 120, 40), (235, 235, 230), (210, 60, 60), (230, 210, 60), (60, 120, 210)]
 WOOD = [(228, 222, 210), (78, 48, 38), (150, 62, 44), (72, 112, 118)]
 
@@ -46,9 +59,14 @@ def person(canvas: Canvas, base: float, centre: float, size: float) -> None:
         limb(shoulder + 2, x, hip + 0.02 * size, x + side * swing, 0.07 * size, shirt * 0.85)
         hand = canvas.ellipse(hip + 0.03 * size, x + side * swing, 0.035 * size, 0.035 * size)
         canvas.paint(hand, skin, label, instance)
-    torso = canvas.polygon([
-        (shoulder, centre - 0.12 * size), (shoulder, centre + 0.12 * size),
-        (hip + 0.02 * size, centre + 0.09 * size), (hip + 0.02 * size, centre - 0.09 * size)])
+    torso = canvas.polygon(
+        [
+            (shoulder, centre - 0.12 * size),
+            (shoulder, centre + 0.12 * size),
+            (hip + 0.02 * size, centre + 0.09 * size),
+            (hip + 0.02 * size, centre - 0.09 * size),
+        ]
+    )
     y, x = canvas.grid(torso[0])
     stripes = 0.75 * (triangle_wave(y / np.float32(max(4.0, 0.08 * size))) > 0.5) + x * 0
     field = stripes if rng.random() < 0.4 else np.full_like(stripes, 0.6)
@@ -114,18 +132,29 @@ def stop_sign(canvas: Canvas, base: float, centre: float, size: float) -> None:
     post = max(2.0, 0.03 * size)
     canvas.paint(
         canvas.rectangle(base - size + radius, centre - post, base, centre + post),
-        (120, 122, 125), label)
+        (120, 122, 125),
+        label,
+    )
     instance, cy = canvas.begin('stop sign'), base - size + radius
     red = pick(rng, [(195, 30, 35), (170, 35, 40)], 10)
     for scale, colour in ((1.0, (235, 235, 232)), (0.86, red)):
         reach, cut = scale * radius, 0.42 * scale * radius
-        octagon = canvas.polygon([
-            (cy - reach, centre - cut), (cy - reach, centre + cut), (cy - cut, centre + reach),
-            (cy + cut, centre + reach), (cy + reach, centre + cut), (cy + reach, centre - cut),
-            (cy + cut, centre - reach), (cy - cut, centre - reach)])
+        octagon = canvas.polygon(
+            [
+                (cy - reach, centre - cut),
+                (cy - reach, centre + cut),
+                (cy - cut, centre + reach),
+                (cy + cut, centre + reach),
+                (cy + reach, centre + cut),
+                (cy + reach, centre - cut),
+                (cy + cut, centre - reach),
+                (cy - cut, centre - reach),
+            ]
+        )
         canvas.paint(octagon, colour, label, instance)
     text = canvas.rectangle(
-        cy - 0.22 * radius, centre - 0.6 * radius, cy + 0.22 * radius, centre + 0.6 * radius)
+        cy - 0.22 * radius, centre - 0.6 * radius, cy + 0.22 * radius, centre + 0.6 * radius
+    )
     letters = triangle_wave(canvas.grid(text[0])[1] / np.float32(max(3.0, 0.3 * radius))) > 0.35
     canvas.paint((text[0], text[1] & letters), (240, 240, 236), label, instance)
     canvas.end(instance)
@@ -142,13 +171,17 @@ def table(canvas: Canvas, base: float, centre: float, size: float) -> None:
         x = centre + along * half
         post = canvas.rectangle(top + 0.2 * size, x - leg, base - foot * size, x + leg)
         canvas.paint(post, colour * (0.75 if foot == 0 else 0.55), label, instance)
-    plate = canvas.polygon([
-        (top, centre - 0.78 * half), (top, centre + 0.78 * half),
-        (top + 0.26 * size, centre + half), (top + 0.26 * size, centre - half)])
+    plate = canvas.polygon(
+        [
+            (top, centre - 0.78 * half),
+            (top, centre + 0.78 * half),
+            (top + 0.26 * size, centre + half),
+            (top + 0.26 * size, centre - half),
+        ]
+    )
     y, x = canvas.grid(plate[0])
     grain = noise(rng, y / np.float32(1.5), x / np.float32(16))
     canvas.paint(plate, tone(colour, grain, 0.85, 1.2), label, instance)
-    rim = canvas.rectangle(
-        top + 0.26 * size, centre - half, top + 0.42 * size, centre + half)
+    rim = canvas.rectangle(top + 0.26 * size, centre - half, top + 0.42 * size, centre + half)
     canvas.paint(rim, colour * 0.7, label, instance)
     canvas.end(instance)

@@ -121,7 +121,7 @@ def _skyline(canvas: Canvas, horizon: float, wooded: bool) -> None:
             if rng.random() < 0.85:
                 scenery.building(canvas, left, right, top, horizon + height * 0.05)
             left = right + width * 0.12 * rng.random()
-    for x in _spread(rng, 3, width)[:rng.integers(1, 4)]:
+    for x in _spread(rng, 3, width)[: rng.integers(1, 4)]:
         base = horizon + height * (0.03 + 0.08 * rng.random())
         scenery.tree(canvas, base, x, height * (0.3 + 0.2 * rng.random()))
 
@@ -142,7 +142,7 @@ def _street_objects(canvas: Canvas, horizon: float, near: float, road) -> None:
             queue.append((base, paint, x, size))
 
     if road is not None:
-        for x in _spread(rng, 3, width)[:rng.integers(1, 4)]:
+        for x in _spread(rng, 3, width)[: rng.integers(1, 4)]:
             base = road[0] + (0.35 + 0.6 * rng.random()) * (road[1] - road[0])
             queue.append((base, objects.car, x, height * (0.18 + 0.06 * rng.random())))
     elif near == horizon:
@@ -151,7 +151,7 @@ def _street_objects(canvas: Canvas, horizon: float, near: float, road) -> None:
     place(objects.ball, int(rng.integers(0, 3)), 0.95, 0.18, 0.3)
     place(objects.stop_sign, int(rng.integers(0, 3)), 0.7, 0.68, 0.2)
     place(scenery.tree, int(rng.integers(0, 2)), 0.5, 0.75, 0.3)
-    for x in _spread(rng, 2, width)[:rng.integers(1, 3)]:
+    for x in _spread(rng, 2, width)[: rng.integers(1, 3)]:
         base = near + (0.15 + 0.7 * rng.random()) * (height - near)
         queue.append((base, _streetlight, x, height * (0.034 + 0.014 * rng.random())))
     for base, paint, x, size in sorted(queue, key=lambda entry: entry[0]):
@@ -173,10 +173,14 @@ def _indoors(canvas: Canvas) -> None:
     for _ in range(int(rng.integers(1, 3))):
         side = height * (0.2 + 0.16 * rng.random())
         scenery.painting(
-            canvas, skirting * (0.3 + 0.15 * rng.random()), places.pop(), side,
-            side * (0.8 + 0.6 * rng.random()))
+            canvas,
+            skirting * (0.3 + 0.15 * rng.random()),
+            places.pop(),
+            side,
+            side * (0.8 + 0.6 * rng.random()),
+        )
     queue = []
-    for x in _spread(rng, 3, width)[:rng.integers(0, 4)]:
+    for x in _spread(rng, 3, width)[: rng.integers(0, 4)]:
         base = skirting + (0.05 + 0.3 * rng.random()) * (height - skirting)
         queue.append((base, scenery.column, x, height * (0.1 + 0.05 * rng.random())))
 
@@ -197,8 +201,7 @@ def _photograph(canvas: Canvas, indoor: bool) -> np.ndarray:
     rng, height, width = canvas.rng, canvas.height, canvas.width
     slope = (rng.random(2, dtype=np.float32) - np.float32(0.5)) * np.float32(0.5)
     light = 1 + slope[0] * (canvas.y / height - 0.5) + slope[1] * (canvas.x / width - 0.5)
-    patches = noise(
-        rng, canvas.y / np.float32(0.45 * height), canvas.x / np.float32(0.45 * width))
+    patches = noise(rng, canvas.y / np.float32(0.45 * height), canvas.x / np.float32(0.45 * width))
     light = light * (0.86 + 0.28 * patches)
     if not indoor and rng.random() < 0.4:
         slanted = (canvas.x + canvas.y * np.float32(0.8)) / np.float32(0.9 * width)
@@ -211,8 +214,9 @@ def _photograph(canvas: Canvas, indoor: bool) -> np.ndarray:
     for axis in (0, 1):
         padded = np.pad(image, [(1, 1) if axis == a else (0, 0) for a in range(3)], mode='edge')
         side = padded.shape[axis]
-        before, after = (np.take(padded, np.arange(start, side - 2 + start), axis=axis)
-                         for start in (0, 2))
+        before, after = (
+            np.take(padded, np.arange(start, side - 2 + start), axis=axis) for start in (0, 2)
+        )
         image = 0.7 * image + 0.15 * (before + after)
     spread = np.float32(6 + 10 * rng.random())
     grain = rng.random((2, height, width, 3), dtype=np.float32)

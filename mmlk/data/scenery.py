@@ -104,7 +104,8 @@ def paving(canvas: Canvas, horizon: float, shape) -> None:
     lateral, depth, contrast = ground_coordinates(canvas, horizon)
     size = 3.2 + 1.5 * rng.random()
     joints = np.maximum(
-        triangle_wave(lateral * np.float32(size)), triangle_wave(depth * np.float32(0.28 * size)))
+        triangle_wave(lateral * np.float32(size)), triangle_wave(depth * np.float32(0.28 * size))
+    )
     grain = noise(rng, canvas.y / np.float32(2), canvas.x / np.float32(2))
     field = grain * 0.35 + 0.65 - 0.75 * np.clip(joints * 6 - 5, 0, 1) * contrast
     canvas.paint(shape, tone(pick(rng, PAVING), field, 0.55, 1.1)[shape[0]], ADE20K['sidewalk'])
@@ -129,9 +130,14 @@ def road_ahead(canvas: Canvas, horizon: float) -> None:
     side = half * (1.4 + 0.3 * rng.random())
 
     def strip(left: float, right: float):
-        return canvas.polygon([
-            (horizon, far + 0.02 * left), (horizon, far + 0.02 * right),
-            (height, near + right), (height, near + left)])
+        return canvas.polygon(
+            [
+                (horizon, far + 0.02 * left),
+                (horizon, far + 0.02 * right),
+                (height, near + right),
+                (height, near + left),
+            ]
+        )
 
     paving(canvas, horizon, strip(-side, side))
     asphalt(canvas, strip(-half, half))
@@ -149,9 +155,14 @@ def road_across(canvas: Canvas, horizon: float) -> tuple[float, float]:
     walk = canvas.height * (0.08 + 0.04 * rng.random())
 
     def band(upper: float, lower: float):
-        return canvas.polygon([
-            (upper - tilt, 0), (upper + tilt, canvas.width), (lower + tilt, canvas.width),
-            (lower - tilt, 0)])
+        return canvas.polygon(
+            [
+                (upper - tilt, 0),
+                (upper + tilt, canvas.width),
+                (lower + tilt, canvas.width),
+                (lower - tilt, 0),
+            ]
+        )
 
     paving(canvas, horizon, band(top - walk * 0.6, bottom + walk))
     asphalt(canvas, band(top, bottom))
@@ -167,8 +178,7 @@ def building(canvas: Canvas, left: float, right: float, top: float, base: float)
     rng = canvas.rng
     shape = canvas.rectangle(top, left, base, right)
     y, x = canvas.grid(shape[0])
-    colours = tone(
-        pick(rng, FACADE), noise(rng, y / np.float32(2), x / np.float32(5)), 0.85, 1.12)
+    colours = tone(pick(rng, FACADE), noise(rng, y / np.float32(2), x / np.float32(5)), 0.85, 1.12)
     storey = canvas.height * (0.055 + 0.03 * rng.random())
     bay = canvas.height * (0.05 + 0.035 * rng.random())
     row, column = (y - top) / storey, (x - left) / bay
@@ -270,8 +280,10 @@ def door(canvas: Canvas, skirting: float, centre: float, size: float) -> None:
     half, top, label = 0.26 * size, skirting - size, ADE20K['door']
     colour = pick(rng, DOOR)
     canvas.paint(
-        canvas.rectangle(top - 4, centre - half - 4, skirting, centre + half + 4), colour * 0.6,
-        label)
+        canvas.rectangle(top - 4, centre - half - 4, skirting, centre + half + 4),
+        colour * 0.6,
+        label,
+    )
     shape = canvas.rectangle(top, centre - half, skirting, centre + half)
     y, x = canvas.grid(shape[0])
     grain = noise(rng, y / np.float32(20), x / np.float32(1.6))
@@ -279,11 +291,15 @@ def door(canvas: Canvas, skirting: float, centre: float, size: float) -> None:
     for upper, lower in ((0.08, 0.45), (0.53, 0.92)):
         for side in (-0.52, 0.52):
             panel = canvas.rectangle(
-                top + upper * size, centre + (side - 0.36) * half, top + lower * size,
-                centre + (side + 0.36) * half)
+                top + upper * size,
+                centre + (side - 0.36) * half,
+                top + lower * size,
+                centre + (side + 0.36) * half,
+            )
             canvas.shade(panel, 0.74)
     canvas.paint(
-        canvas.ellipse(top + 0.5 * size, centre + 0.8 * half, 2.5, 2.5), (220, 200, 120), label)
+        canvas.ellipse(top + 0.5 * size, centre + 0.8 * half, 2.5, 2.5), (220, 200, 120), label
+    )
 
 
 def painting(canvas: Canvas, cy: float, cx: float, height: float, width: float) -> None:
@@ -292,7 +308,8 @@ def painting(canvas: Canvas, cy: float, cx: float, height: float, width: float) 
     frame = canvas.rectangle(cy - height / 2, cx - width / 2, cy + height / 2, cx + width / 2)
     canvas.paint(frame, pick(rng, [(60, 45, 30), (190, 155, 70), (30, 30, 32)]), ADE20K['painting'])
     inner = canvas.rectangle(
-        cy - height / 2 + 4, cx - width / 2 + 4, cy + height / 2 - 4, cx + width / 2 - 4)
+        cy - height / 2 + 4, cx - width / 2 + 4, cy + height / 2 - 4, cx + width / 2 - 4
+    )
     y, x = canvas.grid(inner[0])
     field = noise(rng, y / np.float32(9), x / np.float32(9))[..., None]
     first, second, third = (rng.random(3, dtype=np.float32) * 220 + 20 for _ in range(3))

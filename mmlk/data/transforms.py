@@ -28,8 +28,11 @@ class CheckSample:
     """
 
     def __init__(
-            self, max_label: int = ADE20K_CLASSES, allow_truncated: bool = False,
-            backend_args: dict | None = None) -> None:
+        self,
+        max_label: int = ADE20K_CLASSES,
+        allow_truncated: bool = False,
+        backend_args: dict | None = None,
+    ) -> None:
         self.max_label = max_label
         self.allow_truncated = allow_truncated
         self.backend_args = backend_args
@@ -62,7 +65,8 @@ class CheckSample:
         if stated != size:
             raise ValueError(
                 f'CheckSample: {path}: is {size[0]}x{size[1]} (height x width) while the '
-                f'annotation file says {stated[0]}x{stated[1]}')
+                f'annotation file says {stated[0]}x{stated[1]}'
+            )
         self._passed.add(path)
         return results
 

@@ -86,13 +86,18 @@ def dataset_files(parameters: Parameters, jobs: int = 1) -> Iterator[tuple[str, 
 def coco_file(images: list[dict], annotations: list[dict]) -> bytes:
     """An instance annotation file with all 80 categories."""
     content = dict(
-        info=dict(description='mmlk generated scenes', version='1.0'), licenses=[], images=images,
-        annotations=annotations, categories=COCO_CATEGORIES)
+        info=dict(description='mmlk generated scenes', version='1.0'),
+        licenses=[],
+        images=images,
+        annotations=annotations,
+        categories=COCO_CATEGORIES,
+    )
     return json.dumps(content, separators=(',', ':')).encode()
 
 
 def _encode_all(
-        parameters: Parameters, split: str, count: int, jobs: int) -> Iterator[EncodedScene]:
+    parameters: Parameters, split: str, count: int, jobs: int
+) -> Iterator[EncodedScene]:
     encode = partial(encode_scene, parameters, split)
     if jobs == 1:
         yield from map(encode, range(count))
@@ -123,10 +128,16 @@ def coco_annotations(scene: Scene, image_id: int) -> list[dict]:
     annotations = []
     for instance in scene.instances:
         outlines = None if instance.crowd else polygons(instance.mask)
-        annotations.append(dict(
-            image_id=image_id, category_id=COCO[instance.category], iscrowd=int(instance.crowd),
-            area=float(instance.mask.sum()), bbox=bounding_box(instance.mask),
-            segmentation=outlines or run_lengths(instance.mask)))
+        annotations.append(
+            dict(
+                image_id=image_id,
+                category_id=COCO[instance.category],
+                iscrowd=int(instance.crowd),
+                area=float(instance.mask.sum()),
+                bbox=bounding_box(instance.mask),
+                segmentation=outlines or run_lengths(instance.mask),
+            )
+        )
     return annotations
 
 

@@ -6,5 +6,11 @@ from mmlk.engine.layer_decay import LayerDecayConstructor
 from mmlk.engine.single_image import SingleImageNormHook
 from mmlk.engine.sparse import SparseMaskHook
 
-__all__ = ['DCLSClampHook', 'DCLSRepulsionHook', 'LayerDecayConstructor', 'SafeCheckpointHook',
-           'SingleImageNormHook', 'SparseMaskHook']
+__all__ = [
+    'DCLSClampHook',
+    'DCLSRepulsionHook',
+    'LayerDecayConstructor',
+    'SafeCheckpointHook',
+    'SingleImageNormHook',
+    'SparseMaskHook',
+]

@@ -58,8 +58,11 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
-        if self.backend_args is None and self.file_client_args is None \
-                and isinstance(self.file_backend, LocalBackend):
+        if (
+            self.backend_args is None
+            and self.file_client_args is None
+            and isinstance(self.file_backend, LocalBackend)
+        ):
             self.backend_args = dict(backend=_BACKEND)
             self.file_backend = _PatientBackend()
 

@@ -69,8 +69,9 @@ class DCLSRepulsionHook(Hook):
 
     def __init__(self, weight: float = 1.0, begin: int = 21, by_epoch: bool = True):
         if weight < 0 or begin < 0:
-            raise ValueError(f'DCLSRepulsionHook: weight {weight} and begin {begin} must not be '
-                             'negative')
+            raise ValueError(
+                f'DCLSRepulsionHook: weight {weight} and begin {begin} must not be negative'
+            )
         self.weight = weight
         self.begin = begin
         self.by_epoch = by_epoch
@@ -78,8 +79,10 @@ class DCLSRepulsionHook(Hook):
     def before_train(self, runner) -> None:
         """Find the layers, and check that there is one optimizer to work with."""
         if not isinstance(runner.optim_wrapper, OptimWrapper):
-            raise RuntimeError('DCLSRepulsionHook: works with a single optimizer wrapper, got '
-                               f'{type(runner.optim_wrapper).__name__}')
+            raise RuntimeError(
+                'DCLSRepulsionHook: works with a single optimizer wrapper, got '
+                f'{type(runner.optim_wrapper).__name__}'
+            )
         self._layers = _owners(runner.model, 'DCLSRepulsionHook')
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
@@ -104,6 +107,8 @@ def _owners(model: nn.Module, hook: str) -> list[nn.Module]:
     """Layers with positions of their own, found by what they offer."""
     layers = [module for module in model.modules() if getattr(module, 'owns_positions', False)]
     if not layers:
-        raise RuntimeError(f'{hook}: the model has no layer with learnable spacings; remove the hook '
-                           'or use a DCLS backbone')
+        raise RuntimeError(
+            f'{hook}: the model has no layer with learnable spacings; remove the hook '
+            'or use a DCLS backbone'
+        )
     return layers

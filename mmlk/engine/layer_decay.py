@@ -55,19 +55,26 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         cfg = self.paramwise_cfg
         unknown = sorted(set(cfg) - set(_OPTIONS))
         if unknown:
-            raise ValueError(f'LayerDecayConstructor: paramwise_cfg has unknown keys {unknown}; '
-                             f'accepted: {", ".join(_OPTIONS)}')
+            raise ValueError(
+                f'LayerDecayConstructor: paramwise_cfg has unknown keys {unknown}; '
+                f'accepted: {", ".join(_OPTIONS)}'
+            )
         self.decay_rate = cfg.get('decay_rate')
         self.decay_type = cfg.get('decay_type', 'layer_wise')
         if not isinstance(self.decay_rate, (int, float)) or not 0 < self.decay_rate <= 1:
-            raise ValueError(f'LayerDecayConstructor: decay_rate {self.decay_rate!r} must be a '
-                             'number in (0, 1]')
+            raise ValueError(
+                f'LayerDecayConstructor: decay_rate {self.decay_rate!r} must be a number in (0, 1]'
+            )
         if self.decay_type not in _DECAY_TYPES:
-            raise ValueError(f'LayerDecayConstructor: decay_type {self.decay_type!r} is not one of '
-                             f'{", ".join(_DECAY_TYPES)}')
+            raise ValueError(
+                f'LayerDecayConstructor: decay_type {self.decay_type!r} is not one of '
+                f'{", ".join(_DECAY_TYPES)}'
+            )
         if self.base_lr is None:
-            raise ValueError('LayerDecayConstructor: the optimizer config has no lr; set '
-                             'optim_wrapper.optimizer.lr')
+            raise ValueError(
+                'LayerDecayConstructor: the optimizer config has no lr; set '
+                'optim_wrapper.optimizer.lr'
+            )
 
     def add_params(self, params: list[dict], module: nn.Module, **kwargs) -> None:
         """Append one group per layer number, decay and multiplier, in order of appearance.
@@ -80,13 +87,16 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
         """
         backbone, prefix = _find_backbone(module)
         locations = {
-            name: backbone.layer_location(name[len(prefix):])
-            for name, _ in module.named_parameters() if name.startswith(prefix)
+            name: backbone.layer_location(name[len(prefix) :])
+            for name, _ in module.named_parameters()
+            if name.startswith(prefix)
         }
         num_layers = self._num_layers(locations.values())
         no_decay = tuple(getattr(backbone, 'no_weight_decay', ()))
-        multipliers = {**getattr(backbone, 'lr_multipliers', {}),
-                       **self.paramwise_cfg.get('lr_multipliers', {})}
+        multipliers = {
+            **getattr(backbone, 'lr_multipliers', {}),
+            **self.paramwise_cfg.get('lr_multipliers', {}),
+        }
         groups = {}
         for name, param in module.named_parameters():
             if not param.requires_grad:
@@ -97,28 +107,35 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
             key = f'layer_{layer}_{"decay" if decays else "no_decay"}'
             key += '' if factor == 1 else f'_x{factor:g}'
             if key not in groups:
-                scale = self.decay_rate**(num_layers + 1 - layer) * factor
+                scale = self.decay_rate ** (num_layers + 1 - layer) * factor
                 groups[key] = dict(
-                    params=[], group_name=key, lr_scale=scale, lr=scale * self.base_lr)
+                    params=[], group_name=key, lr_scale=scale, lr=scale * self.base_lr
+                )
                 if not decays or self.base_wd is not None:
                     groups[key]['weight_decay'] = self.base_wd if decays else 0.0
             groups[key]['params'].append(param)
         for key, group in groups.items():
-            print_log(f'{key}: lr {group["lr"]:.6g}, weight decay '
-                      f'{group.get("weight_decay", "of the optimizer")}, '
-                      f'{len(group["params"])} tensors', logger='current')
+            print_log(
+                f'{key}: lr {group["lr"]:.6g}, weight decay '
+                f'{group.get("weight_decay", "of the optimizer")}, '
+                f'{len(group["params"])} tensors',
+                logger='current',
+            )
         params.extend(groups.values())
 
     def _num_layers(self, locations: Sequence) -> int:
         """The option, checked against what the depth of the third stage needs."""
-        depth = max((at.block + 1 for at in locations if at.kind == 'block' and at.stage == 2),
-                    default=0)
+        depth = max(
+            (at.block + 1 for at in locations if at.kind == 'block' and at.stage == 2), default=0
+        )
         needed = 3 + (depth + 2) // 3
         num_layers = self.paramwise_cfg.get('num_layers', needed)
         smallest = needed if self.decay_type == 'layer_wise' else 4
         if not isinstance(num_layers, int) or num_layers < smallest:
-            raise ValueError(f'LayerDecayConstructor: num_layers {num_layers!r} is below '
-                             f'{smallest}, which {self.decay_type} decay of this backbone needs')
+            raise ValueError(
+                f'LayerDecayConstructor: num_layers {num_layers!r} is below '
+                f'{smallest}, which {self.decay_type} decay of this backbone needs'
+            )
         return num_layers
 
     def _layer(self, location, num_layers: int) -> int:
@@ -137,12 +154,17 @@ class LayerDecayConstructor(DefaultOptimWrapperConstructor):
 
 def _find_backbone(module: nn.Module) -> tuple[nn.Module, str]:
     """The part of ``module`` that declares layer locations, and the prefix of its names."""
-    backbone, prefix = (module, '') if hasattr(module, 'layer_location') else (
-        getattr(module, 'backbone', None), 'backbone.')
+    backbone, prefix = (
+        (module, '')
+        if hasattr(module, 'layer_location')
+        else (getattr(module, 'backbone', None), 'backbone.')
+    )
     if not hasattr(backbone, 'layer_location'):
-        raise ValueError(f'LayerDecayConstructor: backbone {type(backbone).__name__} of '
-                         f'{type(module).__name__} has no layer_location(name) method; use a '
-                         'backbone of mmlk, or another optimizer constructor')
+        raise ValueError(
+            f'LayerDecayConstructor: backbone {type(backbone).__name__} of '
+            f'{type(module).__name__} has no layer_location(name) method; use a '
+            'backbone of mmlk, or another optimizer constructor'
+        )
     return backbone, prefix
 
 

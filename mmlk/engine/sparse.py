@@ -25,7 +25,8 @@ _GROWTHS = ('random', 'bernoulli', 'gradient')
 _CHECKPOINT_KEY = 'sparse_masks'
 # Parts that wrappers insert into parameter names.
 _WRAPPERS = re.compile(
-    r'^(?:_orig_mod\.|module\.)+|(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
+    r'^(?:_orig_mod\.|module\.)+|(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.'
+)
 _SEED_STEP = 1_000_003
 
 
@@ -68,16 +69,18 @@ class SparseMaskHook(Hook):
 
     priority = 'LOW'  # after EMAHook and before CheckpointHook
 
-    def __init__(self,
-                 density: float = 0.6,
-                 init: str = 'snip',
-                 growth: str = 'random',
-                 prune_rate: float = 0.5,
-                 final_prune_rate: float = 0.005,
-                 update_interval: int = 2000,
-                 include: Sequence[str] = (r'^backbone\.', ),
-                 dense_above: float = 0.99,
-                 seed: int = 0):
+    def __init__(
+        self,
+        density: float = 0.6,
+        init: str = 'snip',
+        growth: str = 'random',
+        prune_rate: float = 0.5,
+        final_prune_rate: float = 0.005,
+        update_interval: int = 2000,
+        include: Sequence[str] = (r'^backbone\.',),
+        dense_above: float = 0.99,
+        seed: int = 0,
+    ):
         _check_options(density, init, growth, prune_rate, final_prune_rate, update_interval)
         self.density = density
         self.init = init
@@ -85,7 +88,7 @@ class SparseMaskHook(Hook):
         self.prune_rate = prune_rate
         self.final_prune_rate = final_prune_rate
         self.update_interval = update_interval
-        self.include = (include, ) if isinstance(include, str) else tuple(include)
+        self.include = (include,) if isinstance(include, str) else tuple(include)
         self.dense_above = dense_above
         self.seed = seed
         self.masks: dict[str, torch.Tensor] = {}
@@ -112,8 +115,10 @@ class SparseMaskHook(Hook):
     def before_train(self, runner) -> None:
         """Make or restore the masks, apply them, and follow the optimizer from here on."""
         if not isinstance(runner.optim_wrapper, OptimWrapper):
-            raise RuntimeError('SparseMaskHook: works with a single optimizer wrapper, got '
-                               f'{type(runner.optim_wrapper).__name__}')
+            raise RuntimeError(
+                'SparseMaskHook: works with a single optimizer wrapper, got '
+                f'{type(runner.optim_wrapper).__name__}'
+            )
         counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
         self._total_steps = math.ceil(runner.max_iters / counts)
         with full_parameters(runner.model) as named:
@@ -129,7 +134,8 @@ class SparseMaskHook(Hook):
         self._saved = None
         optimizer = runner.optim_wrapper.optimizer
         self._step_handle = optimizer.register_step_post_hook(
-            lambda stepped, *_: self._after_step(runner, stepped))
+            lambda stepped, *_: self._after_step(runner, stepped)
+        )
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Make the averaged model of an ``EMAHook`` respect the masks."""
@@ -138,7 +144,8 @@ class SparseMaskHook(Hook):
             for name, averaged in _clean_names(average):
                 if name in self.masks:
                     topology.average_masked(
-                        averaged.data, params[name].data, self.masks[name], self._grown.get(name))
+                        averaged.data, params[name].data, self.masks[name], self._grown.get(name)
+                    )
         if self.step > self._grown_at:
             self._grown = {}
 
@@ -152,7 +159,8 @@ class SparseMaskHook(Hook):
                 dense=dict(self._dense),
                 targets=dict(self._targets),
                 shapes={name: tuple(mask.shape) for name, mask in self.masks.items()},
-                packed={name: topology.pack_mask(mask) for name, mask in self.masks.items()})
+                packed={name: topology.pack_mask(mask) for name, mask in self.masks.items()},
+            )
 
     def after_train(self, runner) -> None:
         """Stop following the optimizer."""
@@ -169,22 +177,28 @@ class SparseMaskHook(Hook):
     def _select(self, named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Parameters to mask; frozen ones are left as they are."""
         params = {
-            name: param for name, param in named.items()
-            if param.ndim in (2, 4) and param.requires_grad
+            name: param
+            for name, param in named.items()
+            if param.ndim in (2, 4)
+            and param.requires_grad
             and any(re.search(pattern, name) for pattern in self.include)
         }
         if not params:
-            raise RuntimeError(f'SparseMaskHook: nothing to mask: no trainable parameter with 2 or 4 '
-                               f'dimensions matches include={list(self.include)}')
+            raise RuntimeError(
+                f'SparseMaskHook: nothing to mask: no trainable parameter with 2 or 4 '
+                f'dimensions matches include={list(self.include)}'
+            )
         return params
 
     def _initialise(self, runner, params: dict[str, torch.Tensor]) -> None:
         if self.init == 'from_weights':
             masks = {name: param.detach() != 0 for name, param in params.items()}
             if all(bool(mask.all()) for mask in masks.values()):
-                raise RuntimeError("SparseMaskHook: nothing to mask: init='from_weights' found no "
-                                   'zero weight; load a sparse checkpoint, choose another init, or '
-                                   'remove the hook')
+                raise RuntimeError(
+                    "SparseMaskHook: nothing to mask: init='from_weights' found no "
+                    'zero weight; load a sparse checkpoint, choose another init, or '
+                    'remove the hook'
+                )
         else:
             densities = self._densities(runner, params)
             generator = torch.Generator().manual_seed(self.seed)
@@ -192,14 +206,21 @@ class SparseMaskHook(Hook):
                 name: topology.random_mask(param.shape, densities[name], generator).to(param.device)
                 for name, param in params.items()
             }
-        self._dense = {
-            name: mask.numel() for name, mask in masks.items()
-            if mask.double().mean().item() >= self.dense_above
-        } if self.init != 'from_weights' else {}
+        self._dense = (
+            {
+                name: mask.numel()
+                for name, mask in masks.items()
+                if mask.double().mean().item() >= self.dense_above
+            }
+            if self.init != 'from_weights'
+            else {}
+        )
         self.masks = {name: mask for name, mask in masks.items() if name not in self._dense}
         if not self.masks and self.density < 1:
-            raise RuntimeError(f'SparseMaskHook: nothing to mask: with density {self.density} every '
-                               f'layer would be at least {self.dense_above} dense')
+            raise RuntimeError(
+                f'SparseMaskHook: nothing to mask: with density {self.density} every '
+                f'layer would be at least {self.dense_above} dense'
+            )
         for name, mask in self.masks.items():
             packed = topology.pack_mask(mask)
             broadcast(packed)
@@ -213,15 +234,19 @@ class SparseMaskHook(Hook):
         if self.init == 'erk':
             return topology.erk_densities(shapes, self.density)
         if _is_sharded(runner.model):
-            raise RuntimeError("SparseMaskHook: init='snip' needs whole gradients, which FSDP does "
-                               "not give before training; use init='erk' or 'uniform'")
+            raise RuntimeError(
+                "SparseMaskHook: init='snip' needs whole gradients, which FSDP does "
+                "not give before training; use init='erk' or 'uniform'"
+            )
         return topology.snip_densities(_snip_scores(runner, params, self.seed), self.density)
 
     def _restore(self, params: dict[str, torch.Tensor]) -> None:
         saved = self._saved
         if not saved:
-            raise ValueError('SparseMaskHook: the checkpoint to resume from has no masks; load its '
-                             "weights with load_from and init='from_weights' instead")
+            raise ValueError(
+                'SparseMaskHook: the checkpoint to resume from has no masks; load its '
+                "weights with load_from and init='from_weights' instead"
+            )
         missing = sorted(set(params) - set(saved['shapes']) - set(saved['dense']))
         unknown = sorted((set(saved['shapes']) | set(saved['dense'])) - set(params))
         misfits = [
@@ -230,9 +255,11 @@ class SparseMaskHook(Hook):
             if name in params and tuple(params[name].shape) != tuple(shape)
         ]
         if missing or unknown or misfits:
-            raise ValueError('SparseMaskHook: saved masks do not fit the model: no mask for '
-                             f'{missing[:3]} ({len(missing)}), no parameter for {unknown[:3]} '
-                             f'({len(unknown)}), shapes: {misfits[:3]} ({len(misfits)})')
+            raise ValueError(
+                'SparseMaskHook: saved masks do not fit the model: no mask for '
+                f'{missing[:3]} ({len(missing)}), no parameter for {unknown[:3]} '
+                f'({len(unknown)}), shapes: {misfits[:3]} ({len(misfits)})'
+            )
         self.step, self.rate = saved['step'], saved['rate']
         self._dense, self._targets = dict(saved['dense']), dict(saved['targets'])
         self.masks = {
@@ -248,7 +275,8 @@ class SparseMaskHook(Hook):
             return  # a fused optimizer that skipped the step itself
         self.step += 1
         self.rate = topology.cosine_prune_rate(
-            self.step, self._total_steps, self.prune_rate, self.final_prune_rate)
+            self.step, self._total_steps, self.prune_rate, self.final_prune_rate
+        )
         updates = bool(self.update_interval) and self.step % self.update_interval == 0
         with full_parameters(runner.model, with_grads=updates) as named:
             params = {name: named[name] for name in self.masks}
@@ -277,8 +305,10 @@ class SparseMaskHook(Hook):
             elif params[name].grad is not None:
                 grown = topology.gradient_growth(mask, params[name].grad, count)
             else:
-                raise RuntimeError(f'SparseMaskHook: {name} has no gradient to grow by; use '
-                                   "growth='random', or leave it out of include")
+                raise RuntimeError(
+                    f'SparseMaskHook: {name} has no gradient to grow by; use '
+                    "growth='random', or leave it out of include"
+                )
             self._grown[name] = grown & ~self.masks[name]
             self.masks[name] = grown
         self._grown_at = self.step
@@ -299,22 +329,27 @@ class SparseMaskHook(Hook):
             checksum = zlib.crc32(topology.pack_mask(self.masks[name]).numpy().tobytes(), checksum)
         gathered = [int(value) for value in all_gather(torch.tensor([checksum]))]
         if len(set(gathered)) > 1:
-            raise RuntimeError(f'SparseMaskHook: ranks hold different masks after step {self.step} '
-                               f'(checksums {gathered}, this is rank {get_rank()}); their weights '
-                               'have diverged')
+            raise RuntimeError(
+                f'SparseMaskHook: ranks hold different masks after step {self.step} '
+                f'(checksums {gathered}, this is rank {get_rank()}); their weights '
+                'have diverged'
+            )
 
     def _log(self, runner, event: str) -> None:
         densities = {name: mask.double().mean().item() for name, mask in self.masks.items()}
         overall = self.overall_density()
         runner.message_hub.update_scalar('train/density', overall)
         runner.visualizer.add_scalars(
-            {f'density/{name}': value for name, value in densities.items()}, step=self.step)
+            {f'density/{name}': value for name, value in densities.items()}, step=self.step
+        )
         lowest = min(densities, key=densities.get, default='none')
         highest = max(densities, key=densities.get, default='none')
         print_log(
             f'SparseMaskHook: {event}: overall density {overall:.4f}, {len(densities)} layers masked '
             f'from {densities.get(lowest, 1):.3f} ({lowest}) to {densities.get(highest, 1):.3f} '
-            f'({highest}), {len(self._dense)} layers dense', logger='current')
+            f'({highest}), {len(self._dense)} layers dense',
+            logger='current',
+        )
 
 
 def _check_options(density, init, growth, prune_rate, final_prune_rate, update_interval) -> None:
@@ -325,16 +360,23 @@ def _check_options(density, init, growth, prune_rate, final_prune_rate, update_i
     if growth not in _GROWTHS:
         raise ValueError(f'SparseMaskHook: growth {growth!r} is not one of {", ".join(_GROWTHS)}')
     if not 0 <= final_prune_rate <= prune_rate <= 1:
-        raise ValueError(f'SparseMaskHook: prune rates {prune_rate} to {final_prune_rate} must fall '
-                         'within [0, 1]')
+        raise ValueError(
+            f'SparseMaskHook: prune rates {prune_rate} to {final_prune_rate} must fall '
+            'within [0, 1]'
+        )
     if not isinstance(update_interval, int) or update_interval < 0:
-        raise ValueError(f'SparseMaskHook: update_interval {update_interval!r} must be a number of '
-                         'optimizer steps, or 0 for fixed masks')
+        raise ValueError(
+            f'SparseMaskHook: update_interval {update_interval!r} must be a number of '
+            'optimizer steps, or 0 for fixed masks'
+        )
 
 
 @torch.no_grad()
-def _apply(masks: dict[str, torch.Tensor], params: dict[str, torch.Tensor],
-           optimizer: torch.optim.Optimizer | None = None) -> None:
+def _apply(
+    masks: dict[str, torch.Tensor],
+    params: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
     """Zero the weights, and SGD's momentum if there is any, outside the masks."""
     for name, mask in masks.items():
         params[name].mul_(mask)
@@ -393,8 +435,11 @@ def _clean_names(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 @contextlib.contextmanager
 def full_parameters(model: nn.Module, with_grads: bool = False):
     """Whole parameters by clean name; changes inside the context reach every shard."""
-    gather = FSDP.summon_full_params(model, with_grads=with_grads) if _is_sharded(model) \
+    gather = (
+        FSDP.summon_full_params(model, with_grads=with_grads)
+        if _is_sharded(model)
         else contextlib.nullcontext()
+    )
     with gather:
         yield dict(_clean_names(model))
 

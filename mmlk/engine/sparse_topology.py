@@ -62,8 +62,10 @@ def snip_densities(scores: Mapping[str, torch.Tensor], density: float) -> dict[s
     flat = torch.cat([score.flatten().float() for score in scores.values()])
     total = flat.sum()
     if not torch.isfinite(total) or total == 0:
-        raise ValueError(f'snip_densities: the scores sum to {total.item()}; the loss on the batch '
-                         "gives no usable gradient, use init='erk' or 'uniform'")
+        raise ValueError(
+            f'snip_densities: the scores sum to {total.item()}; the loss on the batch '
+            "gives no usable gradient, use init='erk' or 'uniform'"
+        )
     # Dividing by the sum before comparing is the authors' order of rounding.
     flat = flat / total
     kept = max(int(flat.numel() * density), 1)
@@ -78,7 +80,7 @@ def random_mask(shape: Sequence[int], density: float, generator: torch.Generator
     """Mask with ``round(density * numel)`` positions drawn without replacement."""
     numel = math.prod(shape)
     mask = torch.zeros(numel, dtype=torch.bool)
-    mask[torch.randperm(numel, generator=generator)[:round(density * numel)]] = True
+    mask[torch.randperm(numel, generator=generator)[: round(density * numel)]] = True
     return mask.reshape(tuple(shape))
 
 
@@ -133,8 +135,12 @@ def bernoulli_growth(mask: torch.Tensor, count: int, generator: torch.Generator)
     return mask | drawn.to(mask.device)
 
 
-def average_masked(average: torch.Tensor, weight: torch.Tensor, mask: torch.Tensor,
-                   grown: torch.Tensor | None = None) -> None:
+def average_masked(
+    average: torch.Tensor,
+    weight: torch.Tensor,
+    mask: torch.Tensor,
+    grown: torch.Tensor | None = None,
+) -> None:
     """Make a running average of a masked weight respect the mask, in place.
 
     Args:
@@ -153,7 +159,7 @@ def pack_mask(mask: torch.Tensor) -> torch.Tensor:
     """Eight mask positions per byte, first position in the highest bit, as ``numpy.packbits``."""
     flat = mask.detach().cpu().flatten()
     padded = torch.zeros(-(-flat.numel() // 8) * 8, dtype=torch.uint8)
-    padded[:flat.numel()] = flat
+    padded[: flat.numel()] = flat
     powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
     return (padded.reshape(-1, 8) * powers).sum(1, dtype=torch.uint8)
 
@@ -162,4 +168,4 @@ def unpack_mask(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Inverse of :func:`pack_mask`."""
     powers = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8)
     bits = (packed[:, None] & powers) != 0
-    return bits.flatten()[:math.prod(shape)].reshape(tuple(shape))
+    return bits.flatten()[: math.prod(shape)].reshape(tuple(shape))

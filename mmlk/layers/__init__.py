@@ -11,9 +11,26 @@ from mmlk.layers.recattn import LinearAttention2d, RecAttn2d
 from mmlk.layers.recompute import recompute
 
 __all__ = [
-    'ConvMlp', 'ConvNorm', 'ConvNormMlp', 'DropPath', 'ExpandingDepthwiseConv2d', 'FoldedLinear',
-    'FoldedPointwiseConv2d', 'GELU', 'LayerNorm', 'LayerNorm2d', 'LinearAttention2d', 'RecAttn2d',
-    'add_normed_mlp', 'build_norm', 'channels_last_gradient', 'drop_path_schedule',
-    'fold_conv_norms', 'fold_norm_after', 'fold_norm_before', 'fold_scale_after', 'norm_affine',
-    'recompute'
+    'ConvMlp',
+    'ConvNorm',
+    'ConvNormMlp',
+    'DropPath',
+    'ExpandingDepthwiseConv2d',
+    'FoldedLinear',
+    'FoldedPointwiseConv2d',
+    'GELU',
+    'LayerNorm',
+    'LayerNorm2d',
+    'LinearAttention2d',
+    'RecAttn2d',
+    'add_normed_mlp',
+    'build_norm',
+    'channels_last_gradient',
+    'drop_path_schedule',
+    'fold_conv_norms',
+    'fold_norm_after',
+    'fold_norm_before',
+    'fold_scale_after',
+    'norm_affine',
+    'recompute',
 ]

@@ -27,16 +27,18 @@ class ExpandingDepthwiseConv2d(nn.Conv2d):
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, multiplier: int = 2):
-        super().__init__(channels, channels * multiplier, kernel_size, stride, kernel_size // 2,
-                         groups=channels)
+        super().__init__(
+            channels, channels * multiplier, kernel_size, stride, kernel_size // 2, groups=channels
+        )
         self.multiplier = multiplier
 
     def forward(self, x: Tensor) -> Tensor:
         if dispatch.refuses_device(x, 'cpu'):
             return super().forward(x)
         parts = [
-            depthwise_conv2d(x, self.weight[i::self.multiplier], self.bias[i::self.multiplier],
-                             self.stride).permute(0, 2, 3, 1)
+            depthwise_conv2d(
+                x, self.weight[i :: self.multiplier], self.bias[i :: self.multiplier], self.stride
+            ).permute(0, 2, 3, 1)
             for i in range(self.multiplier)
         ]
         return torch.stack(parts, -1).flatten(3).permute(0, 3, 1, 2)
@@ -67,16 +69,32 @@ class ConvNorm(nn.Module):
         norm_cfg: Norm layer, as for `build_norm`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, stride: int = 1,
-                 groups: int = 1, *, bias: bool = False, norm_cfg: dict):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        bias: bool = False,
+        norm_cfg: dict,
+    ):
         super().__init__()
         if kernel_size == 1 and stride == 1 and groups < in_channels:
             self.conv = PointwiseConv2d(in_channels, out_channels, groups, bias)
         elif groups == in_channels == out_channels:
             self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, bias=bias)
         else:
-            self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2,
-                                  groups=groups, bias=bias)
+            self.conv = nn.Conv2d(
+                in_channels,
+                out_channels,
+                kernel_size,
+                stride,
+                kernel_size // 2,
+                groups=groups,
+                bias=bias,
+            )
         self.norm = build_norm(norm_cfg, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,8 +19,13 @@ _aten = torch.ops.aten
 
 def unobserved(*modules: nn.Module) -> bool:
     """Whether no hook expects a call of one of the modules."""
-    return not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                   or module._backward_pre_hooks for module in modules)
+    return not any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        for module in modules
+    )
 
 
 def uses_own_batch(norm: nn.Module) -> bool:
@@ -31,16 +36,21 @@ def uses_own_batch(norm: nn.Module) -> bool:
             return False
     elif type(norm) is not nn.BatchNorm2d:
         return False
-    return (norm.training and norm.affine and norm.momentum is not None
-            and norm.running_mean is not None)
+    return (
+        norm.training
+        and norm.affine
+        and norm.momentum is not None
+        and norm.running_mean is not None
+    )
 
 
 def _compiles(*tensors: Tensor) -> bool:
     return jit.unavailable() is None and batch_norm.takes(*tensors)
 
 
-def normalise(x: Tensor, norm: nn.Module, *, gelu: bool = False,
-              residual: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def normalise(
+    x: Tensor, norm: nn.Module, *, gelu: bool = False, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Output of ``norm``, batch mean and inverse deviation; running statistics are updated.
 
     Args:
@@ -54,17 +64,27 @@ def normalise(x: Tensor, norm: nn.Module, *, gelu: bool = False,
     parameters = norm.weight, norm.bias, norm.running_mean, norm.running_var
     maps = (x,) if residual is None else (x, residual)
     if _compiles(*maps, *parameters):
-        return batch_norm.forward(x, *parameters, norm.momentum, norm.eps, gelu=gelu,
-                                  residual=residual)
+        return batch_norm.forward(
+            x, *parameters, norm.momentum, norm.eps, gelu=gelu, residual=residual
+        )
     y, mean, deviation = torch.native_batch_norm(x, *parameters, True, norm.momentum, norm.eps)
     if gelu:
         y = F.gelu(y)
     return y if residual is None else y.add_(residual), mean, deviation
 
 
-def normalise_gradients(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, deviation: Tensor,
-                        eps: float, mask: list[bool], *, gelu_bias: Tensor | None = None,
-                        overwrite: bool = False) -> tuple[Tensor | None, ...]:
+def normalise_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    deviation: Tensor,
+    eps: float,
+    mask: list[bool],
+    *,
+    gelu_bias: Tensor | None = None,
+    overwrite: bool = False,
+) -> tuple[Tensor | None, ...]:
     """Gradients of `normalise` with respect to map, weight and bias, those that ``mask`` asks for.
 
     Args:
@@ -74,8 +94,9 @@ def normalise_gradients(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, d
         overwrite: Whether ``grad`` may be overwritten.
     """
     if _compiles(grad, x, weight, mean, deviation):
-        results = batch_norm.backward(grad, x, weight, mean, deviation, gelu_bias=gelu_bias,
-                                      out=grad if overwrite else None)
+        results = batch_norm.backward(
+            grad, x, weight, mean, deviation, gelu_bias=gelu_bias, out=grad if overwrite else None
+        )
         return tuple(each if wanted else None for each, wanted in zip(results, mask))
     if gelu_bias is not None:
         scale = deviation * weight
@@ -83,7 +104,8 @@ def normalise_gradients(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, d
         normed = torch.addcmul(shift[:, None, None], x, scale[:, None, None])
         grad = _aten.gelu_backward(grad, normed)
     return _aten.native_batch_norm_backward(
-        grad, x, weight, None, None, mean, deviation, True, eps, mask)
+        grad, x, weight, None, None, mean, deviation, True, eps, mask
+    )
 
 
 def rows(x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def fold_norm_before(norm: nn.Module, conv: nn.Module) -> nn.Module:
     outputs, columns = weight.shape[:2]
     group = torch.arange(outputs, device=weight.device) // (outputs // conv.groups)
     source = group[:, None] * columns + torch.arange(columns, device=weight.device)
-    expand = (..., ) + (None, ) * (weight.ndim - 2)
+    expand = (...,) + (None,) * (weight.ndim - 2)
     bias = (weight * shift[source][expand]).flatten(1).sum(1)
     if conv.bias is not None:
         bias = bias + conv.bias.detach().double()

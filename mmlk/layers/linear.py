@@ -21,8 +21,15 @@ class _Folded(KeepsBlockedWeights):
     def _with_copy(self, x: Tensor, residual: Tensor | None) -> Tensor:
         # One in another order of memory would have to be copied first.
         rides = residual is not None and residual.stride(-1) == 1
-        y = products.folded_linear(self._blocked, 'weight', x, self.weight, self.bias,
-                                   gelu=self.gelu, residual=residual if rides else None)
+        y = products.folded_linear(
+            self._blocked,
+            'weight',
+            x,
+            self.weight,
+            self.bias,
+            gelu=self.gelu,
+            residual=residual if rides else None,
+        )
         return y if rides or residual is None else residual + y
 
     def _finish(self, y: Tensor, residual: Tensor | None) -> Tensor:
@@ -30,11 +37,17 @@ class _Folded(KeepsBlockedWeights):
         return y if residual is None else residual + y
 
     def _takes_copy(self, x: Tensor, residual: Tensor | None) -> bool:
-        return (not torch.is_grad_enabled() and x.numel() > 0
-                and all(not dispatch.watched(each) and each.dtype == torch.float32
-                        for each in (x, residual) if each is not None)
-                and dispatch.refuses_device(x, 'cpu') is None
-                and products.keeps_copies(self.weight))
+        return (
+            not torch.is_grad_enabled()
+            and x.numel() > 0
+            and all(
+                not dispatch.watched(each) and each.dtype == torch.float32
+                for each in (x, residual)
+                if each is not None
+            )
+            and dispatch.refuses_device(x, 'cpu') is None
+            and products.keeps_copies(self.weight)
+        )
 
 
 class FoldedLinear(_Folded, nn.Linear):
@@ -51,8 +64,9 @@ class FoldedLinear(_Folded, nn.Linear):
     """
 
     def __init__(self, layer: nn.Linear, gelu: bool = False):
-        super().__init__(layer.in_features, layer.out_features, layer.bias is not None,
-                         device='meta')
+        super().__init__(
+            layer.in_features, layer.out_features, layer.bias is not None, device='meta'
+        )
         self._adopt(layer, gelu)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -71,8 +85,9 @@ class FoldedPointwiseConv2d(_Folded, nn.Conv2d):
     """
 
     def __init__(self, layer: nn.Conv2d, gelu: bool = False):
-        super().__init__(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None,
-                         device='meta')
+        super().__init__(
+            layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None, device='meta'
+        )
         self._adopt(layer, gelu)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

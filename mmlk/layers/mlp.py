@@ -16,8 +16,16 @@ from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
 _IDENTITY, _KEEP = nn.Identity(), DropPath()
 
 
-def add_normed_mlp(x: Tensor, mixed: Tensor, norm: nn.Module, first: nn.Module, act: nn.Module,
-                   second: nn.Module, scale: Tensor | None, drop_path: DropPath) -> Tensor:
+def add_normed_mlp(
+    x: Tensor,
+    mixed: Tensor,
+    norm: nn.Module,
+    first: nn.Module,
+    act: nn.Module,
+    second: nn.Module,
+    scale: Tensor | None,
+    drop_path: DropPath,
+) -> Tensor:
     """``x + drop_path(scale * second(act(first(norm(mixed)))))``, the layers on the channels.
 
     On a CPU it is one autograd node in training, and a folded second layer adds the residual.
@@ -44,8 +52,13 @@ def _keeps(drop_path: DropPath) -> bool:
     return drop_path.rate == 0.0 or not drop_path.training
 
 
-def mix_channels(x: torch.Tensor, first: nn.Module, act: nn.Module, second: nn.Module,
-                 scale: torch.Tensor | None = None) -> torch.Tensor:
+def mix_channels(
+    x: torch.Tensor,
+    first: nn.Module,
+    act: nn.Module,
+    second: nn.Module,
+    scale: torch.Tensor | None = None,
+) -> torch.Tensor:
     """``scale * second(act(first(x)))`` on the last axis, in one operator if the modules are plain.
 
     Args:
@@ -66,9 +79,14 @@ def _one_operator(first: nn.Module, act: nn.Module, second: nn.Module, kind: typ
 
     A subclass, as sharding and quantisation make them, and a hook want the layer to be called.
     """
-    return (type(first) is type(second) is kind and type(act) is nn.GELU
-            and act.approximate == 'none' and first.bias is not None and second.bias is not None
-            and unobserved(first, act, second))
+    return (
+        type(first) is type(second) is kind
+        and type(act) is nn.GELU
+        and act.approximate == 'none'
+        and first.bias is not None
+        and second.bias is not None
+        and unobserved(first, act, second)
+    )
 
 
 def _scaled(y: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
@@ -94,17 +112,25 @@ class ConvMlp(nn.Module):
         first, second = self.fc1, self.fc2
         if not _one_operator(first, self.act, second, nn.Conv2d):
             return _scaled(second(self.act(first(x))), scale)
-        run = dispatch.choose('channel_mlp', x, first.weight, first.bias, second.weight,
-                              second.bias, scale)
+        run = dispatch.choose(
+            'channel_mlp', x, first.weight, first.bias, second.weight, second.bias, scale
+        )
         if run is not channel_mlp_reference:
-            y = run(x.permute(0, 2, 3, 1), first.weight.flatten(1), first.bias,
-                    second.weight.flatten(1), second.bias, scale)
+            y = run(
+                x.permute(0, 2, 3, 1),
+                first.weight.flatten(1),
+                first.bias,
+                second.weight.flatten(1),
+                second.bias,
+                scale,
+            )
             return y.permute(0, 3, 1, 2)
         # Elsewhere convolutions spare a contiguous map two transpositions.
         return _scaled(second(self.act(first(x))), scale)
 
-    def residual(self, x: Tensor, mixed: Tensor, scale: Tensor | None,
-                 drop_path: DropPath) -> Tensor:
+    def residual(
+        self, x: Tensor, mixed: Tensor, scale: Tensor | None, drop_path: DropPath
+    ) -> Tensor:
         """``x + drop_path(scale * mlp(mixed))``, the sum by a folded second convolution if it can."""
         if type(self.fc2) is FoldedPointwiseConv2d and scale is None and _keeps(drop_path):
             return self.fc2(self.act(self.fc1(mixed)), x)
@@ -128,12 +154,15 @@ class ConvNormMlp(KeepsBlockedWeights, nn.Sequential):
 
     def __init__(self, channels: int, hidden_channels: int, *, bias: bool, norm_cfg: dict):
         super().__init__(
-            ConvNorm(channels, hidden_channels, bias=bias, norm_cfg=norm_cfg), GELU(),
-            ConvNorm(hidden_channels, channels, bias=bias, norm_cfg=norm_cfg))
+            ConvNorm(channels, hidden_channels, bias=bias, norm_cfg=norm_cfg),
+            GELU(),
+            ConvNorm(hidden_channels, channels, bias=bias, norm_cfg=norm_cfg),
+        )
         self._blocked = BlockedWeights()
 
-    def residual(self, x: Tensor, mixed: Tensor, norm: nn.Module = _IDENTITY,
-                 drop_path: DropPath = _KEEP) -> Tensor:
+    def residual(
+        self, x: Tensor, mixed: Tensor, norm: nn.Module = _IDENTITY, drop_path: DropPath = _KEEP
+    ) -> Tensor:
         """``x + drop_path(mlp(norm(mixed)))``.
 
         On a CPU it is one autograd node in training and two products in a folded network.

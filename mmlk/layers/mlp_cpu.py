@@ -36,11 +36,18 @@ def trains_as_one(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Modul
         return False
     norms = [first.norm, last.norm] if type(norm) is nn.Identity else [norm, first.norm, last.norm]
     convolutions = first.conv, last.conv
-    return (all(uses_own_batch(each) for each in norms)
-            and all(type(each) is PointwiseConv2d and each.bias is None and each.groups == 1
-                    and each.weight.dtype == torch.float32 for each in convolutions)
-            and x.shape[0] * x.shape[2] * x.shape[3] > 1
-            and unobserved(mixer, *mixer, norm, *norms, *convolutions))
+    return (
+        all(uses_own_batch(each) for each in norms)
+        and all(
+            type(each) is PointwiseConv2d
+            and each.bias is None
+            and each.groups == 1
+            and each.weight.dtype == torch.float32
+            for each in convolutions
+        )
+        and x.shape[0] * x.shape[2] * x.shape[3] > 1
+        and unobserved(mixer, *mixer, norm, *norms, *convolutions)
+    )
 
 
 def train(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Module) -> Tensor:
@@ -48,16 +55,29 @@ def train(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Module) -> Te
     first, last = mixer[0], mixer[2]
     norms = [None if type(norm) is nn.Identity else norm, first.norm, last.norm]
     parameters = [(None, None) if each is None else (each.weight, each.bias) for each in norms]
-    return _Residual.apply(x, mixed, norms, first.conv.weight, last.conv.weight,
-                           *(value for pair in parameters for value in pair))
+    return _Residual.apply(
+        x,
+        mixed,
+        norms,
+        first.conv.weight,
+        last.conv.weight,
+        *(value for pair in parameters for value in pair),
+    )
 
 
 class _Residual(torch.autograd.Function):
     """Gradient formulas of `train`; ``norms`` holds the modules, parameters follow."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, mixed: Tensor, norms: list, weight1: Tensor, weight2: Tensor,
-                *affine: Tensor | None) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        mixed: Tensor,
+        norms: list,
+        weight1: Tensor,
+        weight2: Tensor,
+        *affine: Tensor | None,
+    ) -> Tensor:
         saved = []
         start = mixed
         if norms[0] is not None:
@@ -81,19 +101,28 @@ class _Residual(torch.autograd.Function):
         wants = ctx.needs_input_grad
         affine = [None] * 6
 
-        def through_norm(index: int, flow: Tensor, x: Tensor, mean: Tensor, deviation: Tensor,
-                         **options):
+        def through_norm(
+            index: int, flow: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, **options
+        ):
             grad_x, affine[2 * index], affine[2 * index + 1] = normalise_gradients(
-                flow, x, scales[index], mean, deviation, ctx.epsilons[index],
-                [True, wants[5 + 2 * index], wants[6 + 2 * index]], **options)
+                flow,
+                x,
+                scales[index],
+                mean,
+                deviation,
+                ctx.epsilons[index],
+                [True, wants[5 + 2 * index], wants[6 + 2 * index]],
+                **options,
+            )
             return grad_x
 
         grad = grad.contiguous(memory_format=torch.channels_last)
         flow = rows(through_norm(2, grad, out, mean2, deviation2))
         grad2 = torch.mm(flow.t(), activated).view(weight2.shape) if wants[4] else None
         flow = as_map(torch.mm(flow, weight2.flatten(1)), grad)
-        flow = rows(through_norm(1, flow, hidden, mean1, deviation1,
-                                 gelu_bias=bias1, overwrite=True))
+        flow = rows(
+            through_norm(1, flow, hidden, mean1, deviation1, gelu_bias=bias1, overwrite=True)
+        )
         grad1 = torch.mm(flow.t(), start).view(weight1.shape) if wants[3] else None
         grad_mixed = None
         if any(wants[index] for index in (1, 5, 6)):
@@ -106,18 +135,23 @@ class _Residual(torch.autograd.Function):
 def infers_as_two(mixer: nn.Sequential, x: Tensor, mixed: Tensor, norm: nn.Module) -> bool:
     """Whether `infer` computes what the layers would; the arguments are those of `trains_as_one`."""
     first, last = mixer[0], mixer[2]
-    return (not torch.is_grad_enabled() and type(norm) is nn.Identity
-            and type(first) is type(last) is PointwiseConv2d and eager(x, mixed)
-            and all(each.groups == 1 and each.bias is not None for each in (first, last))
-            and x.numel() > 0 and products.keeps_copies(first.weight, last.weight)
-            and unobserved(mixer, *mixer))
+    return (
+        not torch.is_grad_enabled()
+        and type(norm) is nn.Identity
+        and type(first) is type(last) is PointwiseConv2d
+        and eager(x, mixed)
+        and all(each.groups == 1 and each.bias is not None for each in (first, last))
+        and x.numel() > 0
+        and products.keeps_copies(first.weight, last.weight)
+        and unobserved(mixer, *mixer)
+    )
 
 
 def infer(mixer: nn.Sequential, blocked: BlockedWeights, x: Tensor, mixed: Tensor) -> Tensor:
     """``x + mixer(mixed)`` of a folded mixer: GELU and residual ride on the products."""
     first, last = mixer[0], mixer[2]
     hidden = products.folded_linear(
-        blocked, 'first', rows(mixed), first.weight, first.bias, gelu=True)
-    y = products.folded_linear(
-        blocked, 'last', hidden, last.weight, last.bias, residual=rows(x))
+        blocked, 'first', rows(mixed), first.weight, first.bias, gelu=True
+    )
+    y = products.folded_linear(blocked, 'last', hidden, last.weight, last.bias, residual=rows(x))
     return as_map(y, x)

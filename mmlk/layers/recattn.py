@@ -58,12 +58,22 @@ class LinearAttention2d(KeepsBlockedWeights, nn.Module):
         ValueError: if heads do not divide the channels.
     """
 
-    def __init__(self, channels: int, num_heads: int, *, qk_channels: int, qk_groups: int,
-                 bias: bool, norm_cfg: dict):
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        *,
+        qk_channels: int,
+        qk_groups: int,
+        bias: bool,
+        norm_cfg: dict,
+    ):
         super().__init__()
         if channels % num_heads or qk_channels % num_heads:
-            raise ValueError(f'LinearAttention2d: {num_heads} heads do not divide {channels} '
-                             f'channels and {qk_channels} query channels')
+            raise ValueError(
+                f'LinearAttention2d: {num_heads} heads do not divide {channels} '
+                f'channels and {qk_channels} query channels'
+            )
         self.num_heads = num_heads
         options = dict(bias=bias, norm_cfg=norm_cfg)
         self.qk = ConvNorm(channels, 2 * qk_channels, groups=qk_groups, **options)
@@ -103,16 +113,25 @@ class RecAttn2d(KeepsBlockedWeights, nn.Module):
         ValueError: if the kernel is even or heads do not divide the channels.
     """
 
-    def __init__(self, in_channels: int, num_heads: int, kernel_size: int = 5, *,
-                 bias: bool = False, norm_cfg: dict | None = None):
+    def __init__(
+        self,
+        in_channels: int,
+        num_heads: int,
+        kernel_size: int = 5,
+        *,
+        bias: bool = False,
+        norm_cfg: dict | None = None,
+    ):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f'RecAttn2d: kernel_size {kernel_size} must be odd and positive')
         options = dict(bias=bias, norm_cfg=norm_cfg or dict(type='BN'))
         self.down = nn.Sequential(
             ConvNorm(in_channels, in_channels, kernel_size, 2, in_channels, **options),
-            LinearAttention2d(in_channels, num_heads, qk_channels=in_channels, qk_groups=2,
-                              **options))
+            LinearAttention2d(
+                in_channels, num_heads, qk_channels=in_channels, qk_groups=2, **options
+            ),
+        )
         self.conv = ConvNorm(in_channels, in_channels, kernel_size, 1, in_channels, **options)
         self._blocked = BlockedWeights()
 

@@ -34,13 +34,20 @@ def attends_as_one(x: Tensor, qk: nn.Module) -> bool:
         return False
     if type(qk) is PointwiseConv2d:
         return not torch.is_grad_enabled() and unobserved(qk) and qk.weight.dtype == torch.float32
-    return (torch.is_grad_enabled() and type(qk.conv) is PointwiseConv2d and qk.conv.bias is None
-            and qk.conv.weight.dtype == torch.float32 and uses_own_batch(qk.norm)
-            and x.shape[0] * x.shape[2] * x.shape[3] > 1 and unobserved(qk, qk.conv, qk.norm))
+    return (
+        torch.is_grad_enabled()
+        and type(qk.conv) is PointwiseConv2d
+        and qk.conv.bias is None
+        and qk.conv.weight.dtype == torch.float32
+        and uses_own_batch(qk.norm)
+        and x.shape[0] * x.shape[2] * x.shape[3] > 1
+        and unobserved(qk, qk.conv, qk.norm)
+    )
 
 
-def attention(x: Tensor, qk: nn.Module, blocked: BlockedWeights, heads: int,
-              epsilon: float) -> Tensor:
+def attention(
+    x: Tensor, qk: nn.Module, blocked: BlockedWeights, heads: int, epsilon: float
+) -> Tensor:
     """Normalised linear attention of the map's pixels, (N, C, H, W) to the same shape.
 
     Args:
@@ -48,14 +55,19 @@ def attention(x: Tensor, qk: nn.Module, blocked: BlockedWeights, heads: int,
     """
     if type(qk) is PointwiseConv2d:
         pixels, blocks = rows(x), x.shape[1] // qk.weight.shape[1]
-        if (jit.unavailable() is None and qk.weight.shape[0] % (blocks * LANES) == 0
-                and products.keeps_copies(qk.weight)):
+        if (
+            jit.unavailable() is None
+            and qk.weight.shape[0] % (blocks * LANES) == 0
+            and products.keeps_copies(qk.weight)
+        ):
             panels = blocked.get('qk', qk.weight, lambda plain: pack(plain.flatten(1)))
             scores = as_map(linear(pixels, panels, qk.bias, blocks=blocks), x)
         else:
             scores = as_map(_project(pixels, qk.weight, qk.bias), x)
         return _attend(x, scores, heads, epsilon)[0]
-    return _Attention.apply(x, qk.conv.weight, qk.norm.weight, qk.norm.bias, qk.norm, heads, epsilon)
+    return _Attention.apply(
+        x, qk.conv.weight, qk.norm.weight, qk.norm.bias, qk.norm, heads, epsilon
+    )
 
 
 def _groups(pixels: Tensor, weight: Tensor):
@@ -80,16 +92,20 @@ def _project(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _attend(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> tuple[Tensor, ...]:
     """Attention from raw queries and keys; the output first, then what `_attend_gradients` needs."""
     n, c, h, w = x.shape
-    if (jit.unavailable() is None and scores.shape[1] == 2 * c
-            and jit_attention.takes(c // heads, x, scores)):
+    if (
+        jit.unavailable() is None
+        and scores.shape[1] == 2 * c
+        and jit_attention.takes(c // heads, x, scores)
+    ):
         pixels, scores = (rows(each).view(n, h * w, -1) for each in (x, scores))
         out, summary = jit_attention.forward(pixels, scores, heads, epsilon)
         return as_map(out, x), scores, out, summary
     return _attend_by_products(x, scores, heads, epsilon)
 
 
-def _attend_gradients(grad: Tensor, x: Tensor, saved: tuple[Tensor, ...], heads: int,
-                      epsilon: float) -> tuple[Tensor, Tensor]:
+def _attend_gradients(
+    grad: Tensor, x: Tensor, saved: tuple[Tensor, ...], heads: int, epsilon: float
+) -> tuple[Tensor, Tensor]:
     """Gradients of scores and values, rows of pixels.
 
     Args:
@@ -105,8 +121,9 @@ def _attend_gradients(grad: Tensor, x: Tensor, saved: tuple[Tensor, ...], heads:
     return tuple(each.flatten(0, 1) for each in gradients)
 
 
-def _attend_by_products(x: Tensor, scores: Tensor, heads: int,
-                        epsilon: float) -> tuple[Tensor, ...]:
+def _attend_by_products(
+    x: Tensor, scores: Tensor, heads: int, epsilon: float
+) -> tuple[Tensor, ...]:
     """`_attend` by torch.
 
     A column of ones beside the values makes the sum of the weights come out of the same two products.
@@ -116,8 +133,12 @@ def _attend_by_products(x: Tensor, scores: Tensor, heads: int,
     length, depth = h * w, c // heads
     width = scores.shape[1] // (2 * heads)
     positive = F.elu(rows(scores)).add_(1)
-    query, key = positive.view(n, length, 2, heads, width).permute(2, 0, 3, 1, 4).contiguous().view(
-        2, n * heads, length, width)
+    query, key = (
+        positive.view(n, length, 2, heads, width)
+        .permute(2, 0, 3, 1, 4)
+        .contiguous()
+        .view(2, n * heads, length, width)
+    )
     value = x.new_empty(n, heads, length, depth + 1)
     value[..., :depth] = x.permute(0, 2, 3, 1).reshape(n, length, heads, depth).transpose(1, 2)
     value[..., depth] = 1
@@ -130,9 +151,18 @@ def _attend_by_products(x: Tensor, scores: Tensor, heads: int,
     return out, out, positive, query, key, value, summary, total
 
 
-def _gradients_by_products(grad: Tensor, x: Tensor, out: Tensor, positive: Tensor, query: Tensor,
-                           key: Tensor, value: Tensor, summary: Tensor, total: Tensor,
-                           heads: int) -> tuple[Tensor, Tensor]:
+def _gradients_by_products(
+    grad: Tensor,
+    x: Tensor,
+    out: Tensor,
+    positive: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    summary: Tensor,
+    total: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
     """`_attend_gradients` by torch."""
     n, c, h, w = x.shape
     length, depth = h * w, c // heads
@@ -147,8 +177,10 @@ def _gradients_by_products(grad: Tensor, x: Tensor, out: Tensor, positive: Tenso
     flow = flow.view(n * heads, length, depth + 1)
     grad_summary = torch.bmm(query.transpose(1, 2), flow)
     grad_positive = grad.new_empty(n, length, 2, heads, query.shape[2])
-    parts = (torch.bmm(flow, summary.transpose(1, 2)),
-             torch.bmm(value, grad_summary.transpose(1, 2)))
+    parts = (
+        torch.bmm(flow, summary.transpose(1, 2)),
+        torch.bmm(value, grad_summary.transpose(1, 2)),
+    )
     for index, part in enumerate(parts):
         grad_positive[:, :, index] = part.view(n, heads, length, -1).transpose(1, 2)
     # The derivative of elu(a) + 1 is 1 above zero and the function itself below.
@@ -161,8 +193,16 @@ class _Attention(torch.autograd.Function):
     """`attention` in training mode, the norm of query and key included."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.Module,
-                heads: int, epsilon: float) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        norm: nn.Module,
+        heads: int,
+        epsilon: float,
+    ) -> Tensor:
         projected = as_map(_project(rows(x), weight, None), x)
         scores, mean, deviation = normalise(projected, norm)
         out, *saved = _attend(x, scores, heads, epsilon)
@@ -175,22 +215,31 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight, scale, projected, mean, deviation, *saved = ctx.saved_tensors
         grad_scores, grad_x = _attend_gradients(
-            grad.contiguous(memory_format=torch.channels_last), x, saved, *ctx.attention)
+            grad.contiguous(memory_format=torch.channels_last), x, saved, *ctx.attention
+        )
         wants = ctx.needs_input_grad
         grad_projected, grad_scale, grad_shift = normalise_gradients(
-            as_map(grad_scores, x), projected, scale, mean, deviation, ctx.eps,
-            [True, wants[2], wants[3]])
+            as_map(grad_scores, x),
+            projected,
+            scale,
+            mean,
+            deviation,
+            ctx.eps,
+            [True, wants[2], wants[3]],
+        )
         flow, pixels = rows(grad_projected), rows(x)
         grad_weight = weight.new_empty(weight.shape)
         for (part, matrix, columns), target in zip(
-                _groups(pixels, weight), grad_x.chunk(x.shape[1] // weight.shape[1], 1)):
+            _groups(pixels, weight), grad_x.chunk(x.shape[1] // weight.shape[1], 1)
+        ):
             torch.mm(flow[:, columns].t(), part, out=grad_weight.flatten(1)[columns])
             target.addmm_(flow[:, columns], matrix)
         return as_map(grad_x, x), grad_weight, grad_scale, grad_shift, None, None, None
 
 
-def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights, name: str,
-                     onto: Tensor | None = None) -> Tensor:
+def normed_depthwise(
+    x: Tensor, layer: nn.Module, blocked: BlockedWeights, name: str, onto: Tensor | None = None
+) -> Tensor:
     """``layer(x) [+ onto]`` of a normed or folded depthwise convolution, by its CPU code if it has one.
 
     Args:
@@ -200,28 +249,55 @@ def normed_depthwise(x: Tensor, layer: nn.Module, blocked: BlockedWeights, name:
         if type(layer) is DepthwiseConv2d:
             if _infers(layer):
                 if _loops(x):
-                    return depthwise.forward(x, layer.weight, layer.bias, layer.stride, out=onto,
-                                             accumulate=onto is not None)
+                    return depthwise.forward(
+                        x,
+                        layer.weight,
+                        layer.bias,
+                        layer.stride,
+                        out=onto,
+                        accumulate=onto is not None,
+                    )
                 y = recconv_cpu.convolve_blocked(
-                    x, layer.weight, layer.bias, layer.stride[0], blocked, name)
+                    x, layer.weight, layer.bias, layer.stride[0], blocked, name
+                )
                 return y if onto is None else y.add_(onto)
-        elif (torch.is_grad_enabled() and type(layer.conv) is DepthwiseConv2d
-              and layer.conv.bias is None and uses_own_batch(layer.norm)
-              and layer.conv.weight.dtype == torch.float32
-              and x.shape[0] * -(-x.shape[2] // layer.conv.stride[0])
-              * -(-x.shape[3] // layer.conv.stride[1]) > 1
-              and unobserved(layer, layer.conv, layer.norm)):
-            return _DepthwiseNorm.apply(x, layer.conv.weight, layer.norm.weight, layer.norm.bias,
-                                        layer.norm, layer.conv.stride, onto)
+        elif (
+            torch.is_grad_enabled()
+            and type(layer.conv) is DepthwiseConv2d
+            and layer.conv.bias is None
+            and uses_own_batch(layer.norm)
+            and layer.conv.weight.dtype == torch.float32
+            and x.shape[0]
+            * -(-x.shape[2] // layer.conv.stride[0])
+            * -(-x.shape[3] // layer.conv.stride[1])
+            > 1
+            and unobserved(layer, layer.conv, layer.norm)
+        ):
+            return _DepthwiseNorm.apply(
+                x,
+                layer.conv.weight,
+                layer.norm.weight,
+                layer.norm.bias,
+                layer.norm,
+                layer.conv.stride,
+                onto,
+            )
     return layer(x) if onto is None else layer(x) + onto
 
 
-def normed_depthwise_of_sum(x: Tensor, coarse: Tensor, layer: nn.Module, blocked: BlockedWeights,
-                            name: str) -> Tensor:
+def normed_depthwise_of_sum(
+    x: Tensor, coarse: Tensor, layer: nn.Module, blocked: BlockedWeights, name: str
+) -> Tensor:
     """`normed_depthwise` of ``x + up(coarse)``, nearest."""
-    if (x.shape[2:] == (2 * coarse.shape[2], 2 * coarse.shape[3]) and x.shape[1] > 1
-            and eager(x, coarse) and x.numel() > 0 and type(layer) is DepthwiseConv2d
-            and _infers(layer) and _loops(x)):
+    if (
+        x.shape[2:] == (2 * coarse.shape[2], 2 * coarse.shape[3])
+        and x.shape[1] > 1
+        and eager(x, coarse)
+        and x.numel() > 0
+        and type(layer) is DepthwiseConv2d
+        and _infers(layer)
+        and _loops(x)
+    ):
         return depthwise.forward(x, layer.weight, layer.bias, layer.stride, coarse=coarse)
     return normed_depthwise(add_nearest(x, coarse), layer, blocked, name)
 
@@ -249,8 +325,16 @@ class _DepthwiseNorm(torch.autograd.Function):
     """Depthwise convolution and batch norm in training mode, and a map added to them."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, norm: nn.Module,
-                stride: tuple[int, int], onto: Tensor | None) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        norm: nn.Module,
+        stride: tuple[int, int],
+        onto: Tensor | None,
+    ) -> Tensor:
         if _loops(x):
             convolved = depthwise.forward(x, weight, None, stride)
         else:
@@ -268,14 +352,21 @@ class _DepthwiseNorm(torch.autograd.Function):
         wants = ctx.needs_input_grad
         grad = grad.contiguous(memory_format=torch.channels_last)
         flow, grad_scale, grad_shift = normalise_gradients(
-            grad, convolved, scale, mean, deviation, ctx.eps, [True, wants[2], wants[3]])
+            grad, convolved, scale, mean, deviation, ctx.eps, [True, wants[2], wants[3]]
+        )
         if _loops(x):
-            grad_x = depthwise.input_gradient(
-                flow, weight, tuple(x.shape), ctx.stride) if wants[0] else None
-            grad_weight = depthwise.weight_gradient(
-                flow, x, tuple(weight.shape[2:]), ctx.stride)[0] if wants[1] else None
+            grad_x = (
+                depthwise.input_gradient(flow, weight, tuple(x.shape), ctx.stride)
+                if wants[0]
+                else None
+            )
+            grad_weight = (
+                depthwise.weight_gradient(flow, x, tuple(weight.shape[2:]), ctx.stride)[0]
+                if wants[1]
+                else None
+            )
         else:
             grad_x, grad_weight = recconv_cpu.gradients(
-                flow, x, weight.contiguous(), tuple(ctx.stride), wants[0], wants[1])
-        return (grad_x, grad_weight, grad_scale, grad_shift, None, None,
-                grad if wants[6] else None)
+                flow, x, weight.contiguous(), tuple(ctx.stride), wants[0], wants[1]
+            )
+        return (grad_x, grad_weight, grad_scale, grad_shift, None, None, grad if wants[6] else None)

@@ -19,8 +19,11 @@ def recompute(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return module(x)
     return checkpoint(
-        module, x, use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _statistics_held(module)))
+        module,
+        x,
+        use_reentrant=False,
+        context_fn=lambda: (contextlib.nullcontext(), _statistics_held(module)),
+    )
 
 
 @contextlib.contextmanager

@@ -61,15 +61,24 @@ class KeepsBlockedWeights:
 
 def eager(*maps: Tensor) -> bool:
     """Whether maps are float32, channels-last and on a CPU, and nothing watches the call."""
-    return (all(not dispatch.watched(x) and x.dtype == torch.float32 and x.device.type == 'cpu'
-                and channels_last(x) for x in maps)
-            and (os.environ.get(dispatch.ENVIRONMENT) or 'cpu') == 'cpu'
-            and dispatch.refuses_device(maps[0], 'cpu') is None)
+    return (
+        all(
+            not dispatch.watched(x)
+            and x.dtype == torch.float32
+            and x.device.type == 'cpu'
+            and channels_last(x)
+            for x in maps
+        )
+        and (os.environ.get(dispatch.ENVIRONMENT) or 'cpu') == 'cpu'
+        and dispatch.refuses_device(maps[0], 'cpu') is None
+    )
 
 
 def usable(*weights: Tensor) -> bool:
     """Whether this torch has the operators and can keep copies of the weights."""
-    return (torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, '_linear_pointwise')
-            and all(weight.dtype == torch.float32 and not weight.is_inference()
-                    for weight in weights))
+    return (
+        torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+        and all(weight.dtype == torch.float32 and not weight.is_inference() for weight in weights)
+    )

@@ -23,8 +23,9 @@ from mmlk.ops.operators import layout
 from mmlk.ops.reference import large_kernel_branches_reference, large_kernel_sum_reference
 
 
-def large_kernel_branches(x: Tensor, weights: Sequence[Tensor], *,
-                          backend: str | None = None) -> tuple[Tensor, ...]:
+def large_kernel_branches(
+    x: Tensor, weights: Sequence[Tensor], *, backend: str | None = None
+) -> tuple[Tensor, ...]:
     """The map convolved with each of two or three depthwise kernels.
 
     `large_kernel_branches_reference` is the definition. The results have the memory layout of ``x``.
@@ -45,11 +46,12 @@ def large_kernel_branches(x: Tensor, weights: Sequence[Tensor], *,
         _check('large_kernel_branches', x, weights, None)
     args = (x, *weights, *(None,) * (3 - len(weights)))
     parts = dispatch.choose('large_kernel_branches', *args, backend=backend)(*args)
-    return tuple(parts[:len(weights)])
+    return tuple(parts[: len(weights)])
 
 
-def large_kernel_sum(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, *,
-                     backend: str | None = None) -> Tensor:
+def large_kernel_sum(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """The sum of the map's convolutions with two or three depthwise kernels.
 
     `large_kernel_sum_reference` is the definition. The result has the memory layout of ``x``.
@@ -81,14 +83,20 @@ def _check(name: str, x: Tensor, weights: tuple[Tensor, ...], bias: Tensor | Non
     channels = x.shape[1]
     for index, weight in enumerate(weights):
         if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
-            raise ValueError(f'{name}: weights[{index}] has shape {tuple(weight.shape)}, expected '
-                             f'({channels}, 1, kh, kw) for {channels} channels')
+            raise ValueError(
+                f'{name}: weights[{index}] has shape {tuple(weight.shape)}, expected '
+                f'({channels}, 1, kh, kw) for {channels} channels'
+            )
         if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-            raise ValueError(f'{name}: weights[{index}] has the even kernel '
-                             f'{tuple(weight.shape[2:])}, both sides must be odd')
+            raise ValueError(
+                f'{name}: weights[{index}] has the even kernel '
+                f'{tuple(weight.shape[2:])}, both sides must be odd'
+            )
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f'{name}: x is {x.dtype} but weights[{index}] is {weight.dtype}, cast '
-                             'one of them or use autocast')
+            raise ValueError(
+                f'{name}: x is {x.dtype} but weights[{index}] is {weight.dtype}, cast '
+                'one of them or use autocast'
+            )
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f'{name}: bias has shape {tuple(bias.shape)}, expected ({channels},)')
 
@@ -99,24 +107,39 @@ def _given(*tensors: Tensor | None) -> list[Tensor]:
 
 # --------------------------------------------------------------------------------- operators
 
-def _branches_fake(x: Tensor, first: Tensor, second: Tensor,
-                   third: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+
+def _branches_fake(
+    x: Tensor, first: Tensor, second: Tensor, third: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     form = layout(x)
-    return (torch.empty_like(x, memory_format=form), torch.empty_like(x, memory_format=form),
-            x.new_empty(0) if third is None else torch.empty_like(x, memory_format=form))
+    return (
+        torch.empty_like(x, memory_format=form),
+        torch.empty_like(x, memory_format=form),
+        x.new_empty(0) if third is None else torch.empty_like(x, memory_format=form),
+    )
 
 
 def _sum_fake(x: Tensor, *parameters: Tensor | None) -> Tensor:
     return torch.empty_like(x, memory_format=layout(x))
 
 
-def _backward_fake(grad_first: Tensor, grad_second: Tensor, grad_third: Tensor, x: Tensor,
-                   first: Tensor, second: Tensor, third: Tensor | None,
-                   mask: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward_fake(
+    grad_first: Tensor,
+    grad_second: Tensor,
+    grad_third: Tensor,
+    x: Tensor,
+    first: Tensor,
+    second: Tensor,
+    third: Tensor | None,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gradients = [torch.empty_like(x, memory_format=layout(x)) if mask[0] else x.new_empty(0)]
     for weight, wanted in zip((first, second, third), mask[1:4]):
-        gradients.append(torch.empty_like(weight, memory_format=torch.contiguous_format)
-                         if wanted else first.new_empty(0))
+        gradients.append(
+            torch.empty_like(weight, memory_format=torch.contiguous_format)
+            if wanted
+            else first.new_empty(0)
+        )
     return *gradients, first.new_empty(first.shape[0] if mask[4] else 0)
 
 
@@ -144,18 +167,26 @@ dispatch.define(
     'large_kernel_backward',
     '(Tensor grad_first, Tensor grad_second, Tensor grad_third, Tensor x, Tensor first, '
     'Tensor second, Tensor? third, bool[5] mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)',
-    fake=_backward_fake)
+    fake=_backward_fake,
+)
 branches_operator = dispatch.define(
     'large_kernel_branches',
     '(Tensor x, Tensor first, Tensor second, Tensor? third) -> (Tensor, Tensor, Tensor)',
-    fake=_branches_fake, setup_context=_setup, backward=_branches_gradient)
+    fake=_branches_fake,
+    setup_context=_setup,
+    backward=_branches_gradient,
+)
 sum_operator = dispatch.define(
     'large_kernel_sum',
     '(Tensor x, Tensor first, Tensor second, Tensor? third, Tensor? bias) -> Tensor',
-    fake=_sum_fake, setup_context=_setup, backward=_sum_gradient)
+    fake=_sum_fake,
+    setup_context=_setup,
+    backward=_sum_gradient,
+)
 
 
 # --------------------------------------------------------------------------------- torch on any device
+
 
 def _prepared(x: Tensor, *weights: Tensor | None) -> tuple[Tensor, list[Tensor]]:
     """Map and kernels in the type that is computed in, the kernels in plain strides."""
@@ -164,34 +195,49 @@ def _prepared(x: Tensor, *weights: Tensor | None) -> tuple[Tensor, list[Tensor]]
     return work, [each.to(work.dtype).contiguous() for each in _given(*weights)]
 
 
-def _compiled_backward(grads: Sequence[Tensor], x: Tensor, work: Tensor, weights: list[Tensor],
-                       mask: list[bool], dtype: torch.dtype) -> list[Tensor]:
+def _compiled_backward(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    work: Tensor,
+    weights: list[Tensor],
+    mask: list[bool],
+    dtype: torch.dtype,
+) -> list[Tensor]:
     """Gradients of the map and of three kernels of ``dtype``, empty where they are not wanted."""
     # Those of a sum are one gradient.
-    grads = grads[:1] if grads[0] is grads[1] else grads[:len(weights)]
-    grad_x, taps = jit.gradients([cpu._working(each) for each in grads], work, weights, mask[0],
-                                 mask[1:1 + len(weights)])
+    grads = grads[:1] if grads[0] is grads[1] else grads[: len(weights)]
+    grad_x, taps = jit.gradients(
+        [cpu._working(each) for each in grads], work, weights, mask[0], mask[1 : 1 + len(weights)]
+    )
     return [
-        x.new_empty(0) if grad_x is None
+        x.new_empty(0)
+        if grad_x is None
         else grad_x.to(x.dtype).contiguous(memory_format=layout(x)),
-        *(x.new_empty(0, dtype=dtype) if each is None else each.to(dtype)
-          for each in [*taps, *(None,) * (3 - len(taps))])]
+        *(
+            x.new_empty(0, dtype=dtype) if each is None else each.to(dtype)
+            for each in [*taps, *(None,) * (3 - len(taps))]
+        ),
+    ]
 
 
-def compose_branches(x: Tensor, first: Tensor, second: Tensor,
-                     third: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def compose_branches(
+    x: Tensor, first: Tensor, second: Tensor, third: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """`mmlk::large_kernel_branches`; 16-bit types are rounded once."""
     work, weights = _prepared(x, first, second, third)
     if jit.refuses(work, weights) is None:
-        parts = [each.to(x.dtype).contiguous(memory_format=layout(x))
-                 for each in jit.apart(work, weights)]
+        parts = [
+            each.to(x.dtype).contiguous(memory_format=layout(x))
+            for each in jit.apart(work, weights)
+        ]
         return *parts[:2], parts[2] if third is not None else x.new_empty(0)
     parts = [cpu._depthwise(x, weight, None, [1, 1]) for weight in _given(first, second, third)]
     return *parts[:2], parts[2] if third is not None else x.new_empty(0)
 
 
-def compose_sum(x: Tensor, first: Tensor, second: Tensor, third: Tensor | None,
-                bias: Tensor | None) -> Tensor:
+def compose_sum(
+    x: Tensor, first: Tensor, second: Tensor, third: Tensor | None, bias: Tensor | None
+) -> Tensor:
     """`mmlk::large_kernel_sum`; 16-bit types are rounded once."""
     work, weights = _prepared(x, first, second, third)
     work_bias = None if bias is None else bias.to(work.dtype).contiguous()
@@ -204,13 +250,21 @@ def compose_sum(x: Tensor, first: Tensor, second: Tensor, third: Tensor | None,
     return y.to(x.dtype)
 
 
-def compose_backward(grad_first: Tensor, grad_second: Tensor, grad_third: Tensor, x: Tensor,
-                     first: Tensor, second: Tensor, third: Tensor | None,
-                     mask: list[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def compose_backward(
+    grad_first: Tensor,
+    grad_second: Tensor,
+    grad_third: Tensor,
+    x: Tensor,
+    first: Tensor,
+    second: Tensor,
+    third: Tensor | None,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`mmlk::large_kernel_backward`; 16-bit types are rounded once."""
     grads = (grad_first, grad_second, grad_third)
-    bias = cpu._working(grad_first).sum((0, 2, 3)).to(first.dtype) if mask[4] \
-        else first.new_empty(0)
+    bias = (
+        cpu._working(grad_first).sum((0, 2, 3)).to(first.dtype) if mask[4] else first.new_empty(0)
+    )
     work, weights = _prepared(x, first, second, third)
     if jit.refuses(work, weights) is None:
         return *_compiled_backward(grads, x, work, weights, mask, first.dtype), bias
@@ -221,7 +275,8 @@ def compose_backward(grad_first: Tensor, grad_second: Tensor, grad_third: Tensor
             results.append(first.new_empty(0))
             continue
         part, grad_weight, _ = cpu._depthwise_backward(
-            cpu._working(grad), work, weight, [1, 1], [mask[0], wanted, False])
+            cpu._working(grad), work, weight, [1, 1], [mask[0], wanted, False]
+        )
         results.append(grad_weight)
         if mask[0]:
             grad_x = part if grad_x is None else grad_x.add_(part)
@@ -270,8 +325,9 @@ def _reference_branches(x: Tensor, *weights: Tensor | None) -> tuple[Tensor, ...
     return large_kernel_branches_reference(x, _given(*weights))
 
 
-def _reference_sum(x: Tensor, first: Tensor, second: Tensor, third: Tensor | None,
-                   bias: Tensor | None) -> Tensor:
+def _reference_sum(
+    x: Tensor, first: Tensor, second: Tensor, third: Tensor | None, bias: Tensor | None
+) -> Tensor:
     return large_kernel_sum_reference(x, _given(first, second, third), bias)
 
 
@@ -280,7 +336,10 @@ dispatch.implement('large_kernel_sum', 'CPU', compose_sum)
 dispatch.implement('large_kernel_backward', 'CPU', compose_backward)
 dispatch.register('large_kernel_branches', dispatch.Backend('cpu', _run_branches, _refuses))
 dispatch.register('large_kernel_sum', dispatch.Backend('cpu', _run_sum, _refuses))
-dispatch.register('large_kernel_branches', dispatch.Backend(
-    'reference', _reference_branches, dispatch.never_refuses))
-dispatch.register('large_kernel_sum', dispatch.Backend(
-    'reference', _reference_sum, dispatch.never_refuses))
+dispatch.register(
+    'large_kernel_branches',
+    dispatch.Backend('reference', _reference_branches, dispatch.never_refuses),
+)
+dispatch.register(
+    'large_kernel_sum', dispatch.Backend('reference', _reference_sum, dispatch.never_refuses)
+)

@@ -18,8 +18,16 @@ from mmlk.ops.allocation import keep_freed_memory
 from mmlk.ops.reference import channel_mlp_reference
 
 
-def channel_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-                scale: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+def channel_mlp(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    scale: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """``scale * (gelu(x W1^T + b1) W2^T + b2)`` on the last axis.
 
     `channel_mlp_reference` is the definition.
@@ -43,10 +51,16 @@ def channel_mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias
         Gradients of gradients are available from the reference backend only.
     """
     if not torch.jit.is_tracing() and (
-            x.dim() < 1 or weight1.dim() != 2 or weight2.dim() != 2
-            or weight1.shape[1] != x.shape[-1] or weight2.shape[1] != weight1.shape[0]):
-        raise ValueError(f'channel_mlp: x {tuple(x.shape)}, weight1 {tuple(weight1.shape)} and '
-                         f'weight2 {tuple(weight2.shape)} are not (..., C), (H, C) and (O, H)')
+        x.dim() < 1
+        or weight1.dim() != 2
+        or weight2.dim() != 2
+        or weight1.shape[1] != x.shape[-1]
+        or weight2.shape[1] != weight1.shape[0]
+    ):
+        raise ValueError(
+            f'channel_mlp: x {tuple(x.shape)}, weight1 {tuple(weight1.shape)} and '
+            f'weight2 {tuple(weight2.shape)} are not (..., C), (H, C) and (O, H)'
+        )
     args = (x, weight1, bias1, weight2, bias2, scale)
     return dispatch.choose('channel_mlp', *args, backend=backend)(*args)
 
@@ -73,8 +87,15 @@ class Mlp(NamedTuple):
     scale: Tensor | None
 
 
-def mlp_forward(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-                scale: Tensor | None, residual: Tensor | None = None) -> tuple[Tensor, Mlp]:
+def mlp_forward(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    scale: Tensor | None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Mlp]:
     """``[residual +] mlp(x)`` on rows; both wide maps are kept, as torch's own layers do."""
     wide, active = products.linear_gelu(x, weight1, bias1)
     out, y = products.scaled_linear(active, weight2, bias2, scale, residual)
@@ -87,7 +108,8 @@ def mlp_backward(grad: Tensor, kept: Mlp, wants: Sequence[bool]) -> list[Tensor 
     gradients = [None] * 6
     if any(wants[3:]):
         gradients[3:] = products.weight_gradient(
-            grad, active, wants[4], scale, y if wants[5] else None)
+            grad, active, wants[4], scale, y if wants[5] else None
+        )
     if any(wants[:3]):
         grad = products.input_gradient(grad, weight2, wide, scale)
         if wants[1] or wants[2]:
@@ -98,7 +120,6 @@ def mlp_backward(grad: Tensor, kept: Mlp, wants: Sequence[bool]) -> list[Tensor 
 
 
 class _ChannelMlp(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, *args):
         out, kept = mlp_forward(*args)
@@ -108,12 +129,17 @@ class _ChannelMlp(torch.autograd.Function):
     @staticmethod
     @dispatch.first_derivative_only('channel_mlp')
     def backward(ctx, grad):
-        return tuple(mlp_backward(
-            grad.contiguous(), Mlp(*ctx.saved_tensors), ctx.needs_input_grad))
+        return tuple(mlp_backward(grad.contiguous(), Mlp(*ctx.saved_tensors), ctx.needs_input_grad))
 
 
-def _mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-         scale: Tensor | None = None) -> Tensor:
+def _mlp(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    scale: Tensor | None = None,
+) -> Tensor:
     keep_freed_memory()
     rows = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled():
@@ -142,5 +168,6 @@ def _refuses(x: Tensor, *parameters: Tensor | None) -> str | None:
 
 
 dispatch.register('channel_mlp', dispatch.Backend('cpu', _mlp, _refuses))
-dispatch.register('channel_mlp', dispatch.Backend(
-    'reference', channel_mlp_reference, dispatch.never_refuses))
+dispatch.register(
+    'channel_mlp', dispatch.Backend('reference', channel_mlp_reference, dispatch.never_refuses)
+)

@@ -69,8 +69,13 @@ _COMPILED = Plan(*('compiled',) * 3)
 
 
 @functools.lru_cache(maxsize=4096)
-def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int],
-         last: bool, compiles: bool = False) -> Plan:
+def plan(
+    shape: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    last: bool,
+    compiles: bool = False,
+) -> Plan:
     """The routes for one shape.
 
     Args:
@@ -90,43 +95,50 @@ def plan(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int
     # The only contiguous weight gradients of torch that are both fast and right.
     safe = kw <= 3 and kh <= 31
     if stride != (1, 1):
-        contiguous = Plan('native' if kw <= 9 else 'native channels-last', 'native',
-                          'native' if safe else 'native channels-last')
+        contiguous = Plan(
+            'native' if kw <= 9 else 'native channels-last',
+            'native',
+            'native' if safe else 'native channels-last',
+        )
         return _NATIVE_LAST if last else contiguous
     if last and max(kh, kw) <= 11:
         # torch is slow here for the weight gradient only, and not where one row is summed.
-        return _NATIVE_LAST if kw <= 3 or kh == 1 else _NATIVE_LAST._replace(
-            weight_gradient='grouped')
+        return (
+            _NATIVE_LAST if kw <= 3 or kh == 1 else _NATIVE_LAST._replace(weight_gradient='grouped')
+        )
     pixels, taps = shape[0] * shape[1], kh * kw
     if _prefers_spectra(shape, kernel):
         # The gradients share a spectrum; the forward pass alone needs more taps or pixels to gain.
-        small = pixels <= 48 ** 2 and taps <= 21 ** 2
+        small = pixels <= 48**2 and taps <= 21**2
         return Plan('padded' if small else 'fourier', 'fourier', 'fourier')
-    weight_gradient = 'fourier' if taps >= 17 ** 2 and pixels >= 40 ** 2 else 'grouped'
+    weight_gradient = 'fourier' if taps >= 17**2 and pixels >= 40**2 else 'grouped'
     if safe:
         return _NATIVE
     if kw <= 9:
         return Plan('native', 'flipped', weight_gradient)
-    if kh <= 9 and kw >= 21 and pixels <= 64 ** 2:
+    if kh <= 9 and kw >= 21 and pixels <= 64**2:
         return Plan('transposed', 'transposed', weight_gradient)
-    return Plan('padded', 'padded' if pixels <= 90 ** 2 else 'native', weight_gradient)
+    return Plan('padded', 'padded' if pixels <= 90**2 else 'native', weight_gradient)
 
 
 def _prefers_spectra(shape: tuple[int, int], kernel: tuple[int, int]) -> bool:
     """Whether transforms, whose cost hardly depends on the kernel, beat the sum over its taps."""
     pixels, taps = shape[0] * shape[1], kernel[0] * kernel[1]
-    if min(kernel) < 17 or pixels < 24 ** 2:
+    if min(kernel) < 17 or pixels < 24**2:
         return False
-    if pixels < 40 ** 2:
-        return taps >= 41 ** 2
+    if pixels < 40**2:
+        return taps >= 41**2
     # On large maps the spectra leave the cache and need larger kernels to pay.
-    return taps >= 21 ** 2 or pixels <= 90 ** 2
+    return taps >= 21**2 or pixels <= 90**2
 
 
 def _leaves_the_cache(shape: tuple[int, int], kernel: tuple[int, int]) -> bool:
     """Whether transforms beat compiled sums, or a row of planes exceeds a thread's stack."""
-    return (kernel[0] * kernel[1] >= 49 ** 2 and min(shape) >= 48
-            or kernel[0] * (shape[1] + kernel[1]) > 16_384)
+    return (
+        kernel[0] * kernel[1] >= 49**2
+        and min(shape) >= 48
+        or kernel[0] * (shape[1] + kernel[1]) > 16_384
+    )
 
 
 def _compiles(x: Tensor) -> bool:
@@ -135,8 +147,13 @@ def _compiles(x: Tensor) -> bool:
 
 def _addressable(*tensors: Tensor | None) -> bool:
     """Whether compiled loops may read the memory of all tensors as float32."""
-    return all(each is None or type(each) in (Tensor, torch.nn.Parameter) and each.is_cpu
-               and each.dtype == torch.float32 for each in tensors)
+    return all(
+        each is None
+        or type(each) in (Tensor, torch.nn.Parameter)
+        and each.is_cpu
+        and each.dtype == torch.float32
+        for each in tensors
+    )
 
 
 def _working(x: Tensor) -> Tensor:
@@ -160,7 +177,7 @@ def _kernel(weight: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor
     kh, kw = weight.shape[2:]
     if kh >= 2 * size[0] or kw >= 2 * size[1]:
         cut_h, cut_w = max(0, kh // 2 - size[0] + 1), max(0, kw // 2 - size[1] + 1)
-        weight = weight[:, :, cut_h:kh - cut_h, cut_w:kw - cut_w].contiguous()
+        weight = weight[:, :, cut_h : kh - cut_h, cut_w : kw - cut_w].contiguous()
     weight = weight.to(dtype)
     return weight.reshape(-1).view(weight.shape) if weight.stride(1) == 1 else weight
 
@@ -176,8 +193,9 @@ def _unclip(grad_weight: Tensor, kernel) -> Tensor:
 def _plan_for(x: Tensor, kernel: Tensor, stride) -> Plan:
     if x.numel() == 0:
         return _NATIVE
-    return plan(tuple(x.shape[2:]), tuple(kernel.shape[2:]), tuple(stride), channels_last(x),
-                _compiles(x))
+    return plan(
+        tuple(x.shape[2:]), tuple(kernel.shape[2:]), tuple(stride), channels_last(x), _compiles(x)
+    )
 
 
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]) -> Tensor:
@@ -192,8 +210,9 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]
     return y.to(dtype).contiguous(memory_format=out_layout)
 
 
-def _gradients(grad: Tensor, x: Tensor, kernel: Tensor, stride: list[int], mask: list[bool],
-               chosen: Plan) -> list[Tensor | None]:
+def _gradients(
+    grad: Tensor, x: Tensor, kernel: Tensor, stride: list[int], mask: list[bool], chosen: Plan
+) -> list[Tensor | None]:
     """Wanted gradients of map, clipped kernel and bias, in whatever layout the routes leave them."""
     by_input, by_weight = chosen.input_gradient, chosen.weight_gradient
     if chosen == _COMPILED:
@@ -219,30 +238,34 @@ def _gradients(grad: Tensor, x: Tensor, kernel: Tensor, stride: list[int], mask:
     return results
 
 
-def _compiled_gradients(grad: Tensor, x: Tensor, kernel: Tensor, stride, mask,
-                        out: Tensor | None = None) -> list[Tensor | None]:
+def _compiled_gradients(
+    grad: Tensor, x: Tensor, kernel: Tensor, stride, mask, out: Tensor | None = None
+) -> list[Tensor | None]:
     results = [None, None, None]
     if mask[0]:
         results[0] = compiled.input_gradient(grad, kernel, x.shape, tuple(stride), out=out)
     if mask[1] or mask[2]:
         results[1:] = compiled.weight_gradient(
-            grad, _laid_out(x, CHANNELS), tuple(kernel.shape[2:]), tuple(stride))
+            grad, _laid_out(x, CHANNELS), tuple(kernel.shape[2:]), tuple(stride)
+        )
     return results
 
 
-def _depthwise_backward(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int],
-                        mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def _depthwise_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     keep_freed_memory()
     out_layout, dtype = layout(x), x.dtype
     x, grad = _working(x), _working(grad)
     kernel = _kernel(weight, x.shape[2:], x.dtype)
     grad_x, grad_weight, grad_bias = _gradients(
-        grad, x, kernel, stride, mask, _plan_for(x, kernel, stride))
+        grad, x, kernel, stride, mask, _plan_for(x, kernel, stride)
+    )
     return (
-        grad_x.to(dtype).contiguous(memory_format=out_layout) if mask[0]
+        grad_x.to(dtype).contiguous(memory_format=out_layout)
+        if mask[0]
         else x.new_empty(0, dtype=dtype),
-        _unclip(grad_weight, weight.shape[2:]).to(weight.dtype) if mask[1]
-        else weight.new_empty(0),
+        _unclip(grad_weight, weight.shape[2:]).to(weight.dtype) if mask[1] else weight.new_empty(0),
         grad_bias.to(weight.dtype) if mask[2] else weight.new_empty(0),
     )
 
@@ -261,8 +284,15 @@ def _branch_plan(x: Tensor, kernel: Tensor) -> Plan:
     return _plan_for(x, kernel, (1, 1))
 
 
-def _inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
-               bias_w: Tensor | None, weight_h: Tensor, bias_h: Tensor | None) -> Tensor:
+def _inception(
+    x: Tensor,
+    weight_hw: Tensor,
+    bias_hw: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+) -> Tensor:
     keep_freed_memory()
     y = x.clone(memory_format=layout(x))
     g = weight_hw.shape[0]
@@ -282,8 +312,9 @@ def _inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: T
     return y
 
 
-def _inception_backward(grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Tensor,
-                        weight_h: Tensor, mask: list[bool]) -> list[Tensor]:
+def _inception_backward(
+    grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Tensor, weight_h: Tensor, mask: list[bool]
+) -> list[Tensor]:
     keep_freed_memory()
     g = weight_hw.shape[0]
     start = x.shape[1] - 3 * g
@@ -296,14 +327,19 @@ def _inception_backward(grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Te
         target = results[0].narrow(1, start, g) if mask[0] else None
         if chosen == _COMPILED and grad.dtype == part.dtype:
             grad_x, grad_weight, grad_bias = _compiled_gradients(
-                _laid_out(incoming, CHANNELS), part, kernel, [1, 1], wanted, target)
+                _laid_out(incoming, CHANNELS), part, kernel, [1, 1], wanted, target
+            )
         else:
             grad_x, grad_weight, grad_bias = _gradients(
-                incoming, part, kernel, [1, 1], wanted, chosen)
+                incoming, part, kernel, [1, 1], wanted, chosen
+            )
             if mask[0]:
                 target.copy_(grad_x)
-        results.append(_unclip(grad_weight, weight.shape[2:]).to(weight.dtype) if wanted[1]
-                       else weight.new_empty(0))
+        results.append(
+            _unclip(grad_weight, weight.shape[2:]).to(weight.dtype)
+            if wanted[1]
+            else weight.new_empty(0)
+        )
         results.append(grad_bias.to(weight.dtype) if wanted[2] else weight.new_empty(0))
         start += g
     return results
@@ -360,8 +396,16 @@ class _Inception(torch.autograd.Function):
     """The same for the Inception operator."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
-                bias_w: Tensor | None, weight_h: Tensor, bias_h: Tensor | None) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        weight_hw: Tensor,
+        bias_hw: Tensor | None,
+        weight_w: Tensor,
+        bias_w: Tensor | None,
+        weight_h: Tensor,
+        bias_h: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(x, weight_hw, weight_w, weight_h)
         return _inception(x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h)
 
@@ -388,21 +432,29 @@ class _Compiled(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() or dispatch.watched(grad):
             gradients = torch.ops.mmlk.depthwise_conv2d_backward(
-                grad, x, weight, list(ctx.stride), wanted)
+                grad, x, weight, list(ctx.stride), wanted
+            )
         else:
             gradients = _compiled_gradients(
-                _laid_out(grad, CHANNELS), x, weight, ctx.stride, wanted)
+                _laid_out(grad, CHANNELS), x, weight, ctx.stride, wanted
+            )
         return *(each if needed else None for each, needed in zip(gradients, wanted)), None
 
 
-def _takes_loops_as_it_is(x: Tensor, weight: Tensor, bias: Tensor | None,
-                          stride: tuple[int, int]) -> bool:
+def _takes_loops_as_it_is(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]
+) -> bool:
     """Whether the loops are the route, without conversion or clipping."""
     kh, kw = weight.shape[2:]
     h, w = x.shape[2:]
-    return (_addressable(x, weight, bias) and channels_last(x)
-            and kh < 2 * h and kw < 2 * w and x.numel() > 0
-            and plan((h, w), (kh, kw), stride, True, jit.unavailable() is None) is _COMPILED)
+    return (
+        _addressable(x, weight, bias)
+        and channels_last(x)
+        and kh < 2 * h
+        and kw < 2 * w
+        and x.numel() > 0
+        and plan((h, w), (kh, kw), stride, True, jit.unavailable() is None) is _COMPILED
+    )
 
 
 def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Tensor:
@@ -410,7 +462,8 @@ def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Te
     if not watched and _takes_loops_as_it_is(x, weight, bias, stride):
         keep_freed_memory()
         return (_Compiled.apply if torch.is_grad_enabled() else compiled.forward)(
-            x, weight, bias, stride)
+            x, weight, bias, stride
+        )
     if _is_plain_torch(x, weight, stride):
         return depthwise_conv2d_reference(x, weight, bias, stride)
     if watched:
@@ -420,8 +473,15 @@ def _run_depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, stride) -> Te
     return _depthwise(x, weight, bias, stride)
 
 
-def _run_inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
-                   bias_w: Tensor | None, weight_h: Tensor, bias_h: Tensor | None) -> Tensor:
+def _run_inception(
+    x: Tensor,
+    weight_hw: Tensor,
+    bias_hw: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+) -> Tensor:
     """Plain torch for the published kernels, with the wide band always channels-last.
 
     Calling it directly spares small maps the cost of a registered operator.
@@ -429,30 +489,39 @@ def _run_inception(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_
     g, last = weight_hw.shape[0], channels_last(x)
     parameters = weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h
     if last and not dispatch.watched(x) and _compiles(x) and _addressable(*parameters):
-        return _Inception.apply(x, *parameters) if torch.is_grad_enabled() else \
-            _inception(x, *parameters)
+        return (
+            _Inception.apply(x, *parameters)
+            if torch.is_grad_enabled()
+            else _inception(x, *parameters)
+        )
     identity, square, wide, tall = torch.split(x, (x.shape[1] - 3 * g, g, g, g), dim=1)
     band = weight_w.shape[3]
-    if not (_is_plain_torch(square, weight_hw, (1, 1)) and _is_plain_torch(tall, weight_h, (1, 1))
-            and band <= 15 and band < 2 * x.shape[3]):
+    if not (
+        _is_plain_torch(square, weight_hw, (1, 1))
+        and _is_plain_torch(tall, weight_h, (1, 1))
+        and band <= 15
+        and band < 2 * x.shape[3]
+    ):
         return operators.inception_dwconv2d(
-            x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h)
+            x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h
+        )
     if not last:
         wide = wide.contiguous(memory_format=torch.channels_last)
     wide = depthwise_conv2d_reference(wide, weight_w, bias_w)
-    return torch.cat((
-        identity,
-        depthwise_conv2d_reference(square, weight_hw, bias_hw),
-        wide if last else wide.contiguous(),
-        depthwise_conv2d_reference(tall, weight_h, bias_h),
-    ), dim=1)
+    return torch.cat(
+        (
+            identity,
+            depthwise_conv2d_reference(square, weight_hw, bias_hw),
+            wide if last else wide.contiguous(),
+            depthwise_conv2d_reference(tall, weight_h, bias_h),
+        ),
+        dim=1,
+    )
 
 
 dispatch.implement('depthwise_conv2d', 'CPU', _depthwise)
 dispatch.implement('depthwise_conv2d_backward', 'CPU', _depthwise_backward)
 dispatch.implement('inception_dwconv2d', 'CPU', _inception)
 dispatch.implement('inception_dwconv2d_backward', 'CPU', _inception_backward)
-dispatch.register('depthwise_conv2d', dispatch.Backend(
-    'cpu', _run_depthwise, _refuses, _describe))
-dispatch.register('inception_dwconv2d', dispatch.Backend(
-    'cpu', _run_inception, _refuses))
+dispatch.register('depthwise_conv2d', dispatch.Backend('cpu', _run_depthwise, _refuses, _describe))
+dispatch.register('inception_dwconv2d', dispatch.Backend('cpu', _run_inception, _refuses))

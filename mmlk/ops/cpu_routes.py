@@ -67,8 +67,19 @@ def forward_fourier(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def input_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1)) -> Tensor:
     """torch's gradient as it is: vectorised for every kernel, and right for every kernel."""
-    return convolution_backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False,
-                                (0, 0), x.shape[1], (True, False, False))[0]
+    return convolution_backward(
+        grad,
+        x,
+        weight,
+        None,
+        stride,
+        _padding(weight),
+        (1, 1),
+        False,
+        (0, 0),
+        x.shape[1],
+        (True, False, False),
+    )[0]
 
 
 def input_gradient_flipped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -102,14 +113,36 @@ def weight_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1
     In NCHW it is vectorised for widths up to 3 only, and there, on AVX2 machines, wrong by a tenth
     and more for heights of 35 and above on many map heights. `mmlk.ops.cpu` never sends those here.
     """
-    return convolution_backward(grad, x, weight, None, stride, _padding(weight), (1, 1), False,
-                                (0, 0), x.shape[1], (False, True, False))[1]
+    return convolution_backward(
+        grad,
+        x,
+        weight,
+        None,
+        stride,
+        _padding(weight),
+        (1, 1),
+        False,
+        (0, 0),
+        x.shape[1],
+        (False, True, False),
+    )[1]
 
 
 def gradients_native(grad: Tensor, x: Tensor, weight: Tensor, stride, mask) -> tuple:
     """torch's gradients of map, kernel and bias from one call, those that ``mask`` asks for."""
-    return convolution_backward(grad, x, weight, [x.shape[1]], stride, _padding(weight), (1, 1),
-                                False, (0, 0), x.shape[1], mask)
+    return convolution_backward(
+        grad,
+        x,
+        weight,
+        [x.shape[1]],
+        stride,
+        _padding(weight),
+        (1, 1),
+        False,
+        (0, 0),
+        x.shape[1],
+        mask,
+    )
 
 
 def weight_gradient_grouped(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -128,8 +161,15 @@ def _correlations(grad: Tensor, x: Tensor, kh: int, kw: int) -> Tensor:
     n, c, h, w = x.shape
     outer = _outer_padding(kw)
     padded = F.pad(x, (outer, outer)) if outer else x
-    parts = torch.conv2d(padded.reshape(1, n * c, h, w + 2 * outer), grad.reshape(n * c, 1, h, w),
-                         None, 1, (kh // 2, kw // 2 - outer), 1, n * c)
+    parts = torch.conv2d(
+        padded.reshape(1, n * c, h, w + 2 * outer),
+        grad.reshape(n * c, 1, h, w),
+        None,
+        1,
+        (kh // 2, kw // 2 - outer),
+        1,
+        n * c,
+    )
     return parts.view(n, c, kh, kw).sum(0).unsqueeze(1)
 
 

@@ -20,7 +20,7 @@ from mmlk.ops import branches, cpu, dispatch, operators
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LEAST_TRITON = (3, 4)  # tuples and slices of them inside kernels
-LARGEST_IMAGE = 2 ** 31 - 1  # elements of one image; kernels count inside it with 32 bits
+LARGEST_IMAGE = 2**31 - 1  # elements of one image; kernels count inside it with 32 bits
 
 # registered operator -> (module of mmlk.ops.triton, its function, torch composition)
 KERNELS = {
@@ -69,6 +69,7 @@ def refuses(x: Tensor, *_args) -> str | None:
 
 def _kernel(module: str, function: str, composition: Callable, position: int) -> Callable:
     """Computation of a registered operator whose argument ``position`` is the map."""
+
     def compute(*args):
         if incapable(args[position]) is not None:
             return composition(*args)
@@ -78,13 +79,18 @@ def _kernel(module: str, function: str, composition: Callable, position: int) ->
 
 
 for _name, (_module, _function, _composition) in KERNELS.items():
-    dispatch.implement(_name, 'CUDA', _kernel(
-        _module, _function, _composition, 1 if _name.endswith('_backward') else 0))
-dispatch.register('depthwise_conv2d', dispatch.Backend(
-    'triton', operators.depthwise_conv2d, refuses))
-dispatch.register('inception_dwconv2d', dispatch.Backend(
-    'triton', operators.inception_dwconv2d, refuses))
-dispatch.register('large_kernel_branches', dispatch.Backend(
-    'triton', branches.branches_operator, refuses))
-dispatch.register('large_kernel_sum', dispatch.Backend(
-    'triton', branches.sum_operator, refuses))
+    dispatch.implement(
+        _name,
+        'CUDA',
+        _kernel(_module, _function, _composition, 1 if _name.endswith('_backward') else 0),
+    )
+dispatch.register(
+    'depthwise_conv2d', dispatch.Backend('triton', operators.depthwise_conv2d, refuses)
+)
+dispatch.register(
+    'inception_dwconv2d', dispatch.Backend('triton', operators.inception_dwconv2d, refuses)
+)
+dispatch.register(
+    'large_kernel_branches', dispatch.Backend('triton', branches.branches_operator, refuses)
+)
+dispatch.register('large_kernel_sum', dispatch.Backend('triton', branches.sum_operator, refuses))

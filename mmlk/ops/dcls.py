@@ -40,16 +40,28 @@ from mmlk.ops.reference import (
 INITIAL_SIGMA = {'max': 0.01, 'gauss': 0.23}
 
 
-def dcls_kernel1d(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
-                  kernel_size: int | Sequence[int], version: str = 'v0',
-                  backend: str | None = None) -> Tensor:
+def dcls_kernel1d(
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None = None,
+    *,
+    kernel_size: int | Sequence[int],
+    version: str = 'v0',
+    backend: str | None = None,
+) -> Tensor:
     """Kernel (O, I, k) from positions (1, O, I, m); see `dcls_kernel2d`."""
     return _kernel('dcls_kernel1d', weight, positions, sigma, kernel_size, version, backend)
 
 
-def dcls_kernel2d(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
-                  kernel_size: int | Sequence[int], version: str = 'v0',
-                  backend: str | None = None) -> Tensor:
+def dcls_kernel2d(
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None = None,
+    *,
+    kernel_size: int | Sequence[int],
+    version: str = 'v0',
+    backend: str | None = None,
+) -> Tensor:
     """Dense kernels from the weights and positions of their elements.
 
     `dcls_kernel2d_reference` is the definition. Position 0 is cell ``k // 2`` of an axis.
@@ -78,9 +90,15 @@ def dcls_kernel2d(weight: Tensor, positions: Tensor, sigma: Tensor | None = None
     return _kernel('dcls_kernel2d', weight, positions, sigma, kernel_size, version, backend)
 
 
-def dcls_kernel3d(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
-                  kernel_size: int | Sequence[int], version: str = 'v0',
-                  backend: str | None = None) -> Tensor:
+def dcls_kernel3d(
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None = None,
+    *,
+    kernel_size: int | Sequence[int],
+    version: str = 'v0',
+    backend: str | None = None,
+) -> Tensor:
     """Kernel (O, I, kd, kh, kw) from positions (3, O, I, m); see `dcls_kernel2d`.
 
     ``v0`` orders positions (first, last, middle axis), the other versions (last, middle, first).
@@ -112,22 +130,35 @@ def repulsive_loss(positions: Tensor) -> Tensor:
     return (1 - distance).clamp(min=0).mean()
 
 
-def _kernel(name: str, weight: Tensor, positions: Tensor, sigma: Tensor | None,
-            kernel_size: int | Sequence[int], version: str, backend: str | None) -> Tensor:
+def _kernel(
+    name: str,
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None,
+    kernel_size: int | Sequence[int],
+    version: str,
+    backend: str | None,
+) -> Tensor:
     dims = int(name[-2])
     _check_version(name, version)
     kernel_size = _window(name, kernel_size, dims)
     if weight.dim() != 3 or weight.shape[-1] < 1 or not weight.is_floating_point():
-        raise ValueError(f'{name}: weight is {weight.dtype} {tuple(weight.shape)}, expected floating '
-                         'point (O, I, m) with at least one element m')
+        raise ValueError(
+            f'{name}: weight is {weight.dtype} {tuple(weight.shape)}, expected floating '
+            'point (O, I, m) with at least one element m'
+        )
     expected = (dims, *weight.shape)
     if positions.shape != expected:
-        raise ValueError(f'{name}: positions have shape {tuple(positions.shape)}, expected '
-                         f'{expected} for weight {tuple(weight.shape)}')
+        raise ValueError(
+            f'{name}: positions have shape {tuple(positions.shape)}, expected '
+            f'{expected} for weight {tuple(weight.shape)}'
+        )
     if (sigma is not None) != (version in INITIAL_SIGMA):
         need = 'needs' if sigma is None else 'takes no'
-        raise ValueError(f'{name}: version {version!r} {need} sigma; versions with sigma are '
-                         f'{", ".join(INITIAL_SIGMA)}')
+        raise ValueError(
+            f'{name}: version {version!r} {need} sigma; versions with sigma are '
+            f'{", ".join(INITIAL_SIGMA)}'
+        )
     if sigma is not None and sigma.shape != expected:
         raise ValueError(f'{name}: sigma has shape {tuple(sigma.shape)}, expected {expected}')
     run = dispatch.choose(name, weight, positions, sigma, kernel_size, version, backend=backend)
@@ -142,8 +173,9 @@ def _check_version(name: str, version: str) -> None:
 def _window(name: str, kernel_size: int | Sequence[int], dims: int) -> tuple[int, ...]:
     sizes = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
     if len(sizes) != dims or any(int(size) != size or size < 1 for size in sizes):
-        raise ValueError(f'{name}: kernel_size {kernel_size!r} is not a positive integer or '
-                         f'{dims} of them')
+        raise ValueError(
+            f'{name}: kernel_size {kernel_size!r} is not a positive integer or {dims} of them'
+        )
     return tuple(int(size) for size in sizes)
 
 
@@ -156,16 +188,27 @@ class _DCLS(nn.Module):
     call ``eval()`` or :meth:`drop_kernel` after them.
     """
 
-    def __init__(self, dims: int, in_channels: int, out_channels: int, kernel_count: int,
-                 kernel_size: int | Sequence[int], groups: int, bias: bool, version: str):
+    def __init__(
+        self,
+        dims: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_count: int,
+        kernel_size: int | Sequence[int],
+        groups: int,
+        bias: bool,
+        version: str,
+    ):
         super().__init__()
         name = type(self).__name__
         _check_version(name, version)
         if kernel_count < 1:
             raise ValueError(f'{name}: kernel_count {kernel_count} must be at least 1')
         if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(f'{name}: groups {groups} must divide in_channels {in_channels} and '
-                             f'out_channels {out_channels}')
+            raise ValueError(
+                f'{name}: groups {groups} must divide in_channels {in_channels} and '
+                f'out_channels {out_channels}'
+            )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_count = kernel_count
         self.kernel_size = _window(name, kernel_size, dims)
@@ -218,8 +261,10 @@ class _DCLS(nn.Module):
         mine = (self.P.shape, self.kernel_size, self.version)
         theirs = (owner.P.shape, owner.kernel_size, owner.version)
         if mine != theirs:
-            raise ValueError(f'{type(self).__name__}.share_positions: positions, window and version '
-                             f'{mine} differ from the owner\'s {theirs}')
+            raise ValueError(
+                f'{type(self).__name__}.share_positions: positions, window and version '
+                f"{mine} differ from the owner's {theirs}"
+            )
         if owner is not self:
             del self.P, self.SIG
             # Inside a tuple: a module attribute would make the owner a child of this layer.
@@ -246,14 +291,18 @@ class _DCLS(nn.Module):
         """Constructed kernel (O, I, *kernel_size), rounded to ``dtype`` at the end if given."""
         source = self._owner[0] if self._owner else self
         tensors = [each for each in (self.weight, source.P, source.SIG) if each is not None]
-        keeps = not self.training and not _traced() and not (
-            torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
+        keeps = (
+            not self.training
+            and not _traced()
+            and not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
+        )
         stamp = _stamp(tensors, dtype) if keeps else None
         if stamp is not None and self._kept is not None and self._kept[0] == stamp:
             return self._kept[1]
         build = (dcls_kernel1d, dcls_kernel2d, dcls_kernel3d)[len(self.kernel_size) - 1]
-        kernel = build(self.weight, source.P, source.SIG, kernel_size=self.kernel_size,
-                       version=self.version)
+        kernel = build(
+            self.weight, source.P, source.SIG, kernel_size=self.kernel_size, version=self.version
+        )
         if dtype is not None:
             kernel = kernel.to(dtype)
         # The parameters are kept too, so that none can be replaced by one at the same address.
@@ -275,11 +324,13 @@ class _DCLS(nn.Module):
     def __getstate__(self) -> dict:
         return {**self.__dict__, '_kept': None}
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys,
-                              unexpected_keys, error_msgs) -> None:
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
         self._kept = None
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys,
-                                      unexpected_keys, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         for name in self._shared_names():
             key, target = prefix + name, getattr(self, name)
             if key in unexpected_keys:
@@ -288,8 +339,10 @@ class _DCLS(nn.Module):
             if value is None:
                 continue
             if value.shape != target.shape:
-                error_msgs.append(f'size mismatch for {key}: copying {tuple(value.shape)} to '
-                                  f'{tuple(target.shape)}')
+                error_msgs.append(
+                    f'size mismatch for {key}: copying {tuple(value.shape)} to '
+                    f'{tuple(target.shape)}'
+                )
             elif local_metadata.get('assign_to_params_buffers', False):
                 setattr(self._owner[0], name, nn.Parameter(value, target.requires_grad))
             else:
@@ -302,8 +355,10 @@ class _DCLS(nn.Module):
         return ('P',) if self.SIG is None else ('P', 'SIG')
 
     def extra_repr(self) -> str:
-        words = (f'{self.in_channels}, {self.out_channels}, kernel_count={self.kernel_count}, '
-                 f'kernel_size={self.kernel_size}, version={self.version}')
+        words = (
+            f'{self.in_channels}, {self.out_channels}, kernel_count={self.kernel_count}, '
+            f'kernel_size={self.kernel_size}, version={self.version}'
+        )
         words += f', groups={self.groups}' if self.groups != 1 else ''
         return words + (', shared positions' if self._owner else '')
 
@@ -336,16 +391,41 @@ class _DCLSConv(_DCLS):
 
     dims: int
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_count: int,
-                 stride: int | Sequence[int] = 1, padding: int | str | Sequence[int] = 0,
-                 dilated_kernel_size: int | Sequence[int] = 1, groups: int = 1, bias: bool = True,
-                 padding_mode: str = 'zeros', version: str = 'v0'):
-        super().__init__(self.dims, in_channels, out_channels, kernel_count, dilated_kernel_size,
-                         groups, bias, version)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_count: int,
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilated_kernel_size: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        version: str = 'v0',
+    ):
+        super().__init__(
+            self.dims,
+            in_channels,
+            out_channels,
+            kernel_count,
+            dilated_kernel_size,
+            groups,
+            bias,
+            version,
+        )
         # torch's own layer checks and normalises these; its one-cell weights are dropped with it.
         plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.dims - 1](
-            groups, groups, self.kernel_size, stride, padding, groups=groups, bias=False,
-            padding_mode=padding_mode, device='meta')
+            groups,
+            groups,
+            self.kernel_size,
+            stride,
+            padding,
+            groups=groups,
+            bias=False,
+            padding_mode=padding_mode,
+            device='meta',
+        )
         self.stride, self.padding, self.padding_mode = plain.stride, plain.padding, padding_mode
         self._explicit_padding = plain._reversed_padding_repeated_twice
 
@@ -360,9 +440,12 @@ class _DCLSConv(_DCLS):
         return convolve(x, kernel, _like(self.bias, kernel), self.stride, padding, 1, self.groups)
 
     def _is_same_depthwise(self, padding: int | str | Sequence[int]) -> bool:
-        return (self.dims == 2 and self.in_channels == self.out_channels == self.groups
-                and all(size % 2 for size in self.kernel_size)
-                and padding in ('same', tuple(size // 2 for size in self.kernel_size)))
+        return (
+            self.dims == 2
+            and self.in_channels == self.out_channels == self.groups
+            and all(size % 2 for size in self.kernel_size)
+            and padding in ('same', tuple(size // 2 for size in self.kernel_size))
+        )
 
 
 class DCLSConv1d(_DCLSConv):
@@ -421,13 +504,21 @@ class DCLSDepthwiseConv2d(_DCLS):
         ValueError: If the version is unknown, the element count is below 1, or the window even.
     """
 
-    def __init__(self, channels: int, kernel_count: int = 34,
-                 kernel_size: int | Sequence[int] = 17, stride: int | tuple[int, int] = 1,
-                 bias: bool = True, version: str = 'v0'):
+    def __init__(
+        self,
+        channels: int,
+        kernel_count: int = 34,
+        kernel_size: int | Sequence[int] = 17,
+        stride: int | tuple[int, int] = 1,
+        bias: bool = True,
+        version: str = 'v0',
+    ):
         super().__init__(2, channels, channels, kernel_count, kernel_size, channels, bias, version)
         if any(size % 2 == 0 for size in self.kernel_size):
-            raise ValueError(f'DCLSDepthwiseConv2d: kernel_size {self.kernel_size} must be odd to '
-                             'keep the size; use DCLSConv2d for even windows')
+            raise ValueError(
+                f'DCLSDepthwiseConv2d: kernel_size {self.kernel_size} must be odd to '
+                'keep the size; use DCLSConv2d for even windows'
+            )
         self.stride = pair(stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -439,7 +530,8 @@ class DCLSDepthwiseConv2d(_DCLS):
     def switch_to_deploy(self) -> DepthwiseConv2d:
         """The plain depthwise convolution with the constructed kernel, equal to this layer."""
         plain = DepthwiseConv2d(
-            self.out_channels, self.kernel_size, self.stride, bias=self.bias is not None)
+            self.out_channels, self.kernel_size, self.stride, bias=self.bias is not None
+        )
         plain.weight = nn.Parameter(self.kernel(self.weight.dtype).clone())
         if self.bias is not None:
             plain.bias = nn.Parameter(self.bias.detach().clone())
@@ -458,14 +550,18 @@ def _like(bias: Tensor | None, kernel: Tensor) -> Tensor | None:
 
 def _fake(weight, positions, sigma, kernel_size, version):
     return weight.new_empty(
-        (*weight.shape[:2], *kernel_size), dtype=compute_dtype(weight, positions))
+        (*weight.shape[:2], *kernel_size), dtype=compute_dtype(weight, positions)
+    )
 
 
 def _backward_fake(grad, weight, positions, sigma, kernel_size, version):
-    return (torch.empty_like(weight, memory_format=torch.contiguous_format),
-            torch.empty_like(positions, memory_format=torch.contiguous_format),
-            weight.new_empty(0) if sigma is None
-            else torch.empty_like(sigma, memory_format=torch.contiguous_format))
+    return (
+        torch.empty_like(weight, memory_format=torch.contiguous_format),
+        torch.empty_like(positions, memory_format=torch.contiguous_format),
+        weight.new_empty(0)
+        if sigma is None
+        else torch.empty_like(sigma, memory_format=torch.contiguous_format),
+    )
 
 
 def _setup(ctx, inputs, output) -> None:
@@ -477,7 +573,8 @@ def _gradient(ctx, grad: Tensor):
     weight, positions, *rest = ctx.saved_tensors
     sigma = rest[0] if rest else None
     gradients = torch.ops.mmlk.dcls_kernel_backward(
-        grad, weight, positions, sigma, ctx.kernel_size, ctx.version)
+        grad, weight, positions, sigma, ctx.kernel_size, ctx.version
+    )
     return (*gradients[:2], gradients[2] if rest else None, None, None)
 
 
@@ -497,30 +594,49 @@ class _Construct(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         # Under create_graph the registered one, which refuses the second derivative by name.
-        compute = (torch.ops.mmlk.dcls_kernel_backward if torch.is_grad_enabled()
-                   else construct_backward)
+        compute = (
+            torch.ops.mmlk.dcls_kernel_backward if torch.is_grad_enabled() else construct_backward
+        )
         *gradients, by_width = compute(grad, *ctx.saved_tensors, *ctx.settings)
         return *gradients, by_width if ctx.needs_input_grad[2] else None, None, None
 
 
-def _run_separable(weight: Tensor, positions: Tensor, sigma: Tensor | None, *,
-                   kernel_size: Sequence[int], version: str) -> Tensor:
-    plain = all(each is None or type(each) in (Tensor, nn.Parameter)
-                for each in (weight, positions, sigma))
+def _run_separable(
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None,
+    *,
+    kernel_size: Sequence[int],
+    version: str,
+) -> Tensor:
+    plain = all(
+        each is None or type(each) in (Tensor, nn.Parameter) for each in (weight, positions, sigma)
+    )
     if plain and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0:
         return _Construct.apply(weight, positions, sigma, kernel_size, version)
     return _separable(weight, positions, sigma, kernel_size, version)
 
 
 _ARGUMENTS = 'Tensor weight, Tensor positions, Tensor? sigma, int[] kernel_size, str version'
-dispatch.define('dcls_kernel_backward',
-                f'(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)', fake=_backward_fake)
+dispatch.define(
+    'dcls_kernel_backward',
+    f'(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)',
+    fake=_backward_fake,
+)
 dispatch.implement('dcls_kernel_backward', 'CompositeExplicitAutograd', construct_backward)
-_separable = dispatch.define('dcls_kernel', f'({_ARGUMENTS}) -> Tensor', fake=_fake,
-                             backward=_gradient, setup_context=_setup, autocast=False)
+_separable = dispatch.define(
+    'dcls_kernel',
+    f'({_ARGUMENTS}) -> Tensor',
+    fake=_fake,
+    backward=_gradient,
+    setup_context=_setup,
+    autocast=False,
+)
 dispatch.implement('dcls_kernel', 'CompositeExplicitAutograd', construct)
-for _name, _reference in (('dcls_kernel1d', dcls_kernel1d_reference),
-                          ('dcls_kernel2d', dcls_kernel2d_reference),
-                          ('dcls_kernel3d', dcls_kernel3d_reference)):
+for _name, _reference in (
+    ('dcls_kernel1d', dcls_kernel1d_reference),
+    ('dcls_kernel2d', dcls_kernel2d_reference),
+    ('dcls_kernel3d', dcls_kernel3d_reference),
+):
     dispatch.register(_name, dispatch.Backend('separable', _run_separable, _refuses))
     dispatch.register(_name, dispatch.Backend('reference', _reference, dispatch.never_refuses))

@@ -61,28 +61,44 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float32
 
 
-def construct(weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_size: Sequence[int],
-              version: str) -> Tensor:
+def construct(
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None,
+    kernel_size: Sequence[int],
+    version: str,
+) -> Tensor:
     """Kernel (O, I, *kernel_size) from weight (O, I, m) and positions, sigma (N, O, I, m)."""
     with _plain_precision(weight):
         w, p, s = _arrange(weight, positions, sigma, version)
         if _compiles(w, p, kernel_size):
             kernel = compiled.construct(
-                w.contiguous(), _per_axis(p, version), _per_axis(s, version), kernel_size, version)
+                w.contiguous(), _per_axis(p, version), _per_axis(s, version), kernel_size, version
+            )
             return kernel.view(*weight.shape[:2], *kernel_size)
         grid = _sampling_grid(p, kernel_size, version)
         if grid is not None:
             kernel = _sampled_kernel(w, grid, kernel_size, version)
         else:
             rows = _chunks(w)
-            parts = [_profiles_forward(w[each], p[:, each], None if s is None else s[:, each],
-                                       kernel_size, version) for each in rows]
+            parts = [
+                _profiles_forward(
+                    w[each], p[:, each], None if s is None else s[:, each], kernel_size, version
+                )
+                for each in rows
+            ]
             kernel = torch.cat(parts) if len(rows) > 1 else parts[0]
     return kernel.view(*weight.shape[:2], *kernel_size)
 
 
-def construct_backward(grad: Tensor, weight: Tensor, positions: Tensor, sigma: Tensor | None,
-                       kernel_size: Sequence[int], version: str) -> tuple[Tensor, Tensor, Tensor]:
+def construct_backward(
+    grad: Tensor,
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None,
+    kernel_size: Sequence[int],
+    version: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of weight, positions and sigma (empty without sigma), in their dtypes."""
     grad_sigma = weight.new_empty(0)
     with _plain_precision(weight):
@@ -91,7 +107,12 @@ def construct_backward(grad: Tensor, weight: Tensor, positions: Tensor, sigma: T
         grid = None if _compiles(w, p, kernel_size) else _sampling_grid(p, kernel_size, version)
         if _compiles(w, p, kernel_size):
             grad_weight, *others = compiled.gradients(
-                g.contiguous(), w.contiguous(), _per_axis(p, version), _per_axis(s, version), version)
+                g.contiguous(),
+                w.contiguous(),
+                _per_axis(p, version),
+                _per_axis(s, version),
+                version,
+            )
             order = driven_axes(version, 2)
             grad_positions = torch.stack([others[axis] for axis in order])
             if sigma is not None:
@@ -102,13 +123,24 @@ def construct_backward(grad: Tensor, weight: Tensor, positions: Tensor, sigma: T
         else:
             results = w.new_empty(1 + len(p) * (1 if s is None else 2), *w.shape)
             for rows in _chunks(w):
-                _profiles_backward(g[rows], w[rows], p[:, rows], None if s is None else s[:, rows],
-                                   version, results[:, rows])
-            grad_weight, grad_positions = (each.clone() for each in (results[0], results[1:1 + len(p)]))
+                _profiles_backward(
+                    g[rows],
+                    w[rows],
+                    p[:, rows],
+                    None if s is None else s[:, rows],
+                    version,
+                    results[:, rows],
+                )
+            grad_weight, grad_positions = (
+                each.clone() for each in (results[0], results[1 : 1 + len(p)])
+            )
             if sigma is not None:
-                grad_sigma = (results[1 + len(p):].view_as(sigma) * sigma.sign()).to(sigma.dtype)
-    return (grad_weight.view_as(weight).to(weight.dtype),
-            grad_positions.view_as(positions).to(positions.dtype), grad_sigma)
+                grad_sigma = (results[1 + len(p) :].view_as(sigma) * sigma.sign()).to(sigma.dtype)
+    return (
+        grad_weight.view_as(weight).to(weight.dtype),
+        grad_positions.view_as(positions).to(positions.dtype),
+        grad_sigma,
+    )
 
 
 def _plain_precision(weight: Tensor):
@@ -119,8 +151,9 @@ def _plain_precision(weight: Tensor):
     return contextlib.nullcontext()
 
 
-def _arrange(weight: Tensor, positions: Tensor, sigma: Tensor | None,
-             version: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def _arrange(
+    weight: Tensor, positions: Tensor, sigma: Tensor | None, version: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weight (B, m), positions from the centre and widths (N, B, m), in the computing dtype."""
     dtype, shape = compute_dtype(weight, positions), (len(positions), -1, weight.shape[-1])
     p, s = positions.to(dtype).reshape(shape), None
@@ -130,10 +163,15 @@ def _arrange(weight: Tensor, positions: Tensor, sigma: Tensor | None,
 
 
 def _compiles(w: Tensor, p: Tensor, kernel_size: Sequence[int]) -> bool:
-    return (len(kernel_size) == 2 and w.dtype == torch.float32 and w.is_cpu and p.is_cpu
-            and w.numel() > 0
-            and jit.unavailable() is None
-            and compiled.refuses(w.shape[1], *kernel_size) is None)
+    return (
+        len(kernel_size) == 2
+        and w.dtype == torch.float32
+        and w.is_cpu
+        and p.is_cpu
+        and w.numel() > 0
+        and jit.unavailable() is None
+        and compiled.refuses(w.shape[1], *kernel_size) is None
+    )
 
 
 def _per_axis(components: Tensor | None, version: str) -> tuple[Tensor, Tensor] | None:
@@ -185,8 +223,9 @@ def _sampled_kernel(w: Tensor, grid: Tensor, kernel_size: Sequence[int], version
     return _sample_backward(w[:, None, None], picture, grid, *_SAMPLING, (True, False))[0]
 
 
-def _sampled_gradients(g: Tensor, w: Tensor, p: Tensor, grid: Tensor,
-                       version: str) -> tuple[Tensor, Tensor]:
+def _sampled_gradients(
+    g: Tensor, w: Tensor, p: Tensor, grid: Tensor, version: str
+) -> tuple[Tensor, Tensor]:
     if version == 'v1':
         w = w / (1.0 + MASS_EPSILON)
     picture = g[:, None]
@@ -206,8 +245,9 @@ def _sampled_gradients(g: Tensor, w: Tensor, p: Tensor, grid: Tensor,
 # Profiles -----------------------------------------------------------------------------------------
 
 
-def _profiles(p: Tensor, s: Tensor | None, kernel_size: Sequence[int],
-              version: str) -> list[tuple[slice, Tensor, Tensor]]:
+def _profiles(
+    p: Tensor, s: Tensor | None, kernel_size: Sequence[int], version: str
+) -> list[tuple[slice, Tensor, Tensor]]:
     """Profiles of all components, those of equal windows as one tensor.
 
     Returns:
@@ -229,16 +269,22 @@ def _profiles(p: Tensor, s: Tensor | None, kernel_size: Sequence[int],
             values = distance.square().mul_(-0.5).exp_()
         else:
             values = distance.abs()
-            values = values.neg_().add_(1.0) if width is None else torch.sub(width, values, out=values)
+            values = (
+                values.neg_().add_(1.0) if width is None else torch.sub(width, values, out=values)
+            )
             values.clamp_(min=0)
         results.append((group, values, distance))
     return results
 
 
-def _matrices(groups: Sequence[tuple[slice, Tensor, Tensor]], w: Tensor, version: str) -> list[Tensor]:
+def _matrices(
+    groups: Sequence[tuple[slice, Tensor, Tensor]], w: Tensor, version: str
+) -> list[Tensor]:
     """Profiles (B, size, m) of each axis."""
-    return _by_component([
-        each.view(-1, *w.shape).transpose(0, 1) for _, values, _ in groups for each in values], version)
+    return _by_component(
+        [each.view(-1, *w.shape).transpose(0, 1) for _, values, _ in groups for each in values],
+        version,
+    )
 
 
 def _merge(profiles: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -270,8 +316,9 @@ def _products_of_others(masses: Tensor) -> Tensor:
     return torch.stack((masses[1] * masses[2], masses[0] * masses[2], masses[0] * masses[1]))
 
 
-def _profiles_forward(w: Tensor, p: Tensor, s: Tensor | None, kernel_size: Sequence[int],
-                      version: str) -> Tensor:
+def _profiles_forward(
+    w: Tensor, p: Tensor, s: Tensor | None, kernel_size: Sequence[int], version: str
+) -> Tensor:
     groups = _profiles(p, s, kernel_size, version)
     if version != 'v0':
         w = w / _product(_masses(groups, w))
@@ -279,8 +326,9 @@ def _profiles_forward(w: Tensor, p: Tensor, s: Tensor | None, kernel_size: Seque
     return torch.bmm(first * w[:, None], _merge(others, w).transpose(1, 2)).flatten(1)
 
 
-def _profiles_backward(g: Tensor, w: Tensor, p: Tensor, s: Tensor | None, version: str,
-                       out: Tensor) -> None:
+def _profiles_backward(
+    g: Tensor, w: Tensor, p: Tensor, s: Tensor | None, version: str, out: Tensor
+) -> None:
     """Write the gradients of weight, positions and widths to ``out`` (1 + N or 1 + 2N, B, m)."""
     dims, axes = len(p), driven_axes(version, len(p))
     groups = _profiles(p, s, g.shape[1:], version)
@@ -307,13 +355,27 @@ def _profiles_backward(g: Tensor, w: Tensor, p: Tensor, s: Tensor | None, versio
             grad.mul_(scale.view(-1))
         else:
             torch.addcmul(shift[group, None], grad, scale.view(-1), out=grad)
-        moved, widened = out[1:1 + dims][group], out[1 + dims:][group]
-        _slopes(grad, values, distance, None if s is None else s[group].flatten(1), version,
-                moved.flatten(1), widened.flatten(1))
+        moved, widened = out[1 : 1 + dims][group], out[1 + dims :][group]
+        _slopes(
+            grad,
+            values,
+            distance,
+            None if s is None else s[group].flatten(1),
+            version,
+            moved.flatten(1),
+            widened.flatten(1),
+        )
 
 
-def _slopes(grad: Tensor, profiles: Tensor, distance: Tensor, s: Tensor | None, version: str,
-            by_position: Tensor, by_width: Tensor) -> None:
+def _slopes(
+    grad: Tensor,
+    profiles: Tensor,
+    distance: Tensor,
+    s: Tensor | None,
+    version: str,
+    by_position: Tensor,
+    by_width: Tensor,
+) -> None:
     """Write the gradients (n, B * m) of positions and widths; the other arguments are spent."""
     if version == 'gauss':
         grad = grad.mul_(profiles).mul_(distance)

@@ -18,8 +18,9 @@ from mmlk.ops.reference import pair
 LARGEST_WINDOW = 64  # of either side: a program holds a kernel in registers
 
 
-def incapable(weight: Tensor, positions: Tensor, sigma: Tensor | None,
-              kernel_size: Sequence[int]) -> str | None:
+def incapable(
+    weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_size: Sequence[int]
+) -> str | None:
     """Reason why the Triton kernels cannot construct this window, or None."""
     if len(kernel_size) != 2:
         return f'the window has {len(kernel_size)} axes, only two are built in one launch'
@@ -38,11 +39,13 @@ def _forward(weight, positions, sigma, kernel_size, version) -> Tensor:
     return kernels.forward(weight, positions, sigma, kernel_size, version)
 
 
-def _backward(grad, weight, positions, sigma, kernel_size,
-              version) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    grad, weight, positions, sigma, kernel_size, version
+) -> tuple[Tensor, Tensor, Tensor]:
     if incapable(weight, positions, sigma, kernel_size) is not None:
         return dcls_construct.construct_backward(
-            grad, weight, positions, sigma, kernel_size, version)
+            grad, weight, positions, sigma, kernel_size, version
+        )
     kernels = importlib.import_module('mmlk.ops.triton.dcls')
     return kernels.backward(grad, weight, positions, sigma, kernel_size, version)
 
@@ -51,7 +54,8 @@ def _gradient(ctx, grad: Tensor):
     weight, positions, *rest = ctx.saved_tensors
     sigma = rest[0] if rest else None
     gradients = torch.ops.mmlk.dcls_kernel_fused_backward(
-        grad, weight, positions, sigma, ctx.kernel_size, ctx.version)
+        grad, weight, positions, sigma, ctx.kernel_size, ctx.version
+    )
     return (*gradients[:2], gradients[2] if rest else None, None, None)
 
 
@@ -63,15 +67,24 @@ def _refuses(weight: Tensor, positions: Tensor, *rest) -> str | None:
             sigma = each
         elif isinstance(each, (int, list, tuple)):
             kernel_size = each
-    return (dispatch.refuses_device(weight, 'cuda')
-            or incapable(weight, positions, sigma, pair(kernel_size)))
+    return dispatch.refuses_device(weight, 'cuda') or incapable(
+        weight, positions, sigma, pair(kernel_size)
+    )
 
 
-dispatch.define('dcls_kernel_fused_backward',
-                f'(Tensor grad, {dcls._ARGUMENTS}) -> (Tensor, Tensor, Tensor)',
-                fake=dcls._backward_fake)
-_fused = dispatch.define('dcls_kernel_fused', f'({dcls._ARGUMENTS}) -> Tensor', fake=dcls._fake,
-                         backward=_gradient, setup_context=dcls._setup, autocast=False)
+dispatch.define(
+    'dcls_kernel_fused_backward',
+    f'(Tensor grad, {dcls._ARGUMENTS}) -> (Tensor, Tensor, Tensor)',
+    fake=dcls._backward_fake,
+)
+_fused = dispatch.define(
+    'dcls_kernel_fused',
+    f'({dcls._ARGUMENTS}) -> Tensor',
+    fake=dcls._fake,
+    backward=_gradient,
+    setup_context=dcls._setup,
+    autocast=False,
+)
 dispatch.implement('dcls_kernel_fused_backward', 'CUDA', _backward)
 dispatch.implement('dcls_kernel_fused', 'CUDA', _forward)
 dispatch.register('dcls_kernel2d', dispatch.Backend('triton', _fused, _refuses))

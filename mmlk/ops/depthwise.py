@@ -9,8 +9,14 @@ from mmlk.ops import dispatch
 from mmlk.ops.reference import depthwise_conv2d_reference, pair
 
 
-def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
-                     stride: int | tuple[int, int] = 1, *, backend: str | None = None) -> Tensor:
+def depthwise_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Each channel convolved with its own kernel, zero padded by ``k // 2`` per axis.
 
     `depthwise_conv2d_reference` is the definition. The result has the memory layout of ``x``,
@@ -35,8 +41,9 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
     stride = pair(stride)
     if not torch.jit.is_tracing():
         _check(x, weight, bias, stride)
-    return dispatch.choose(
-        'depthwise_conv2d', x, weight, bias, stride, backend=backend)(x, weight, bias, stride)
+    return dispatch.choose('depthwise_conv2d', x, weight, bias, stride, backend=backend)(
+        x, weight, bias, stride
+    )
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> None:
@@ -44,19 +51,25 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, in
         raise ValueError(f'depthwise_conv2d: x has shape {tuple(x.shape)}, expected (N, C, H, W)')
     channels = x.shape[1]
     if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
-        raise ValueError(f'depthwise_conv2d: weight has shape {tuple(weight.shape)}, expected '
-                         f'({channels}, 1, kh, kw) for {channels} channels')
+        raise ValueError(
+            f'depthwise_conv2d: weight has shape {tuple(weight.shape)}, expected '
+            f'({channels}, 1, kh, kw) for {channels} channels'
+        )
     if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-        raise ValueError(f'depthwise_conv2d: kernel {tuple(weight.shape[2:])} is even, '
-                         'both sides must be odd')
+        raise ValueError(
+            f'depthwise_conv2d: kernel {tuple(weight.shape[2:])} is even, both sides must be odd'
+        )
     if bias is not None and bias.shape != (channels,):
-        raise ValueError(f'depthwise_conv2d: bias has shape {tuple(bias.shape)}, '
-                         f'expected ({channels},)')
+        raise ValueError(
+            f'depthwise_conv2d: bias has shape {tuple(bias.shape)}, expected ({channels},)'
+        )
     if stride[0] < 1 or stride[1] < 1:
         raise ValueError(f'depthwise_conv2d: stride {stride} must be positive')
     if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(f'depthwise_conv2d: x is {x.dtype} but weight is {weight.dtype}, '
-                         'cast one of them or use autocast')
+        raise ValueError(
+            f'depthwise_conv2d: x is {x.dtype} but weight is {weight.dtype}, '
+            'cast one of them or use autocast'
+        )
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -71,15 +84,23 @@ class DepthwiseConv2d(nn.Conv2d):
         bias: Whether to add a bias per channel.
     """
 
-    def __init__(self, channels: int, kernel_size: int | tuple[int, int],
-                 stride: int | tuple[int, int] = 1, bias: bool = True):
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        bias: bool = True,
+    ):
         kh, kw = pair(kernel_size)
         super().__init__(
-            channels, channels, (kh, kw), stride, (kh // 2, kw // 2), groups=channels, bias=bias)
+            channels, channels, (kh, kw), stride, (kh // 2, kw // 2), groups=channels, bias=bias
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return depthwise_conv2d(x, self.weight, self.bias, self.stride)
 
 
-dispatch.register('depthwise_conv2d', dispatch.Backend(
-    'reference', depthwise_conv2d_reference, dispatch.never_refuses))
+dispatch.register(
+    'depthwise_conv2d',
+    dispatch.Backend('reference', depthwise_conv2d_reference, dispatch.never_refuses),
+)

@@ -49,7 +49,8 @@ def register(operator: str, backend: Backend) -> None:
     others = [each for each in _BACKENDS.get(operator, ()) if each.name != backend.name]
     # One assignment of a finished tuple: a concurrent reader sees the old list or the new one.
     _BACKENDS[operator] = tuple(
-        sorted([*others, backend], key=lambda each: PREFERENCE.index(each.name)))
+        sorted([*others, backend], key=lambda each: PREFERENCE.index(each.name))
+    )
 
 
 def backends(operator: str) -> tuple[str, ...]:
@@ -79,8 +80,10 @@ def choose(operator: str, *args, backend: str | None = None) -> Callable[..., to
                     raise RuntimeError(f'{operator}: backend {name!r} was asked for but {reason}')
                 return each.run
         if backend or name not in PREFERENCE:
-            raise ValueError(f'{operator}: unknown backend {name!r}, '
-                             f'choose from {[each.name for each in candidates]}')
+            raise ValueError(
+                f'{operator}: unknown backend {name!r}, '
+                f'choose from {[each.name for each in candidates]}'
+            )
     for each in candidates:
         if each.refuses(*args) is None:
             return each.run
@@ -100,8 +103,9 @@ def explain(operator: str | Callable, *args, backend: str | None = None, **kwarg
     """
     name = operator if isinstance(operator, str) else operator.__name__
     if name not in _BACKENDS:
-        raise ValueError(f'explain: {name!r} is not an operator with backends, '
-                         f'choose from {sorted(_BACKENDS)}')
+        raise ValueError(
+            f'explain: {name!r} is not an operator with backends, choose from {sorted(_BACKENDS)}'
+        )
     args = (*args, *kwargs.values())
     forced = backend or os.environ.get(ENVIRONMENT)
     if forced not in backends(name):
@@ -151,15 +155,20 @@ def watched(x: torch.Tensor) -> bool:
     own: autograd through a registered operator costs half a millisecond of Python a call, more than
     the arithmetic of most small maps.
     """
-    return (torch.compiler.is_compiling() or x.is_meta
-            or type(x) not in (torch.Tensor, torch.nn.Parameter)
-            or torch.is_autocast_enabled(x.device.type)
-            or torch.utils._python_dispatch._get_current_dispatch_mode() is not None)
+    return (
+        torch.compiler.is_compiling()
+        or x.is_meta
+        or type(x) not in (torch.Tensor, torch.nn.Parameter)
+        or torch.is_autocast_enabled(x.device.type)
+        or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+    )
 
 
 def _transformed() -> str | None:
-    if not torch.compiler.is_dynamo_compiling() and \
-            torch._C._functorch.peek_interpreter_stack() is not None:
+    if (
+        not torch.compiler.is_dynamo_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
+    ):
         return 'a torch.func transform is active'
     return None
 
@@ -167,8 +176,15 @@ def _transformed() -> str | None:
 _LIBRARY = torch.library.Library('mmlk', 'FRAGMENT')
 
 
-def define(name: str, schema: str, *, fake: Callable, backward: Callable | None = None,
-           setup_context: Callable | None = None, autocast: bool = True) -> Callable:
+def define(
+    name: str,
+    schema: str,
+    *,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+    autocast: bool = True,
+) -> Callable:
     """Register ``mmlk::name`` with its fake, autograd and autocast rules; kernels come later.
 
     Under autocast the floating tensors named by the first argument only (the activations) are cast:
@@ -194,7 +210,8 @@ def define(name: str, schema: str, *, fake: Callable, backward: Callable | None 
         torch.library.register_autograd(f'mmlk::{name}', _no_second_derivative(name), lib=_LIBRARY)
     else:
         torch.library.register_autograd(
-            f'mmlk::{name}', backward, setup_context=setup_context, lib=_LIBRARY)
+            f'mmlk::{name}', backward, setup_context=setup_context, lib=_LIBRARY
+        )
         devices = (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA')) if autocast else ()
         for device, key in devices:
             _LIBRARY.impl(name, _autocast(operator, device, key), key)
@@ -203,8 +220,9 @@ def define(name: str, schema: str, *, fake: Callable, backward: Callable | None 
 
 def _no_second_derivative(name: str) -> Callable:
     def refuse(ctx, *grads):
-        raise RuntimeError(f'{name}: second derivatives are not available here, '
-                           "use backend='reference'")
+        raise RuntimeError(
+            f"{name}: second derivatives are not available here, use backend='reference'"
+        )
 
     return refuse
 
@@ -215,6 +233,7 @@ def first_derivative_only(name: str) -> Callable:
     A gradient of its gradients raises. torch's ``once_differentiable`` does so only where the incoming
     gradient has a history of its own, and loses the second derivative silently elsewhere.
     """
+
     def decorate(backward: Callable) -> Callable:
         @functools.wraps(backward)
         def wrapper(ctx, *grads):
@@ -224,8 +243,9 @@ def first_derivative_only(name: str) -> Callable:
                 return results
             message = f"{name}: second derivatives are not available here, use backend='reference'"
             refusal = torch._C._functions.DelayedError(message.encode(), len(results))
-            return refusal(*(
-                None if each is None else each.detach().requires_grad_() for each in results))
+            return refusal(
+                *(None if each is None else each.detach().requires_grad_() for each in results)
+            )
 
         return wrapper
 

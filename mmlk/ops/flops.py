@@ -41,8 +41,10 @@ def _inception(x_shape, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h, 
 
 @register_flop_formula(torch.ops.mmlk.inception_dwconv2d_backward)
 def _inception_backward(grad_shape, x_shape, weight_hw, weight_w, weight_h, mask, **_) -> int:
-    return sum((mask[0] + mask[1 + 2 * index]) * _branch_flops(x_shape, weight)
-               for index, weight in enumerate((weight_hw, weight_w, weight_h)))
+    return sum(
+        (mask[0] + mask[1 + 2 * index]) * _branch_flops(x_shape, weight)
+        for index, weight in enumerate((weight_hw, weight_w, weight_h))
+    )
 
 
 def _kernels_flops(x_shape, *kernels) -> int:
@@ -60,10 +62,13 @@ def _large_kernel_sum(x_shape, first, second, third, bias, **_) -> int:
 
 
 @register_flop_formula(torch.ops.mmlk.large_kernel_backward)
-def _large_kernel_backward(grad_first, grad_second, grad_third, x_shape, first, second, third, mask,
-                           **_) -> int:
-    return sum((mask[0] + wanted) * _kernels_flops(x_shape, kernel)
-               for kernel, wanted in zip((first, second, third), mask[1:4]))
+def _large_kernel_backward(
+    grad_first, grad_second, grad_third, x_shape, first, second, third, mask, **_
+) -> int:
+    return sum(
+        (mask[0] + wanted) * _kernels_flops(x_shape, kernel)
+        for kernel, wanted in zip((first, second, third), mask[1:4])
+    )
 
 
 def _recconv_flops(x_shape, weights) -> tuple[int, int]:

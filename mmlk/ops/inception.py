@@ -15,9 +15,17 @@ from mmlk.ops import dispatch
 from mmlk.ops.reference import inception_dwconv2d_reference
 
 
-def inception_dwconv2d(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
-                       bias_w: Tensor | None, weight_h: Tensor, bias_h: Tensor | None, *,
-                       backend: str | None = None) -> Tensor:
+def inception_dwconv2d(
+    x: Tensor,
+    weight_hw: Tensor,
+    bias_hw: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Identity, square, horizontal and vertical depthwise branches on a split of the channels.
 
     `inception_dwconv2d_reference` is the definition. The result has the memory layout of ``x``.
@@ -47,23 +55,39 @@ def inception_dwconv2d(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, wei
 def _check(x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h) -> None:
     g = weight_hw.shape[0]
     if x.dim() != 4 or x.shape[1] < 3 * g:
-        raise ValueError(f'inception_dwconv2d: x has shape {tuple(x.shape)}, '
-                         f'expected (N, C, H, W) with C >= {3 * g}')
-    for name, weight, bias, fixed in (('hw', weight_hw, bias_hw, None), ('w', weight_w, bias_w, 2),
-                                      ('h', weight_h, bias_h, 3)):
-        if weight.dim() != 4 or weight.shape[0] != g or weight.shape[1] != 1 or (
-                fixed is not None and weight.shape[fixed] != 1):
-            raise ValueError(f'inception_dwconv2d: weight_{name} has shape {tuple(weight.shape)}, '
-                             f'which is no depthwise kernel of {g} channels in that direction')
+        raise ValueError(
+            f'inception_dwconv2d: x has shape {tuple(x.shape)}, '
+            f'expected (N, C, H, W) with C >= {3 * g}'
+        )
+    for name, weight, bias, fixed in (
+        ('hw', weight_hw, bias_hw, None),
+        ('w', weight_w, bias_w, 2),
+        ('h', weight_h, bias_h, 3),
+    ):
+        if (
+            weight.dim() != 4
+            or weight.shape[0] != g
+            or weight.shape[1] != 1
+            or (fixed is not None and weight.shape[fixed] != 1)
+        ):
+            raise ValueError(
+                f'inception_dwconv2d: weight_{name} has shape {tuple(weight.shape)}, '
+                f'which is no depthwise kernel of {g} channels in that direction'
+            )
         if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-            raise ValueError(f'inception_dwconv2d: weight_{name} has the even kernel '
-                             f'{tuple(weight.shape[2:])}, both sides must be odd')
+            raise ValueError(
+                f'inception_dwconv2d: weight_{name} has the even kernel '
+                f'{tuple(weight.shape[2:])}, both sides must be odd'
+            )
         if bias is not None and bias.shape != (g,):
-            raise ValueError(f'inception_dwconv2d: bias_{name} has shape {tuple(bias.shape)}, '
-                             f'expected ({g},)')
+            raise ValueError(
+                f'inception_dwconv2d: bias_{name} has shape {tuple(bias.shape)}, expected ({g},)'
+            )
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f'inception_dwconv2d: x is {x.dtype} but weight_{name} is '
-                             f'{weight.dtype}, cast one of them or use autocast')
+            raise ValueError(
+                f'inception_dwconv2d: x is {x.dtype} but weight_{name} is '
+                f'{weight.dtype}, cast one of them or use autocast'
+            )
 
 
 class InceptionDWConv2d(nn.Module):
@@ -79,17 +103,26 @@ class InceptionDWConv2d(nn.Module):
         ValueError: if a kernel is even or the branches get no channel or more than all.
     """
 
-    def __init__(self, in_channels: int, square_kernel_size: int = 3, band_kernel_size: int = 11,
-                 branch_ratio: float = 0.125):
+    def __init__(
+        self,
+        in_channels: int,
+        square_kernel_size: int = 3,
+        band_kernel_size: int = 11,
+        branch_ratio: float = 0.125,
+    ):
         super().__init__()
         if square_kernel_size % 2 == 0 or band_kernel_size % 2 == 0:
-            raise ValueError(f'InceptionDWConv2d: kernel sizes {square_kernel_size} and '
-                             f'{band_kernel_size} must both be odd')
+            raise ValueError(
+                f'InceptionDWConv2d: kernel sizes {square_kernel_size} and '
+                f'{band_kernel_size} must both be odd'
+            )
         g = int(in_channels * branch_ratio)
         if g < 1 or 3 * g > in_channels:
-            raise ValueError(f'InceptionDWConv2d: branch_ratio {branch_ratio} of {in_channels} '
-                             f'channels gives branches of {g}; it must give between 1 and '
-                             f'{in_channels // 3}')
+            raise ValueError(
+                f'InceptionDWConv2d: branch_ratio {branch_ratio} of {in_channels} '
+                f'channels gives branches of {g}; it must give between 1 and '
+                f'{in_channels // 3}'
+            )
         square, band = square_kernel_size, band_kernel_size
         self.in_channels = in_channels
         self.branch_channels = g
@@ -99,8 +132,10 @@ class InceptionDWConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_tracing() and x.shape[1] != self.in_channels:
-            raise ValueError(f'InceptionDWConv2d: x has shape {tuple(x.shape)}, expected '
-                             f'{self.in_channels} channels')
+            raise ValueError(
+                f'InceptionDWConv2d: x has shape {tuple(x.shape)}, expected '
+                f'{self.in_channels} channels'
+            )
         hw, w, h = self.dwconv_hw, self.dwconv_w, self.dwconv_h
         return inception_dwconv2d(x, hw.weight, hw.bias, w.weight, w.bias, h.weight, h.bias)
 
@@ -109,5 +144,7 @@ class InceptionDWConv2d(nn.Module):
         return f'split=({self.in_channels - 3 * g}, {g}, {g}, {g})'
 
 
-dispatch.register('inception_dwconv2d', dispatch.Backend(
-    'reference', inception_dwconv2d_reference, dispatch.never_refuses))
+dispatch.register(
+    'inception_dwconv2d',
+    dispatch.Backend('reference', inception_dwconv2d_reference, dispatch.never_refuses),
+)

@@ -41,16 +41,23 @@ class LargeKernelDWConv2d(nn.Module):
         ValueError: If a kernel size that is used is even, not positive, or above ``MAX_KERNEL_SIZE``.
     """
 
-    def __init__(self, channels: int, kernel_size: int, small_kernel_size: int = 5,
-                 decomposed: bool = True,
-                 norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d):
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        small_kernel_size: int = 5,
+        decomposed: bool = True,
+        norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+    ):
         super().__init__()
         has_small = small_kernel_size < kernel_size
-        used = (kernel_size, small_kernel_size) if decomposed or has_small else (kernel_size, )
+        used = (kernel_size, small_kernel_size) if decomposed or has_small else (kernel_size,)
         for size in used:
             if not isinstance(size, int) or size % 2 == 0 or not 0 < size <= MAX_KERNEL_SIZE:
-                raise ValueError(f'LargeKernelDWConv2d: kernel size {size!r} must be an odd number '
-                                 f'from 1 to {MAX_KERNEL_SIZE}')
+                raise ValueError(
+                    f'LargeKernelDWConv2d: kernel size {size!r} must be an odd number '
+                    f'from 1 to {MAX_KERNEL_SIZE}'
+                )
         self.channels = channels
         self.kernel_size = kernel_size
         self.small_kernel_size = small_kernel_size
@@ -65,19 +72,27 @@ class LargeKernelDWConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f'LargeKernelDWConv2d: x has shape {tuple(x.shape)}, expected '
-                             f'(N, {self.channels}, H, W)')
+            raise ValueError(
+                f'LargeKernelDWConv2d: x has shape {tuple(x.shape)}, expected '
+                f'(N, {self.channels}, H, W)'
+            )
         branches = list(self.children())
         convolutions = [each if isinstance(each, nn.Conv2d) else each.conv for each in branches]
         weights, bias = [each.weight for each in convolutions], convolutions[0].bias
         if not hasattr(branches[0], 'bn'):
-            return (large_kernel_sum(x, weights, bias) if len(weights) > 1
-                    else depthwise_conv2d(x, *weights, bias))
+            return (
+                large_kernel_sum(x, weights, bias)
+                if len(weights) > 1
+                else depthwise_conv2d(x, *weights, bias)
+            )
         norms = [each.bn for each in branches]
         if normed_branches.refuses(x, weights, norms) is None:
             return normed_branches.normed_branches(x, weights, norms)
-        parts = (large_kernel_branches(x, weights) if len(weights) > 1
-                 else (depthwise_conv2d(x, *weights),))
+        parts = (
+            large_kernel_branches(x, weights)
+            if len(weights) > 1
+            else (depthwise_conv2d(x, *weights),)
+        )
         y = None
         for norm, part in zip(norms, parts):
             part = norm(part)
@@ -96,8 +111,11 @@ class LargeKernelDWConv2d(nn.Module):
         Raises:
             ValueError: If a norm keeps no running statistics.
         """
-        folded = {name: _folded(branch) for name, branch in self.named_children()
-                  if not isinstance(branch, nn.Conv2d)}
+        folded = {
+            name: _folded(branch)
+            for name, branch in self.named_children()
+            if not isinstance(branch, nn.Conv2d)
+        }
         if not folded:
             return self
         dtype = next(self.parameters()).dtype
@@ -118,17 +136,27 @@ class LargeKernelDWConv2d(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return (f'{self.channels}, kernel_size={self.kernel_size}, '
-                f'small_kernel_size={self.small_kernel_size}, decomposed={self.decomposed}')
+        return (
+            f'{self.channels}, kernel_size={self.kernel_size}, '
+            f'small_kernel_size={self.small_kernel_size}, decomposed={self.decomposed}'
+        )
 
 
-def _branch(channels: int, kernel_height: int, kernel_width: int,
-            norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
+def _branch(
+    channels: int, kernel_height: int, kernel_width: int, norm: Callable[[int], nn.Module] | None
+) -> nn.Sequential:
     """Convolution and norm under the published names ``conv`` and ``bn``."""
     size = (kernel_height, kernel_width)
-    modules = OrderedDict(conv=nn.Conv2d(
-        channels, channels, size, padding=(kernel_height // 2, kernel_width // 2), groups=channels,
-        bias=False))
+    modules = OrderedDict(
+        conv=nn.Conv2d(
+            channels,
+            channels,
+            size,
+            padding=(kernel_height // 2, kernel_width // 2),
+            groups=channels,
+            bias=False,
+        )
+    )
     if norm is not None:
         modules['bn'] = norm(channels)
     return nn.Sequential(modules)
@@ -141,8 +169,10 @@ def _folded(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
         return weight, weight.new_zeros(weight.shape[0])
     norm = branch.bn
     if getattr(norm, 'running_var', None) is None:
-        raise ValueError(f'LargeKernelDWConv2d.switch_to_deploy: {type(norm).__name__} keeps no '
-                         'running statistics to fold')
+        raise ValueError(
+            f'LargeKernelDWConv2d.switch_to_deploy: {type(norm).__name__} keeps no '
+            'running statistics to fold'
+        )
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     shift = -norm.running_mean.double() * scale
     if norm.affine:
@@ -153,15 +183,24 @@ def _folded(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
 
 def _embed(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """``kernel`` in the centre of a zero kernel of ``size``."""
-    rows, columns = ((target - side) // 2 for target, side in zip(size, kernel.shape[2:], strict=True))
+    rows, columns = (
+        (target - side) // 2 for target, side in zip(size, kernel.shape[2:], strict=True)
+    )
     return F.pad(kernel, (columns, columns, rows, rows))
 
 
 def _convolution(kernel: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Conv2d:
     channels, _, height, width = kernel.shape
-    convolution = nn.Conv2d(channels, channels, (height, width), padding=(height // 2, width // 2),
-                            groups=channels, bias=bias is not None, device=kernel.device,
-                            dtype=dtype)
+    convolution = nn.Conv2d(
+        channels,
+        channels,
+        (height, width),
+        padding=(height // 2, width // 2),
+        groups=channels,
+        bias=bias is not None,
+        device=kernel.device,
+        dtype=dtype,
+    )
     convolution.weight.copy_(kernel)
     if bias is not None:
         convolution.bias.copy_(bias)

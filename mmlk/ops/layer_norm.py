@@ -14,8 +14,14 @@ from mmlk.ops.jit import layer_norm as compiled
 from mmlk.ops.reference import layer_norm_reference
 
 
-def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
-               eps: float = 1e-5, *, backend: str | None = None) -> Tensor:
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over the last axis, with the biased variance.
 
     `layer_norm_reference` is the definition.
@@ -37,15 +43,19 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
         Gradients of gradients are available from the reference backend only.
     """
     if not torch.jit.is_tracing() and any(
-            each is not None and each.shape != x.shape[-1:] for each in (weight, bias)):
-        raise ValueError(f'layer_norm: weight and bias of x {tuple(x.shape)} must be '
-                         f'{tuple(x.shape[-1:])}, not '
-                         f'{[None if each is None else tuple(each.shape) for each in (weight, bias)]}')
-    return dispatch.choose('layer_norm', x, weight, bias, eps, backend=backend)(x, weight, bias, eps)
+        each is not None and each.shape != x.shape[-1:] for each in (weight, bias)
+    ):
+        raise ValueError(
+            f'layer_norm: weight and bias of x {tuple(x.shape)} must be '
+            f'{tuple(x.shape[-1:])}, not '
+            f'{[None if each is None else tuple(each.shape) for each in (weight, bias)]}'
+        )
+    return dispatch.choose('layer_norm', x, weight, bias, eps, backend=backend)(
+        x, weight, bias, eps
+    )
 
 
 class _LayerNorm(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x, weight, bias, eps):
         x = x.contiguous()
@@ -57,7 +67,9 @@ class _LayerNorm(torch.autograd.Function):
     @dispatch.first_derivative_only('layer_norm')
     def backward(ctx, grad):
         grads = compiled.backward(grad.contiguous(), *ctx.saved_tensors)
-        return *(each if wanted else None for each, wanted in zip(grads, ctx.needs_input_grad)), None
+        return *(
+            each if wanted else None for each, wanted in zip(grads, ctx.needs_input_grad)
+        ), None
 
 
 def _run(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -66,8 +78,9 @@ def _run(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> T
     return compiled.forward(x.contiguous(), weight, bias, eps, keep=False)[0]
 
 
-def _refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
-             _eps: float = 0.0) -> str | None:
+def _refuses(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, _eps: float = 0.0
+) -> str | None:
     if torch.compiler.is_compiling():
         return 'torch.compile fuses the plain layers'
     reason = dispatch.refuses_device(x, 'cpu') or jit.unavailable()
@@ -77,7 +90,8 @@ def _refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
         return 'autocast, a dispatch mode or a subclass looks on, or bias or weight is missing'
     for each in (x, weight, bias):
         if each is not None and not (
-                each.dtype == torch.float32 and each.is_cpu and type(each) in _PLAIN):
+            each.dtype == torch.float32 and each.is_cpu and type(each) in _PLAIN
+        ):
             return f'{each.dtype} on {each.device} is not plain float32 on the CPU'
     if x.numel() == 0 or not compiled.takes(x.shape[-1]):
         return 'the rows are empty or shorter than a vector'
@@ -89,5 +103,6 @@ def _refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
 _PLAIN = torch.Tensor, torch.nn.Parameter
 
 dispatch.register('layer_norm', dispatch.Backend('cpu', _run, _refuses))
-dispatch.register('layer_norm', dispatch.Backend(
-    'reference', layer_norm_reference, dispatch.never_refuses))
+dispatch.register(
+    'layer_norm', dispatch.Backend('reference', layer_norm_reference, dispatch.never_refuses)
+)

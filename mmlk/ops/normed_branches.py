@@ -36,15 +36,22 @@ def refuses(x: Tensor, weights: Sequence[Tensor], norms: Sequence[nn.Module]) ->
     if len(weights) not in (2, 3) or x.numel() <= x.shape[1]:
         return 'there are not two or three branches, or only one value per channel'
     for norm in norms:
-        if type(norm) is not nn.BatchNorm2d or not norm.training or norm.weight is None \
-                or norm.running_mean is None or norm.weight.dtype != x.dtype:
+        if (
+            type(norm) is not nn.BatchNorm2d
+            or not norm.training
+            or norm.weight is None
+            or norm.running_mean is None
+            or norm.weight.dtype != x.dtype
+        ):
             return 'the norms are not plain batch norms in training'
         if norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks:
             return 'a norm has hooks'
     return None
 
 
-def normed_branches(x: Tensor, weights: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d]) -> Tensor:
+def normed_branches(
+    x: Tensor, weights: Sequence[Tensor], norms: Sequence[nn.BatchNorm2d]
+) -> Tensor:
     """``sum over branches of norm(weight * x)`` with batch statistics, which the norms record.
 
     Args:
@@ -64,7 +71,9 @@ def normed_branches(x: Tensor, weights: Sequence[Tensor], norms: Sequence[nn.Bat
     y, mean, var = _NormedBranches.apply(x, epsilons, *weights, *affine)
     count = x.numel() // x.shape[1]
     with torch.no_grad():
-        for index, ((_, _, running_mean, running_var), momentum) in enumerate(zip(tensors, momenta)):
+        for index, ((_, _, running_mean, running_var), momentum) in enumerate(
+            zip(tensors, momenta)
+        ):
             running_mean.lerp_(mean[index], momentum)
             running_var.lerp_(var[index] * (count / (count - 1)), momentum)
     return y
@@ -92,7 +101,6 @@ def _per_channel(values: Tensor) -> Tensor:
 
 
 class _NormedBranches(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x, eps, *parameters):
         count = len(eps)
@@ -126,16 +134,24 @@ class _NormedBranches(torch.autograd.Function):
         by_scale = (products - means * total).mul_(inverse)
         wanted = ctx.needs_input_grad
         grads = [None, None, *(None,) * count]
-        if any(wanted[:1]) or any(wanted[2:2 + count]):
+        if any(wanted[:1]) or any(wanted[2 : 2 + count]):
             by_map = scales * inverse * by_scale / -(n * h * w)
             constant = scales * total / -(n * h * w) - by_map * means
             parts = [
                 torch.addcmul(_per_channel(constant[i]), z, _per_channel(by_map[i])).addcmul_(
-                    grad, _per_channel(scales[i])) for i, z in enumerate(maps)]
+                    grad, _per_channel(scales[i])
+                )
+                for i, z in enumerate(maps)
+            ]
             missing = (None,) * (3 - count)
             grad_x, *grad_weights = compose_backward(
-                *parts, *missing, x, *weights, *missing,
-                [wanted[0], *wanted[2:2 + count], *(False,) * (4 - count)])
+                *parts,
+                *missing,
+                x,
+                *weights,
+                *missing,
+                [wanted[0], *wanted[2 : 2 + count], *(False,) * (4 - count)],
+            )
             grads[0] = grad_x.contiguous(memory_format=ctx.form) if wanted[0] else None
             grads[2:] = grad_weights[:count]
         for i in range(count):
@@ -144,10 +160,9 @@ class _NormedBranches(torch.autograd.Function):
 
 
 class _CompiledNormedBranches(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, x, norms, epsilons, momenta, *parameters):
-        weights = [each.contiguous() for each in parameters[:len(norms)]]
+        weights = [each.contiguous() for each in parameters[: len(norms)]]
         maps, moments, bands = jit.with_moments(x, weights)
         table = branch_norms.statistics(moments, x.shape, bands, norms, epsilons, momenta)
         ctx.save_for_backward(x, table, maps, *weights)
@@ -158,12 +173,13 @@ class _CompiledNormedBranches(torch.autograd.Function):
     def backward(ctx, grad):
         x, table, maps, *weights = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        wants_map, wants_taps = wanted[0], wanted[_KERNELS:_KERNELS + len(weights)]
+        wants_map, wants_taps = wanted[0], wanted[_KERNELS : _KERNELS + len(weights)]
         sums, flows = branch_norms.totals(grad, maps, table)
         grads = [None] * (_KERNELS + len(weights))
         if wants_map or any(wants_taps):
             grad_x, grads[_KERNELS:] = jit.gradients(
-                [grad], x, weights, wants_map, wants_taps, maps, flows)
+                [grad], x, weights, wants_map, wants_taps, maps, flows
+            )
             grads[0] = _in_layout(grad_x, x) if wants_map else None
         total, *by_scale = sums.unbind()
         for each in by_scale:

@@ -30,11 +30,13 @@ def _depthwise_fake(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout(x))
 
 
-def _depthwise_backward_fake(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int],
-                             mask: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def _depthwise_backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(x, memory_format=layout(x)) if mask[0] else x.new_empty(0),
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if mask[1]
+        torch.empty_like(weight, memory_format=torch.contiguous_format)
+        if mask[1]
         else weight.new_empty(0),
         weight.new_empty(weight.shape[0] if mask[2] else 0),
     )
@@ -53,25 +55,37 @@ def _depthwise_gradient(ctx, grad: Tensor):
     return *(each if wanted else None for each, wanted in zip(gradients, mask)), None
 
 
-define('depthwise_conv2d_backward',
-       '(Tensor grad, Tensor x, Tensor weight, SymInt[2] stride, bool[3] mask)'
-       ' -> (Tensor, Tensor, Tensor)', fake=_depthwise_backward_fake)
+define(
+    'depthwise_conv2d_backward',
+    '(Tensor grad, Tensor x, Tensor weight, SymInt[2] stride, bool[3] mask)'
+    ' -> (Tensor, Tensor, Tensor)',
+    fake=_depthwise_backward_fake,
+)
 depthwise_conv2d = define(
-    'depthwise_conv2d', '(Tensor x, Tensor weight, Tensor? bias, SymInt[2] stride) -> Tensor',
-    fake=_depthwise_fake, setup_context=_depthwise_setup, backward=_depthwise_gradient)
+    'depthwise_conv2d',
+    '(Tensor x, Tensor weight, Tensor? bias, SymInt[2] stride) -> Tensor',
+    fake=_depthwise_fake,
+    setup_context=_depthwise_setup,
+    backward=_depthwise_gradient,
+)
 
 
 def _inception_fake(x: Tensor, *parameters: Tensor | None) -> Tensor:
     return torch.empty_like(x, memory_format=layout(x))
 
 
-def _inception_backward_fake(grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Tensor,
-                             weight_h: Tensor, mask: list[bool]) -> list[Tensor]:
+def _inception_backward_fake(
+    grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Tensor, weight_h: Tensor, mask: list[bool]
+) -> list[Tensor]:
     results = [torch.empty_like(x, memory_format=layout(x)) if mask[0] else x.new_empty(0)]
     for weight, wants_weight, wants_bias in zip(
-            (weight_hw, weight_w, weight_h), mask[1::2], mask[2::2]):
-        results.append(torch.empty_like(weight, memory_format=torch.contiguous_format)
-                       if wants_weight else weight.new_empty(0))
+        (weight_hw, weight_w, weight_h), mask[1::2], mask[2::2]
+    ):
+        results.append(
+            torch.empty_like(weight, memory_format=torch.contiguous_format)
+            if wants_weight
+            else weight.new_empty(0)
+        )
         results.append(weight.new_empty(weight.shape[0] if wants_bias else 0))
     return results
 
@@ -87,11 +101,17 @@ def _inception_gradient(ctx, grad: Tensor):
     return tuple(each if wanted else None for each, wanted in zip(gradients, mask))
 
 
-define('inception_dwconv2d_backward',
-       '(Tensor grad, Tensor x, Tensor weight_hw, Tensor weight_w, Tensor weight_h, bool[7] mask)'
-       ' -> Tensor[]', fake=_inception_backward_fake)
+define(
+    'inception_dwconv2d_backward',
+    '(Tensor grad, Tensor x, Tensor weight_hw, Tensor weight_w, Tensor weight_h, bool[7] mask)'
+    ' -> Tensor[]',
+    fake=_inception_backward_fake,
+)
 inception_dwconv2d = define(
     'inception_dwconv2d',
     '(Tensor x, Tensor weight_hw, Tensor? bias_hw, Tensor weight_w, Tensor? bias_w, '
     'Tensor weight_h, Tensor? bias_h) -> Tensor',
-    fake=_inception_fake, setup_context=_inception_setup, backward=_inception_gradient)
+    fake=_inception_fake,
+    setup_context=_inception_setup,
+    backward=_inception_gradient,
+)

@@ -15,8 +15,9 @@ from mmlk.ops.operators import channels_last, layout
 from mmlk.ops.reference import patch_conv2d_reference
 
 
-def patch_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
-                 backend: str | None = None) -> Tensor:
+def patch_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """Each patch of the kernel's size, side by side, times the kernel.
 
     `patch_conv2d_reference` is the definition. Rows and columns that fill no patch are left out. The
@@ -35,14 +36,16 @@ def patch_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
         ValueError: if the channels do not fit.
     """
     if not torch.jit.is_tracing() and (
-            x.dim() != 4 or weight.dim() != 4 or weight.shape[1] != x.shape[1]):
-        raise ValueError(f'patch_conv2d: x {tuple(x.shape)} and weight {tuple(weight.shape)} are '
-                         'not (N, C, H, W) and (O, C, k, l)')
+        x.dim() != 4 or weight.dim() != 4 or weight.shape[1] != x.shape[1]
+    ):
+        raise ValueError(
+            f'patch_conv2d: x {tuple(x.shape)} and weight {tuple(weight.shape)} are '
+            'not (N, C, H, W) and (O, C, k, l)'
+        )
     return dispatch.choose('patch_conv2d', x, weight, bias, backend=backend)(x, weight, bias)
 
 
 class _Product(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, rows, matrix, bias):
         ctx.save_for_backward(rows, matrix)
@@ -64,7 +67,7 @@ def _patches(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     n, c, _, _ = x.shape
     kh, kw = weight.shape[2:]
     h, w = x.shape[2] // kh, x.shape[3] // kw
-    cells = x[:, :, :h * kh, :w * kw].reshape(n, c, h, kh, w, kw)
+    cells = x[:, :, : h * kh, : w * kw].reshape(n, c, h, kh, w, kw)
     if channels_last(weight):
         matrix, cells = weight.permute(0, 2, 3, 1).flatten(1), cells.permute(0, 2, 4, 3, 5, 1)
     else:
@@ -108,5 +111,6 @@ class PatchConv2d(nn.Conv2d):
 
 
 dispatch.register('patch_conv2d', dispatch.Backend('cpu', _patches, _refuses))
-dispatch.register('patch_conv2d', dispatch.Backend(
-    'reference', patch_conv2d_reference, dispatch.never_refuses))
+dispatch.register(
+    'patch_conv2d', dispatch.Backend('reference', patch_conv2d_reference, dispatch.never_refuses)
+)

@@ -16,8 +16,9 @@ from mmlk.ops.operators import channels_last
 from mmlk.ops.reference import pointwise_conv2d_reference
 
 
-def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
-                     backend: str | None = None) -> Tensor:
+def pointwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """Every pixel's channels times one matrix, or a block-diagonal one.
 
     `pointwise_conv2d_reference` is the definition. The result has the memory layout of ``x``.
@@ -35,12 +36,17 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
         ValueError: if the kernel is not 1x1 or does not fit the channels.
     """
     if not torch.jit.is_tracing() and (
-            x.dim() != 4 or weight.dim() != 4 or weight.shape[2:] != (1, 1)
-            or x.shape[1] % weight.shape[1] or weight.shape[0] % (x.shape[1] // weight.shape[1])):
-        raise ValueError(f'pointwise_conv2d: x {tuple(x.shape)} and weight {tuple(weight.shape)} '
-                         'are not (N, C, H, W) and (O, C / groups, 1, 1)')
-    return dispatch.choose(
-        'pointwise_conv2d', x, weight, bias, backend=backend)(x, weight, bias)
+        x.dim() != 4
+        or weight.dim() != 4
+        or weight.shape[2:] != (1, 1)
+        or x.shape[1] % weight.shape[1]
+        or weight.shape[0] % (x.shape[1] // weight.shape[1])
+    ):
+        raise ValueError(
+            f'pointwise_conv2d: x {tuple(x.shape)} and weight {tuple(weight.shape)} '
+            'are not (N, C, H, W) and (O, C / groups, 1, 1)'
+        )
+    return dispatch.choose('pointwise_conv2d', x, weight, bias, backend=backend)(x, weight, bias)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -78,5 +84,7 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 dispatch.register('pointwise_conv2d', dispatch.Backend('cpu', _product, _refuses))
-dispatch.register('pointwise_conv2d', dispatch.Backend(
-    'reference', pointwise_conv2d_reference, dispatch.never_refuses))
+dispatch.register(
+    'pointwise_conv2d',
+    dispatch.Backend('reference', pointwise_conv2d_reference, dispatch.never_refuses),
+)

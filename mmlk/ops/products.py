@@ -34,10 +34,15 @@ def has_onednn(x: Tensor) -> bool:
 
     Never while FLOP counters or other dispatch modes look on: they know the plain product only.
     """
-    return (x.dtype == torch.float32 and x.device.type == 'cpu' and x.numel() > 0
-            and torch._C._len_torch_dispatch_stack() == 0
-            and torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, '_linear_pointwise'))
+    return (
+        x.dtype == torch.float32
+        and x.device.type == 'cpu'
+        and x.numel() > 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, '_linear_pointwise')
+    )
 
 
 def compiles(x: Tensor, *others: Tensor | None) -> bool:
@@ -47,11 +52,18 @@ def compiles(x: Tensor, *others: Tensor | None) -> bool:
 
 def _compilable(*operands: Tensor | None) -> bool:
     """Whether compiled code may read the operands: their memory is all there is to know of them."""
-    return (jit.unavailable() is None
-            and all(each is None or each.dtype == torch.float32 and each.is_cpu
-                    and (each.dim() > 1 or each.is_contiguous()) for each in operands)
-            and torch._C._len_torch_dispatch_stack() == 0
-            and torch._C._functorch.peek_interpreter_stack() is None)
+    return (
+        jit.unavailable() is None
+        and all(
+            each is None
+            or each.dtype == torch.float32
+            and each.is_cpu
+            and (each.dim() > 1 or each.is_contiguous())
+            for each in operands
+        )
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
 
 
 def _in_order(x: Tensor, weight: Tensor, factors: Tensor | None = None) -> Panels | Plain:
@@ -79,8 +91,9 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor,
     return wide, F.gelu(wide)
 
 
-def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None,
-                  residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def scaled_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """``[residual +] scale * (x W^T + b)`` without gradients, and the value before a scale.
 
     Args:
@@ -93,7 +106,8 @@ def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor 
     if compiles(x, weight, bias, scale, residual):
         y = None if scale is None else x.new_empty(x.shape[0], weight.shape[0])
         return compiled_linear(
-            _matrix(x), _in_order(x, weight), bias, factors=scale, residual=residual, before=y), y
+            _matrix(x), _in_order(x, weight), bias, factors=scale, residual=residual, before=y
+        ), y
     y = linear(x, weight, bias)
     if scale is None:
         return y if residual is None else y.add_(residual), None
@@ -105,13 +119,21 @@ def keeps_copies(*weights: Tensor) -> bool:
     if jit.unavailable() is not None:
         return blocked.usable(*weights)
     # Without a version counter a changed weight could not be told.
-    return all(each.dtype == torch.float32 and each.is_cpu and not each.is_inference()
-               for each in weights)
+    return all(
+        each.dtype == torch.float32 and each.is_cpu and not each.is_inference() for each in weights
+    )
 
 
-def folded_linear(copies: BlockedWeights, name: str, x: Tensor, weight: Tensor,
-                  bias: Tensor | None, *, gelu: bool = False,
-                  residual: Tensor | None = None) -> Tensor:
+def folded_linear(
+    copies: BlockedWeights,
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
     """``[residual +] act(x W^T + b)`` without gradients, with a reordered copy of the weight.
 
     The compiled product where there is one, oneDNN's elsewhere.
@@ -134,8 +156,13 @@ def folded_linear(copies: BlockedWeights, name: str, x: Tensor, weight: Tensor,
     if jit.unavailable() is None:
         panels = copies.get((name, 'panels'), weight, lambda plain: pack(plain.flatten(1)))
         return compiled_linear(x, panels, bias, gelu=gelu, residual=residual).view(shape)
-    matrix = copies.get(name, weight, lambda plain: torch.ops.mkldnn._reorder_linear_weight(
-        plain.flatten(1).contiguous(), x.shape[0]))
+    matrix = copies.get(
+        name,
+        weight,
+        lambda plain: torch.ops.mkldnn._reorder_linear_weight(
+            plain.flatten(1).contiguous(), x.shape[0]
+        ),
+    )
     product = torch.ops.mkldnn._linear_pointwise
     if residual is None or gelu:
         activation = ('gelu', [], 'none') if gelu else ('none', [], '')
@@ -152,8 +179,9 @@ def _matrix(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def input_gradient(grad: Tensor, weight: Tensor, before: Tensor | None = None,
-                   scale: Tensor | None = None) -> Tensor:
+def input_gradient(
+    grad: Tensor, weight: Tensor, before: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
     """``(scale * g) W``: (M, N) and (N, K) to (M, K).
 
     Args:
@@ -164,7 +192,11 @@ def input_gradient(grad: Tensor, weight: Tensor, before: Tensor | None = None,
     """
     if compiles(grad, weight, before, scale):
         return compiled_linear(
-            _matrix(grad), _in_order(grad, weight.t(), scale), before=before, slope=before is not None)
+            _matrix(grad),
+            _in_order(grad, weight.t(), scale),
+            before=before,
+            slope=before is not None,
+        )
     y = _plain_input_gradient(grad if scale is None else grad * scale, weight)
     if before is None:
         return y
@@ -177,8 +209,9 @@ def _plain_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     return torch.mm(grad, weight)
 
 
-def weight_gradient(grad: Tensor, x: Tensor, bias: bool, scale: Tensor | None = None,
-                    y: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def weight_gradient(
+    grad: Tensor, x: Tensor, bias: bool, scale: Tensor | None = None, y: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of weight, bias and scale of ``y * scale``, where ``y = x W^T + b``.
 
     Args:
@@ -202,7 +235,8 @@ def weight_gradient(grad: Tensor, x: Tensor, bias: bool, scale: Tensor | None = 
 def _plain_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if grad.shape[0] <= FEW_ROWS and has_onednn(grad):
         return torch.ops.mkldnn._linear_pointwise(
-            grad.t().contiguous(), x.t(), None, 'none', [], '')
+            grad.t().contiguous(), x.t(), None, 'none', [], ''
+        )
     # MKL is faster with the wider matrix on the right.
     if grad.shape[1] > x.shape[1]:
         return torch.mm(x.t(), grad).t().contiguous()

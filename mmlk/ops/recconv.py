@@ -22,8 +22,14 @@ from mmlk.ops.reference import recconv2d_reference
 MODES = ('bilinear', 'nearest')
 
 
-def recconv2d(x: Tensor, down_weight: Tensor, weights: Sequence[Tensor], *,
-              mode: str = 'bilinear', backend: str | None = None) -> Tensor:
+def recconv2d(
+    x: Tensor,
+    down_weight: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    mode: str = 'bilinear',
+    backend: str | None = None,
+) -> Tensor:
     """Pyramid of depthwise convolutions, summed from coarse to fine.
 
     `recconv2d_reference` is the definition. The result has the memory layout of ``x``.
@@ -57,22 +63,29 @@ def _check(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> 
     if mode not in MODES:
         raise ValueError(f'recconv2d: mode {mode!r} is not one of {", ".join(MODES)}')
     if not weights:
-        raise ValueError('recconv2d: weights is empty, expected L + 1 kernels for L levels (at '
-                         'least one)')
+        raise ValueError(
+            'recconv2d: weights is empty, expected L + 1 kernels for L levels (at least one)'
+        )
     if x.dim() != 4:
         raise ValueError(f'recconv2d: x has shape {tuple(x.shape)}, expected (N, C, H, W)')
     channels = x.shape[1]
     names = ['down_weight', *(f'weights[{i}]' for i in range(len(weights)))]
     for name, weight in zip(names, (down_weight, *weights)):
         if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
-            raise ValueError(f'recconv2d: {name} has shape {tuple(weight.shape)}, expected '
-                             f'({channels}, 1, k, k) for {channels} channels')
+            raise ValueError(
+                f'recconv2d: {name} has shape {tuple(weight.shape)}, expected '
+                f'({channels}, 1, k, k) for {channels} channels'
+            )
         if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
-            raise ValueError(f'recconv2d: {name} has the even kernel {tuple(weight.shape[2:])}, '
-                             'both sides must be odd')
+            raise ValueError(
+                f'recconv2d: {name} has the even kernel {tuple(weight.shape[2:])}, '
+                'both sides must be odd'
+            )
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f'recconv2d: x is {x.dtype} but {name} is {weight.dtype}, cast one '
-                             'of them or use autocast')
+            raise ValueError(
+                f'recconv2d: x is {x.dtype} but {name} is {weight.dtype}, cast one '
+                'of them or use autocast'
+            )
 
 
 def _reference(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Tensor:
@@ -95,8 +108,9 @@ class RecConv2d(KeepsBlockedWeights, nn.Module):
         A float16 result that is not finite is reported, once per module, on the ``mmlk`` logger.
     """
 
-    def __init__(self, in_channels: int, kernel_size: int = 5, level: int = 1,
-                 mode: str = 'bilinear'):
+    def __init__(
+        self, in_channels: int, kernel_size: int = 5, level: int = 1, mode: str = 'bilinear'
+    ):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f'RecConv2d: kernel_size {kernel_size} must be odd and positive')
@@ -111,16 +125,25 @@ class RecConv2d(KeepsBlockedWeights, nn.Module):
         self._blocked = BlockedWeights()
 
         def depthwise(stride: int) -> nn.Conv2d:
-            return nn.Conv2d(in_channels, in_channels, kernel_size, stride, kernel_size // 2,
-                             groups=in_channels, bias=False)
+            return nn.Conv2d(
+                in_channels,
+                in_channels,
+                kernel_size,
+                stride,
+                kernel_size // 2,
+                groups=in_channels,
+                bias=False,
+            )
 
         self.down = depthwise(2)
         self.convs = nn.ModuleList(depthwise(1) for _ in range(level + 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if len(self.convs) != self.level + 1:
-            raise ValueError(f'RecConv2d: {len(self.convs)} kernels for {self.level} levels, '
-                             f'expected {self.level + 1}')
+            raise ValueError(
+                f'RecConv2d: {len(self.convs)} kernels for {self.level} levels, '
+                f'expected {self.level + 1}'
+            )
         weights = [conv.weight for conv in self.convs]
         if self.deploy and recconv_cpu.infers_blocked(x, self.down.weight, weights):
             return recconv_cpu.infer(x, self.down.weight, weights, self.mode, self._blocked)
@@ -135,19 +158,25 @@ class RecConv2d(KeepsBlockedWeights, nn.Module):
         return self
 
     def _report_overflow(self, x: Tensor, y: Tensor) -> None:
-        if torch.compiler.is_compiling() or dispatch.exporting() or y.is_meta or \
-                (y.is_cuda and torch.cuda.is_current_stream_capturing()):
+        if (
+            torch.compiler.is_compiling()
+            or dispatch.exporting()
+            or y.is_meta
+            or (y.is_cuda and torch.cuda.is_current_stream_capturing())
+        ):
             return
         if not torch.isfinite(y).all() and torch.isfinite(x).all():
             self.overflow_reported = True
             logging.getLogger('mmlk').warning(
                 'RecConv2d: the sum over %d levels of %d channels is not finite in float16 for '
-                'finite input of magnitude up to %.3g; use bfloat16 or float32', self.level,
-                x.shape[1], x.abs().max().item())
+                'finite input of magnitude up to %.3g; use bfloat16 or float32',
+                self.level,
+                x.shape[1],
+                x.abs().max().item(),
+            )
 
     def extra_repr(self) -> str:
         return f'level={self.level}, mode={self.mode}'
 
 
-dispatch.register('recconv2d', dispatch.Backend(
-    'reference', _reference, dispatch.never_refuses))
+dispatch.register('recconv2d', dispatch.Backend('reference', _reference, dispatch.never_refuses))

@@ -30,8 +30,14 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def gradients(grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int],
-              wants_x: bool, wants_weight: bool) -> tuple[Tensor | None, Tensor | None]:
+def gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    wants_x: bool,
+    wants_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of one depthwise convolution with respect to map and kernel.
 
     A call costs as much as the arithmetic on a small map, so there both come from one call.
@@ -47,8 +53,18 @@ def gradients(grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int],
         return grad_x, weight_gradient_taps(grad, x, weight, stride)
     padding = weight.shape[2] // 2, weight.shape[3] // 2
     return routes.convolution_backward(
-        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), x.shape[1],
-        (wants_x, wants_weight, False))[:2]
+        grad,
+        x,
+        weight,
+        None,
+        stride,
+        padding,
+        (1, 1),
+        False,
+        (0, 0),
+        x.shape[1],
+        (wants_x, wants_weight, False),
+    )[:2]
 
 
 def weight_gradient_columns(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -65,15 +81,28 @@ def weight_gradient_columns(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     while first < kw:
         wide = min(3, kw - first)
         shifted = F.pad(x, (kw // 2 - first, first + wide - 1 - kw // 2))
-        strips.append(routes.convolution_backward(
-            grad, shifted, weight[..., :wide], None, (1, 1), (kh // 2, 0), (1, 1), False, (0, 0),
-            x.shape[1], (False, True, False))[1])
+        strips.append(
+            routes.convolution_backward(
+                grad,
+                shifted,
+                weight[..., :wide],
+                None,
+                (1, 1),
+                (kh // 2, 0),
+                (1, 1),
+                False,
+                (0, 0),
+                x.shape[1],
+                (False, True, False),
+            )[1]
+        )
         first += wide
     return torch.cat(strips, dim=3)
 
 
-def weight_gradient_taps(grad: Tensor, x: Tensor, weight: Tensor,
-                         stride: tuple[int, int]) -> Tensor:
+def weight_gradient_taps(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int]
+) -> Tensor:
     """Products of map and gradient written out for every tap, then summed over pixels.
 
     oneDNN has no fast code at all for maps that the kernel exceeds. On those the copies are small.
@@ -82,7 +111,8 @@ def weight_gradient_taps(grad: Tensor, x: Tensor, weight: Tensor,
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, kw // 2, kw // 2, kh // 2, kh // 2))
     image, row, column, _ = padded.stride()
     shifted = padded.as_strided(
-        (kh, kw, n, h, w, c), (row, column, image, row * stride[0], column * stride[1], 1))
+        (kh, kw, n, h, w, c), (row, column, image, row * stride[0], column * stride[1], 1)
+    )
     products = torch.mul(shifted, grad.permute(0, 2, 3, 1), out=x.new_empty(shifted.shape))
     return products.view(kh, kw, n * h * w, c).sum(2).permute(2, 0, 1).unsqueeze(1).contiguous()
 
@@ -112,12 +142,16 @@ def _kernel(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def compiles(x: Tensor, down_weight: Tensor, weights: list[Tensor]) -> bool:
     """Whether the recursion runs as compiled loops, by dtype and shapes alone."""
-    return (working_dtype(x) == torch.float32 and jit.unavailable() is None
-            and compiled.refuses(down_weight, weights) is None)
+    return (
+        working_dtype(x) == torch.float32
+        and jit.unavailable() is None
+        and compiled.refuses(down_weight, weights) is None
+    )
 
 
-def _forward(x: Tensor, down_weight: Tensor, weights: list[Tensor],
-             mode: str) -> tuple[Tensor, list[Tensor]]:
+def _forward(
+    x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str
+) -> tuple[Tensor, list[Tensor]]:
     dtype = working_dtype(x)
     down, kernels = _kernel(down_weight, dtype), [_kernel(weight, dtype) for weight in weights]
     if compiles(x, down, kernels):
@@ -134,14 +168,21 @@ def _forward(x: Tensor, down_weight: Tensor, weights: list[Tensor],
     return y.to(x.dtype, memory_format=layout(x)), [*maps[1:], *sums]
 
 
-def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor],
-              saved: list[Tensor], mode: str,
-              mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    down_weight: Tensor,
+    weights: list[Tensor],
+    saved: list[Tensor],
+    mode: str,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     dtype, levels = working_dtype(x), len(weights) - 1
     down, kernels = _kernel(down_weight, dtype), [_kernel(weight, dtype) for weight in weights]
     if compiles(x, down, kernels):
         grad_x, grad_kernels = compiled.backward(
-            _enter(grad, dtype), _enter(x, dtype), down, kernels, mode, mask)
+            _enter(grad, dtype), _enter(x, dtype), down, kernels, mode, mask
+        )
         return _compiled_gradients(grad_x, grad_kernels, x, [down_weight, *weights], mask)
     maps, sums = [_enter(x, dtype), *saved[:levels]], saved[levels:]
     merged = [maps[-1], *sums]
@@ -149,8 +190,7 @@ def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor
     grad_maps = []  # from the full map down to the coarsest
     flow = _enter(grad, dtype)
     for index in range(levels, -1, -1):
-        flow, grad_weight = gradients(
-            flow, merged[index], kernels[index], (1, 1), True, mask[2])
+        flow, grad_weight = gradients(flow, merged[index], kernels[index], (1, 1), True, mask[2])
         if mask[2]:
             grad_weights[index] = grad_weight.to(weights[index].dtype)
         grad_maps.append(flow)
@@ -160,7 +200,8 @@ def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor
     for finer in range(levels - 1, -1, -1):
         wants_x = mask[0] or finer > 0
         grad_map, term = gradients(
-            grad_maps[finer + 1], maps[finer], down, (2, 2), wants_x, mask[1])
+            grad_maps[finer + 1], maps[finer], down, (2, 2), wants_x, mask[1]
+        )
         if mask[1]:
             grad_down += term
         if wants_x:
@@ -169,19 +210,29 @@ def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor
     return grad_x, grad_down.to(down_weight.dtype), grad_weights
 
 
-def _compiled_gradients(grad_x: Tensor | None, grad_kernels: Tensor | None, x: Tensor,
-                        kernels: list[Tensor],
-                        mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _compiled_gradients(
+    grad_x: Tensor | None,
+    grad_kernels: Tensor | None,
+    x: Tensor,
+    kernels: list[Tensor],
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Results of the compiled backward pass in the dtypes of ``x`` and ``kernels``."""
-    down, *others = [x.new_empty(0)] * len(kernels) if grad_kernels is None else [
-        each.to(kernel.dtype) for each, kernel in zip(grad_kernels.unbind(), kernels)]
-    return (grad_x.to(x.dtype, memory_format=layout(x)) if mask[0] else x.new_empty(0),
-            down if mask[1] else x.new_empty(0),
-            others if mask[2] else [x.new_empty(0)] * len(others))
+    down, *others = (
+        [x.new_empty(0)] * len(kernels)
+        if grad_kernels is None
+        else [each.to(kernel.dtype) for each, kernel in zip(grad_kernels.unbind(), kernels)]
+    )
+    return (
+        grad_x.to(x.dtype, memory_format=layout(x)) if mask[0] else x.new_empty(0),
+        down if mask[1] else x.new_empty(0),
+        others if mask[2] else [x.new_empty(0)] * len(others),
+    )
 
 
-def _fake(x: Tensor, down_weight: Tensor, weights: list[Tensor],
-          mode: str) -> tuple[Tensor, list[Tensor]]:
+def _fake(
+    x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str
+) -> tuple[Tensor, list[Tensor]]:
     n, c, h, w = x.shape
     y = torch.empty((n, c, h, w), dtype=x.dtype, device=x.device, memory_format=layout(x))
     if x.device.type == 'cuda' or compiles(x, down_weight, weights):  # nothing is saved there
@@ -189,21 +240,38 @@ def _fake(x: Tensor, down_weight: Tensor, weights: list[Tensor],
     sizes = [(h, w)]
     for _ in weights[1:]:
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
-    saved = [torch.empty((n, c, *size), dtype=working_dtype(x), device=x.device,
-                         memory_format=torch.channels_last)
-             for size in (*sizes[1:], *sizes[-2::-1])]
+    saved = [
+        torch.empty(
+            (n, c, *size),
+            dtype=working_dtype(x),
+            device=x.device,
+            memory_format=torch.channels_last,
+        )
+        for size in (*sizes[1:], *sizes[-2::-1])
+    ]
     return y, saved
 
 
-def _backward_fake(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor],
-                   saved: list[Tensor], mode: str,
-                   mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    down_weight: Tensor,
+    weights: list[Tensor],
+    saved: list[Tensor],
+    mode: str,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     return (
         torch.empty_like(x, memory_format=layout(x)) if mask[0] else x.new_empty(0),
-        torch.empty_like(down_weight, memory_format=torch.contiguous_format) if mask[1]
+        torch.empty_like(down_weight, memory_format=torch.contiguous_format)
+        if mask[1]
         else down_weight.new_empty(0),
-        [torch.empty_like(weight, memory_format=torch.contiguous_format) if mask[2]
-         else weight.new_empty(0) for weight in weights],
+        [
+            torch.empty_like(weight, memory_format=torch.contiguous_format)
+            if mask[2]
+            else weight.new_empty(0)
+            for weight in weights
+        ],
     )
 
 
@@ -216,22 +284,33 @@ def _setup(ctx, inputs, output) -> None:
 
 def _gradient(ctx, grad: Tensor, _grad_saved):
     x, down_weight, *rest = ctx.saved_tensors
-    weights, saved = rest[:ctx.count], rest[ctx.count:]
+    weights, saved = rest[: ctx.count], rest[ctx.count :]
     wants_x, wants_down, wants_weights = ctx.needs_input_grad[:3]
     mask = [wants_x, wants_down, any(wants_weights)]
     grad_x, grad_down, grad_weights = torch.ops.mmlk.recconv2d_backward(
-        grad, x, down_weight, weights, saved, ctx.mode, mask)
-    return (grad_x if mask[0] else None, grad_down if mask[1] else None,
-            [each if wanted else None for each, wanted in zip(grad_weights, wants_weights)], None)
+        grad, x, down_weight, weights, saved, ctx.mode, mask
+    )
+    return (
+        grad_x if mask[0] else None,
+        grad_down if mask[1] else None,
+        [each if wanted else None for each, wanted in zip(grad_weights, wants_weights)],
+        None,
+    )
 
 
 dispatch.define(
     'recconv2d_backward',
     '(Tensor grad, Tensor x, Tensor down_weight, Tensor[] weights, Tensor[] saved, str mode, '
-    'bool[3] mask) -> (Tensor, Tensor, Tensor[])', fake=_backward_fake)
+    'bool[3] mask) -> (Tensor, Tensor, Tensor[])',
+    fake=_backward_fake,
+)
 recconv2d = dispatch.define(
-    'recconv2d', '(Tensor x, Tensor down_weight, Tensor[] weights, str mode) -> (Tensor, Tensor[])',
-    fake=_fake, setup_context=_setup, backward=_gradient)
+    'recconv2d',
+    '(Tensor x, Tensor down_weight, Tensor[] weights, str mode) -> (Tensor, Tensor[])',
+    fake=_fake,
+    setup_context=_setup,
+    backward=_gradient,
+)
 dispatch.implement('recconv2d', 'CPU', _forward)
 dispatch.implement('recconv2d_backward', 'CPU', _backward)
 
@@ -244,8 +323,9 @@ class Recursion(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, kernels: tuple, mode: str, x: Tensor, down_weight: Tensor,
-                *weights: Tensor) -> Tensor:
+    def forward(
+        ctx, kernels: tuple, mode: str, x: Tensor, down_weight: Tensor, *weights: Tensor
+    ) -> Tensor:
         y, saved = kernels[0](x, down_weight, list(weights), mode)
         ctx.save_for_backward(x, down_weight, *weights, *saved)
         ctx.backward_kernel, ctx.count, ctx.mode = kernels[1], len(weights), mode
@@ -258,9 +338,15 @@ class Recursion(torch.autograd.Function):
         wants = ctx.needs_input_grad[2:]
         mask = [wants[0], wants[1], any(wants[2:])]
         grad_x, grad_down, grad_weights = ctx.backward_kernel(
-            grad, x, down_weight, rest[:ctx.count], rest[ctx.count:], ctx.mode, mask)
-        return (None, None, grad_x if mask[0] else None, grad_down if mask[1] else None,
-                *(each if wanted else None for each, wanted in zip(grad_weights, wants[2:])))
+            grad, x, down_weight, rest[: ctx.count], rest[ctx.count :], ctx.mode, mask
+        )
+        return (
+            None,
+            None,
+            grad_x if mask[0] else None,
+            grad_down if mask[1] else None,
+            *(each if wanted else None for each, wanted in zip(grad_weights, wants[2:])),
+        )
 
 
 def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Tensor:
@@ -273,12 +359,19 @@ def _run(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Te
 
 def infers_blocked(x: Tensor, down_weight: Tensor, weights: list[Tensor]) -> bool:
     """Whether `infer` can take these arguments of `recconv2d`."""
-    return (not torch.is_grad_enabled() and x.dim() == 4 and x.numel() > 0 and eager(x)
-            and usable(down_weight, *weights) and x.shape[1] == weights[0].shape[0])
+    return (
+        not torch.is_grad_enabled()
+        and x.dim() == 4
+        and x.numel() > 0
+        and eager(x)
+        and usable(down_weight, *weights)
+        and x.shape[1] == weights[0].shape[0]
+    )
 
 
-def infer(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str,
-          blocked: BlockedWeights) -> Tensor:
+def infer(
+    x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str, blocked: BlockedWeights
+) -> Tensor:
     """The recursion without gradients on a channels-last map, with kernels reordered once.
 
     Compiled loops need no other order.
@@ -295,14 +388,26 @@ def infer(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str,
     return convolve_blocked(merged, weights[-1], None, 1, blocked, len(weights) - 1)
 
 
-def convolve_blocked(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
-                     blocked: BlockedWeights, name: str | int) -> Tensor:
+def convolve_blocked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    blocked: BlockedWeights,
+    name: str | int,
+) -> Tensor:
     """Depthwise convolution of a channels-last map, without gradient, by a kernel kept reordered."""
     steps, padding = [stride, stride], [weight.shape[2] // 2, weight.shape[3] // 2]
-    kernel = blocked.get(name, weight, lambda plain: torch.ops.mkldnn._reorder_convolution_weight(
-        plain.contiguous(), padding, steps, [1, 1], x.shape[1], list(x.shape)))
+    kernel = blocked.get(
+        name,
+        weight,
+        lambda plain: torch.ops.mkldnn._reorder_convolution_weight(
+            plain.contiguous(), padding, steps, [1, 1], x.shape[1], list(x.shape)
+        ),
+    )
     return torch.ops.mkldnn._convolution_pointwise(
-        x, kernel, bias, padding, steps, [1, 1], x.shape[1], 'none', [], '')
+        x, kernel, bias, padding, steps, [1, 1], x.shape[1], 'none', [], ''
+    )
 
 
 def _refuses(x: Tensor, *_args) -> str | None:

@@ -33,16 +33,23 @@ def _triton():
     return importlib.import_module('mmlk.ops.triton.recconv')
 
 
-def _forward(x: Tensor, down_weight: Tensor, weights: list[Tensor],
-             mode: str) -> tuple[Tensor, list[Tensor]]:
+def _forward(
+    x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str
+) -> tuple[Tensor, list[Tensor]]:
     if incapable(x, down_weight, weights) is not None:
         return recconv_cpu._forward(x, down_weight, weights, mode)[0], []
     return _triton().forward(x, down_weight, weights, mode)
 
 
-def _backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor],
-              saved: list[Tensor], mode: str,
-              mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    down_weight: Tensor,
+    weights: list[Tensor],
+    saved: list[Tensor],
+    mode: str,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     if incapable(x, down_weight, weights) is not None:
         saved = recconv_cpu._forward(x, down_weight, weights, mode)[1]
         return recconv_cpu._backward(grad, x, down_weight, weights, saved, mode, mask)

@@ -18,9 +18,14 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def depthwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None,
-                               stride: int | tuple[int, int] = 1, *,
-                               backend: str | None = None) -> Tensor:
+def depthwise_conv2d_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Each channel convolved with its own kernel, zero padded by ``k // 2`` per axis.
 
     ``y[n, c, i, j] = bias[c] + sum over (a, b) of
@@ -40,8 +45,9 @@ def depthwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = 
     return F.conv2d(x, weight, bias, pair(stride), (kernel[0] // 2, kernel[1] // 2), 1, x.shape[1])
 
 
-def pointwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
-                               backend: str | None = None) -> Tensor:
+def pointwise_conv2d_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """1x1 convolution: ``y[n, o, i, j] = bias[o] + sum over c of weight[o, c] * x[n, c, i, j]``.
 
     With groups, output channel o sums over the channels of its own group only.
@@ -57,8 +63,14 @@ def pointwise_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = 
     return F.conv2d(x, weight, bias, groups=x.shape[1] // weight.shape[1])
 
 
-def layer_norm_reference(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
-                         eps: float = 1e-5, *, backend: str | None = None) -> Tensor:
+def layer_norm_reference(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Layer norm: ``y[..., c] = weight[c] (x[..., c] - mean) / sqrt(var + eps) + bias[c]``.
 
     Mean and biased variance are those of the last axis.
@@ -75,8 +87,16 @@ def layer_norm_reference(x: Tensor, weight: Tensor | None = None, bias: Tensor |
     return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
-def channel_mlp_reference(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor,
-                          scale: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+def channel_mlp_reference(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    scale: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """``scale * (gelu(x W1^T + b1) W2^T + b2)`` on the last axis, with the exact (erf) GELU.
 
     Args:
@@ -94,8 +114,9 @@ def channel_mlp_reference(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Te
     return y if scale is None else y * scale
 
 
-def patch_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
-                           backend: str | None = None) -> Tensor:
+def patch_conv2d_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """Convolution whose stride is its kernel size, without padding.
 
     Args:
@@ -109,9 +130,17 @@ def patch_conv2d_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None
     return F.conv2d(x, weight, bias, (weight.shape[2], weight.shape[3]))
 
 
-def inception_dwconv2d_reference(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None,
-                                 weight_w: Tensor, bias_w: Tensor | None, weight_h: Tensor,
-                                 bias_h: Tensor | None, *, backend: str | None = None) -> Tensor:
+def inception_dwconv2d_reference(
+    x: Tensor,
+    weight_hw: Tensor,
+    bias_hw: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
     """Identity, square, horizontal and vertical depthwise branches on a split of the channels.
 
     The channels are split in the order identity (C - 3g), square (g), horizontal band (g), vertical
@@ -133,22 +162,27 @@ def inception_dwconv2d_reference(x: Tensor, weight_hw: Tensor, bias_hw: Tensor |
     """
     g = weight_hw.shape[0]
     identity, square, wide, tall = torch.split(x, (x.shape[1] - 3 * g, g, g, g), dim=1)
-    return torch.cat((
-        identity,
-        depthwise_conv2d_reference(square, weight_hw, bias_hw),
-        depthwise_conv2d_reference(wide, weight_w, bias_w),
-        depthwise_conv2d_reference(tall, weight_h, bias_h),
-    ), dim=1)
+    return torch.cat(
+        (
+            identity,
+            depthwise_conv2d_reference(square, weight_hw, bias_hw),
+            depthwise_conv2d_reference(wide, weight_w, bias_w),
+            depthwise_conv2d_reference(tall, weight_h, bias_h),
+        ),
+        dim=1,
+    )
 
 
-def large_kernel_branches_reference(x: Tensor, weights: Sequence[Tensor], *,
-                                    backend: str | None = None) -> tuple[Tensor, ...]:
+def large_kernel_branches_reference(
+    x: Tensor, weights: Sequence[Tensor], *, backend: str | None = None
+) -> tuple[Tensor, ...]:
     """`depthwise_conv2d_reference` of one map with each of several kernels (C, 1, kh, kw)."""
     return tuple(depthwise_conv2d_reference(x, weight) for weight in weights)
 
 
-def large_kernel_sum_reference(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, *,
-                               backend: str | None = None) -> Tensor:
+def large_kernel_sum_reference(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """The sum of `depthwise_conv2d_reference` over several kernels; ``bias`` (C,) is added once."""
     first, *others = weights
     y = depthwise_conv2d_reference(x, first, bias)
@@ -157,14 +191,28 @@ def large_kernel_sum_reference(x: Tensor, weights: Sequence[Tensor], bias: Tenso
     return y
 
 
-def dcls_kernel1d_reference(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
-                            kernel_size, version: str = 'v0', backend: str | None = None) -> Tensor:
+def dcls_kernel1d_reference(
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None = None,
+    *,
+    kernel_size,
+    version: str = 'v0',
+    backend: str | None = None,
+) -> Tensor:
     """`dcls_kernel2d_reference` for one axis: (O, I, k) from positions (1, O, I, m)."""
     return _dcls_kernel(weight, positions, sigma, kernel_size, version)
 
 
-def dcls_kernel2d_reference(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
-                            kernel_size, version: str = 'v0', backend: str | None = None) -> Tensor:
+def dcls_kernel2d_reference(
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None = None,
+    *,
+    kernel_size,
+    version: str = 'v0',
+    backend: str | None = None,
+) -> Tensor:
     """Elements of given weights at real-valued positions, spread over the cells of a window.
 
     ``kernel[o, i, a, b] = sum over elements e of weight[o, i, e] * X_e[a, b]``. An element at
@@ -197,14 +245,22 @@ def dcls_kernel2d_reference(weight: Tensor, positions: Tensor, sigma: Tensor | N
     return _dcls_kernel(weight, positions, sigma, kernel_size, version)
 
 
-def dcls_kernel3d_reference(weight: Tensor, positions: Tensor, sigma: Tensor | None = None, *,
-                            kernel_size, version: str = 'v0', backend: str | None = None) -> Tensor:
+def dcls_kernel3d_reference(
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None = None,
+    *,
+    kernel_size,
+    version: str = 'v0',
+    backend: str | None = None,
+) -> Tensor:
     """`dcls_kernel2d_reference` for three axes: (O, I, kd, kh, kw), positions (3, O, I, m)."""
     return _dcls_kernel(weight, positions, sigma, kernel_size, version)
 
 
-def _dcls_kernel(weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_size,
-                 version: str) -> Tensor:
+def _dcls_kernel(
+    weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_size, version: str
+) -> Tensor:
     dims = positions.shape[0]
     sizes = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
     dtype = torch.promote_types(torch.promote_types(weight.dtype, positions.dtype), torch.float32)
@@ -232,8 +288,14 @@ def _dcls_profile(cells: Tensor, p: Tensor, s: Tensor | None, version: str) -> T
     return torch.relu(width - (cells - p).abs())
 
 
-def recconv2d_reference(x: Tensor, down_weight: Tensor, weights: Sequence[Tensor], *,
-                        mode: str = 'bilinear', backend: str | None = None) -> Tensor:
+def recconv2d_reference(
+    x: Tensor,
+    down_weight: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    mode: str = 'bilinear',
+    backend: str | None = None,
+) -> Tensor:
     """Recursive depthwise convolution: a pyramid down, one kernel per level, summed on the way up.
 
     With L = len(weights) - 1 and the maps ``x_0 = x``, ``x_j = down_weight * x_(j-1)`` at stride 2
@@ -261,5 +323,6 @@ def recconv2d_reference(x: Tensor, down_weight: Tensor, weights: Sequence[Tensor
     merged = maps.pop()
     for weight, finer in zip(weights, reversed(maps)):
         merged = finer + F.interpolate(
-            depthwise_conv2d_reference(merged, weight), size=finer.shape[2:], mode=mode)
+            depthwise_conv2d_reference(merged, weight), size=finer.shape[2:], mode=mode
+        )
     return depthwise_conv2d_reference(merged, weights[-1])

@@ -60,7 +60,8 @@ def test_odd_sizes_and_channels_last_agree_with_contiguous(name, size):
     x = images(*size)
     with torch.no_grad():
         for got, want in zip(
-                model(x.contiguous(memory_format=torch.channels_last)), model(x), strict=True):
+            model(x.contiguous(memory_format=torch.channels_last)), model(x), strict=True
+        ):
             assert_close(name, got, want, 10 * OUTPUT)
 
 
@@ -77,7 +78,10 @@ def test_outputs_have_the_layout_of_the_image(name, layout):
 @pytest.mark.parametrize('frozen_stages', [0, 2, 4])
 def test_frozen_parts_neither_learn_nor_leave_eval(name, frozen_stages):
     model = build(name, frozen_stages=frozen_stages, output_norm=True).train()
-    frozen = [*model.stem_modules(), *(m for i in range(frozen_stages) for m in model.stage_modules(i))]
+    frozen = [
+        *model.stem_modules(),
+        *(m for i in range(frozen_stages) for m in model.stage_modules(i)),
+    ]
     before = copy.deepcopy(model.state_dict())
     step(model, images())
     for module in frozen:
@@ -85,9 +89,11 @@ def test_frozen_parts_neither_learn_nor_leave_eval(name, frozen_stages):
         assert all(p.grad is None and not p.requires_grad for p in module.parameters())
     learning = [k for k, p in model.named_parameters() if p.requires_grad]
     assert all(
-        torch.equal(value, before[key]) for key, value in model.state_dict().items()
+        torch.equal(value, before[key])
+        for key, value in model.state_dict().items()
         if model.layer_location(key).kind != 'norm'
-        and (frozen_stages == 4 or model.layer_location(key).kind == 'stem'))
+        and (frozen_stages == 4 or model.layer_location(key).kind == 'stem')
+    )
     assert (frozen_stages == 4) == all(model.layer_location(k).kind == 'norm' for k in learning)
 
 
@@ -141,7 +147,8 @@ def test_state_dict_round_trip_and_deepcopy(name):
 
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize(
-    'state', [{}, {'conv1.weight': torch.zeros(64, 3, 7, 7)}], ids=['empty', 'foreign'])
+    'state', [{}, {'conv1.weight': torch.zeros(64, 3, 7, 7)}], ids=['empty', 'foreign']
+)
 def test_loading_what_does_not_cover_the_trunk_raises(name, state):
     model = build(name)
     before = copy.deepcopy(model.state_dict())
@@ -160,16 +167,20 @@ def test_every_parameter_has_a_location(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(arch='huge'), "'huge' is not one of"),
-    (dict(arch=dict(depths=(1, 1, 1, 1))), r"lacks \['dims'\]"),
-    (dict(arch=dict(depths=(1, 1), dims=(16, 24), widths=3)), r"unknown keys \['widths'\]"),
-    (dict(out_indices=(0, 4)), r'out_indices \(0, 4\)'),
-    (dict(out_indices=(2, 1)), r'out_indices \(2, 1\)'),
-    (dict(out_indices=()), r'out_indices \(\)'),
-    (dict(frozen_stages=7), 'frozen_stages 7'),
-    (dict(drop_path_rate=1.5), '1.5'),
-], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(arch='huge'), "'huge' is not one of"),
+        (dict(arch=dict(depths=(1, 1, 1, 1))), r"lacks \['dims'\]"),
+        (dict(arch=dict(depths=(1, 1), dims=(16, 24), widths=3)), r"unknown keys \['widths'\]"),
+        (dict(out_indices=(0, 4)), r'out_indices \(0, 4\)'),
+        (dict(out_indices=(2, 1)), r'out_indices \(2, 1\)'),
+        (dict(out_indices=()), r'out_indices \(\)'),
+        (dict(frozen_stages=7), 'frozen_stages 7'),
+        (dict(drop_path_rate=1.5), '1.5'),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_bad_arguments_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         MODELS.build(dict(type=f'mmlk.{name}', **{'arch': MICRO_ARCHS[name], **options}))

@@ -39,14 +39,19 @@ def test_keys_shapes_and_parameters_are_the_authors(record):
         model = golden_model(record)
     own = [(key, list(value.shape)) for key, value in model.state_dict().items()]
     trunk = [row[:2] for row in golden['state_dict'] if not row[0].startswith(('norm', 'head'))]
-    norms = [row[:2] for row in golden['state_dict'] + golden.get('dense_only_state_dict', [])
-             if row[0][:4] == 'norm' and row[0][4].isdigit()]
+    norms = [
+        row[:2]
+        for row in golden['state_dict'] + golden.get('dense_only_state_dict', [])
+        if row[0][:4] == 'norm' and row[0][4].isdigit()
+    ]
     assert [list(each) for each in own if each[0][:4] != 'norm'] == trunk
     assert sorted(list(each) for each in own if each[0][:4] == 'norm') == sorted(norms)
     assert sum(p.numel() for p in model.parameters()) == golden['params_dense']
 
 
-@pytest.mark.parametrize(('arch', 'parameters'), [('small', 49_449_408), ('tiny_gauss', 27_818_880)])
+@pytest.mark.parametrize(
+    ('arch', 'parameters'), [('small', 49_449_408), ('tiny_gauss', 27_818_880)]
+)
 def test_parameters_of_variants_without_a_record(arch, parameters):
     with torch.device('meta'):
         model = DCLSConvNeXt(arch)
@@ -54,16 +59,21 @@ def test_parameters_of_variants_without_a_record(arch, parameters):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('record', 'case'), [
-    ('tiny', 0), ('tiny', 1), ('tiny-unshared', 0), ('base', 1)])
+@pytest.mark.parametrize(
+    ('record', 'case'), [('tiny', 0), ('tiny', 1), ('tiny-unshared', 0), ('base', 1)]
+)
 def test_stages_match_the_authors_raw_normed_and_folded(record, case):
     golden = load_golden(f'dcls_convnext/{record}')['cases'][case]
     x = golden_input(golden['input_shape'], golden['input_seed'])
     raw = load_golden_weights(golden_model(record, output_norm=False)).eval()
     normed = load_golden_weights(golden_model(record)).eval()
     with torch.no_grad():
-        results = [('stages', raw(x)), ('normed', normed(x)),
-                   ('stages', raw.switch_to_deploy()(x)), ('normed', normed.switch_to_deploy()(x))]
+        results = [
+            ('stages', raw(x)),
+            ('normed', normed(x)),
+            ('stages', raw.switch_to_deploy()(x)),
+            ('normed', normed.switch_to_deploy()(x)),
+        ]
     for name, outputs in results:
         for i, (y, summary) in enumerate(zip(outputs, golden[name], strict=True)):
             got, want = sampled(y, summary)
@@ -73,7 +83,9 @@ def test_stages_match_the_authors_raw_normed_and_folded(record, case):
 def test_deploy_form_holds_plain_depthwise_convolutions_only():
     model = micro().switch_to_deploy()
     assert not any(key.endswith(('.P', '.SIG', 'gamma')) for key in model.state_dict())
-    assert all(isinstance(block.dwconv, DepthwiseConv2d) for stage in model.stages for block in stage)
+    assert all(
+        isinstance(block.dwconv, DepthwiseConv2d) for stage in model.stages for block in stage
+    )
 
 
 @pytest.mark.parametrize('version', ['v0', 'gauss'])
@@ -101,8 +113,11 @@ def test_loading_keeps_the_sharing(assign):
 
 def test_one_key_per_stage_is_enough():
     source, model = micro(), micro()
-    state = {key: value for key, value in source.state_dict().items()
-             if not key.endswith('dwconv.P') or '.1.dwconv' in key or '.0.dwconv' in key}
+    state = {
+        key: value
+        for key, value in source.state_dict().items()
+        if not key.endswith('dwconv.P') or '.1.dwconv' in key or '.0.dwconv' in key
+    }
     del state['stages.2.0.dwconv.P']
     model.load_state_dict(state, strict=True)
     assert_shared(model)
@@ -132,17 +147,26 @@ def test_moving_average_counts_shared_positions_once(update_buffers):
         model.stages[2][0].dwconv.P.add_(1)
     average.update_parameters(model)
     assert_shared(average.module)
-    assert_close('average', average.module.stages[2][2].dwconv.P, before + 0.5,
-                 TOLERANCE[torch.float32][0])
+    assert_close(
+        'average', average.module.stages[2][2].dwconv.P, before + 0.5, TOLERANCE[torch.float32][0]
+    )
 
 
-@pytest.mark.parametrize('paramwise', [None, dict(norm_decay_mult=0.0), dict(
-    custom_keys={'.P': dict(decay_mult=0.0, lr_mult=5.0)})], ids=['plain', 'norms', 'custom'])
+@pytest.mark.parametrize(
+    'paramwise',
+    [None, dict(norm_decay_mult=0.0), dict(custom_keys={'.P': dict(decay_mult=0.0, lr_mult=5.0)})],
+    ids=['plain', 'norms', 'custom'],
+)
 def test_optimizer_constructors_meet_shared_positions_once(paramwise):
     model = micro()
-    wrapper = build_optim_wrapper(model, dict(
-        type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-        paramwise_cfg=paramwise))
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+            paramwise_cfg=paramwise,
+        ),
+    )
     listed = [id(p) for group in wrapper.optimizer.param_groups for p in group['params']]
     assert len(listed) == len(set(listed)) == len(list(model.parameters()))
 
@@ -172,10 +196,14 @@ def test_only_channel_norms_are_accepted():
         micro(norm_cfg=dict(type='BN'))
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (dict(version='v3'), "version 'v3' is not one of"),
-    (dict(kernel_size=8), 'must be odd'),
-    (dict(kernel_count=0), 'kernel_count 0 must be at least 1')])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(version='v3'), "version 'v3' is not one of"),
+        (dict(kernel_size=8), 'must be odd'),
+        (dict(kernel_count=0), 'kernel_count 0 must be at least 1'),
+    ],
+)
 def test_bad_kernel_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         DCLSConvNeXt(arch={**MICRO, **change})
@@ -185,9 +213,15 @@ def published(tmp_path, change=None):
     """A classifier file as the authors wrap it, with positions beyond the window."""
     state = DCLSConvNeXt(arch=MICRO, output_norm=False).state_dict()
     state = {key: value * 20 if key.endswith('.P') else value for key, value in state.items()}
-    state.update({'norm.weight': torch.ones(40), 'norm.bias': torch.zeros(40),
-                  'head.weight': torch.zeros(9, 40), 'head.bias': torch.zeros(9),
-                  'stages.0.0.dwconv.DCK.lim': torch.zeros(2)})
+    state.update(
+        {
+            'norm.weight': torch.ones(40),
+            'norm.bias': torch.zeros(40),
+            'head.weight': torch.zeros(9, 40),
+            'head.bias': torch.zeros(9),
+            'stages.0.0.dwconv.DCK.lim': torch.zeros(2),
+        }
+    )
     state.update(change or {})
     torch.save({'model': state}, tmp_path / 'file.pth')
     return state, dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth'))

@@ -52,7 +52,9 @@ def test_stages_match_the_authors_raw_normed_and_folded(variant, case):
         normed = golden_model(variant, norm_cfg=dict(type='SyncBN')).eval()(x)
         for i, (y, summary) in enumerate(zip(normed, record['stages_after_bn'], strict=True)):
             assert_matches(f'normed stage {i}', y, summary, GOLDEN_NETWORK)
-        for i, (y, summary) in enumerate(zip(raw.switch_to_deploy()(x), record['stages'], strict=True)):
+        for i, (y, summary) in enumerate(
+            zip(raw.switch_to_deploy()(x), record['stages'], strict=True)
+        ):
             assert_matches(f'folded stage {i}', y, summary, GOLDEN_NETWORK)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in raw.modules())
 
@@ -75,13 +77,21 @@ def test_train_mode_statistics_and_gradients_match_the_authors():
     assert model.stem[1].num_batches_tracked == record['num_batches_tracked']
 
 
-@pytest.mark.parametrize(('name', 'channels', 'band', 'ratio'), [
-    ('block-c96', 96, 11, 1 / 8), ('block-c40-k9-r4', 40, 9, 1 / 4)])
+@pytest.mark.parametrize(
+    ('name', 'channels', 'band', 'ratio'),
+    [('block-c96', 96, 11, 1 / 8), ('block-c40-k9-r4', 40, 9, 1 / 4)],
+)
 def test_block_matches_the_authors(name, channels, band, ratio):
     record = load_golden(f'inceptionnext/{name}')
     block = InceptionNeXtBlock(
-        channels, mlp_ratio=record['mlp_ratio'], band_kernel_size=band, branch_ratio=ratio,
-        drop_path=0.0, layer_scale_init=1.0, norm_cfg=dict(type='BN'))
+        channels,
+        mlp_ratio=record['mlp_ratio'],
+        band_kernel_size=band,
+        branch_ratio=ratio,
+        drop_path=0.0,
+        layer_scale_init=1.0,
+        norm_cfg=dict(type='BN'),
+    )
     load_golden_weights(block).eval()
     x = golden_input(record['input']['shape'], record['input']['seed']).requires_grad_()
     y = block(x)

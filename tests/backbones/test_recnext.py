@@ -20,8 +20,21 @@ from tests.golden_weights import (
     sampled,
 )
 
-RECORDED = ['m0', 'm1', 'm3', 'm5', 'a0', 'a2', 'a3', 'a5', 't', 'b', 't_share_channel',
-            's_share_channel', 'b_share_channel']
+RECORDED = [
+    'm0',
+    'm1',
+    'm3',
+    'm5',
+    'a0',
+    'a2',
+    'a3',
+    'a5',
+    't',
+    'b',
+    't_share_channel',
+    's_share_channel',
+    'b_share_channel',
+]
 QUICK = ('m0', 'a0')
 
 
@@ -34,14 +47,22 @@ BN = dict(type='BN')
 
 # variant -> parameters with both heads, with the authors' fusion, and 1e9 multiply-adds at 224.
 COUNTS = {
-    'm0': (2_832_420, 2_502_400, 0.4046), 'm1': (5_561_384, 5_160_520, 0.8525),
-    'm2': (7_326_828, 6_859_320, 1.1471), 'm3': (8_752_368, 8_219_752, 1.3782),
-    'm4': (14_630_128, 14_084_072, 2.3553), 'm5': (23_592_120, 22_902_600, 4.6547),
-    'a0': (3_115_220, 2_775_200, 0.4241), 'a1': (6_313_976, 5_892_712, 0.9005),
-    'a2': (8_376_436, 7_885_128, 1.2142), 'a3': (9_586_944, 9_030_416, 1.3834),
-    'a4': (16_342_304, 15_750_496, 2.3725), 'a5': (26_433_020, 25_674_610, 4.7016),
-    't': (12_729_296, 12_112_520, 0.3372), 's': (16_485_584, 15_847_976, 0.6944),
-    'b': (19_927_632, 19_251_752, 1.1449), 't_share_channel': (12_662_480, 12_049_800, 0.3385),
+    'm0': (2_832_420, 2_502_400, 0.4046),
+    'm1': (5_561_384, 5_160_520, 0.8525),
+    'm2': (7_326_828, 6_859_320, 1.1471),
+    'm3': (8_752_368, 8_219_752, 1.3782),
+    'm4': (14_630_128, 14_084_072, 2.3553),
+    'm5': (23_592_120, 22_902_600, 4.6547),
+    'a0': (3_115_220, 2_775_200, 0.4241),
+    'a1': (6_313_976, 5_892_712, 0.9005),
+    'a2': (8_376_436, 7_885_128, 1.2142),
+    'a3': (9_586_944, 9_030_416, 1.3834),
+    'a4': (16_342_304, 15_750_496, 2.3725),
+    'a5': (26_433_020, 25_674_610, 4.7016),
+    't': (12_729_296, 12_112_520, 0.3372),
+    's': (16_485_584, 15_847_976, 0.6944),
+    'b': (19_927_632, 19_251_752, 1.1449),
+    't_share_channel': (12_662_480, 12_049_800, 0.3385),
     's_share_channel': (16_403_664, 15_771_688, 0.6975),
     'b_share_channel': (19_845_712, 19_175_464, 1.1480),
 }
@@ -80,8 +101,12 @@ class Head(torch.nn.Module):
             branch = torch.nn.Module()
             branch.norm, branch.linear = torch.nn.BatchNorm1d(width), torch.nn.Linear(width, 1000)
             self.add_module(name, branch)
-        self.load_state_dict({key: golden_tensor(f'head.{key}', value.shape, value.dtype)
-                              for key, value in self.state_dict().items()})
+        self.load_state_dict(
+            {
+                key: golden_tensor(f'head.{key}', value.shape, value.dtype)
+                for key, value in self.state_dict().items()
+            }
+        )
 
     def forward(self, x):
         pooled = x.mean((2, 3))
@@ -122,10 +147,17 @@ def test_folded_parameters_are_the_published(variant):
     with torch.device('meta'):
         model = RecNeXt(variant)
     # The authors leave the norm between an M block's mixers and the downsampling's norm unfolded.
-    between = [block.norm for stage in model.stages for block in stage.blocks
-               if isinstance(getattr(block, 'norm', None), _BatchNorm)]
-    after = [stage.downsample.norm for stage in model.stages
-             if isinstance(getattr(stage.downsample, 'norm', None), _BatchNorm)]
+    between = [
+        block.norm
+        for stage in model.stages
+        for block in stage.blocks
+        if isinstance(getattr(block, 'norm', None), _BatchNorm)
+    ]
+    after = [
+        stage.downsample.norm
+        for stage in model.stages
+        if isinstance(getattr(stage.downsample, 'norm', None), _BatchNorm)
+    ]
     unfolded = sum(count(norm) for norm in (*between, *after))
     model.switch_to_deploy()
     assert not any(isinstance(module, _BatchNorm) for module in model.modules())
@@ -158,15 +190,16 @@ def test_train_mode_matches_the_authors(variant):
     named = {f'stage{i}': y for i, y in enumerate(outputs)}
     # The head's norm over two images, like one over one pixel of two images at the end of the
     # stride-8 networks, is the sign of a difference that rounding decides: nothing to compare.
-    for name in list(named)[:None if outputs[-1].shape[2] > 1 else 3]:
+    for name in list(named)[: None if outputs[-1].shape[2] > 1 else 3]:
         assert_matches(name, named[name], record['outputs'][name], GOLDEN_TRAIN_MODE)
     for key, summary in record['running_stats_after_one_step'].items():
         assert_matches(key, model.get_buffer(key), summary, GOLDEN_TRAIN_MODE)
 
 
 def check_module(module, case):
-    assert [[k, list(v.shape), str(v.dtype)[6:]] for k, v in module.state_dict().items()] == \
-        case['state_dict']
+    assert [[k, list(v.shape), str(v.dtype)[6:]] for k, v in module.state_dict().items()] == case[
+        'state_dict'
+    ]
     load_golden_weights(module).train(case['train_mode'])
     tolerance = GOLDEN_TRAIN_MODE if case['train_mode'] else GOLDEN_OPERATOR
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -194,7 +227,8 @@ def test_block_and_downsampling_match_the_authors(series, index):
     options = dict(mlp_ratio=case['mlp_ratio'], norm_cfg=BN)
     build = {
         'MetaNeXtBlock': lambda: RecNeXtBlock(
-            case['in_channels'], stage=case['stage'], series=series, drop_path=0.0, **options),
+            case['in_channels'], stage=case['stage'], series=series, drop_path=0.0, **options
+        ),
         'Downsample': lambda: RecNeXtDownsample(case['in_channels'], **options),
     }
     check_module(build[case['class']](), case)
@@ -234,20 +268,30 @@ def test_it_runs_channels_last_on_a_cpu_whatever_the_input():
 def test_drop_path_is_constant_in_the_m_and_a_series_and_rises_in_the_others():
     rates = {}
     for series in ('m', 'stride8'):
-        model = RecNeXt(dict(dims=(16, 32, 64, 128), depths=(1, 1, 1, 2), series=series),
-                        drop_path_rate=0.4)
+        model = RecNeXt(
+            dict(dims=(16, 32, 64, 128), depths=(1, 1, 1, 2), series=series), drop_path_rate=0.4
+        )
         rates[series] = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
     assert rates['m'] == [0.4] * 5
     assert rates['stride8'] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(layer_scale_init=1e-6), 'RecNeXt: layer_scale_init 1e-06 must be None'),
-    (dict(arch=dict(dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), series='x')), "series 'x' is not"),
-    (dict(arch=dict(dims=(16, 40, 64, 128), depths=(1, 1, 1, 1))), 'dims 16 -> 40 of stage 1'),
-    (dict(arch=dict(dims=(15, 30, 60, 120), depths=(1, 1, 1, 1), series='a')),
-     'LinearAttention2d: 2 heads do not divide 15'),
-], ids=['layer-scale', 'series', 'dims', 'heads'])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(layer_scale_init=1e-6), 'RecNeXt: layer_scale_init 1e-06 must be None'),
+        (
+            dict(arch=dict(dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), series='x')),
+            "series 'x' is not",
+        ),
+        (dict(arch=dict(dims=(16, 40, 64, 128), depths=(1, 1, 1, 1))), 'dims 16 -> 40 of stage 1'),
+        (
+            dict(arch=dict(dims=(15, 30, 60, 120), depths=(1, 1, 1, 1), series='a')),
+            'LinearAttention2d: 2 heads do not divide 15',
+        ),
+    ],
+    ids=['layer-scale', 'series', 'dims', 'heads'],
+)
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         RecNeXt(**options)
@@ -260,7 +304,7 @@ def test_even_attention_kernel_is_named():
 
 def test_exported_network_holds_plain_operators_only():
     model = RecNeXt(dict(dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), series='a')).eval()
-    graph = torch.export.export(model.switch_to_deploy(), (golden_input((1, 3, 64, 64)), )).graph
+    graph = torch.export.export(model.switch_to_deploy(), (golden_input((1, 3, 64, 64)),)).graph
     called = {str(node.target) for node in graph.nodes if node.op == 'call_function'}
     assert 'aten.conv2d.default' in called and not any('mmlk' in name for name in called)
 

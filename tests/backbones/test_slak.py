@@ -10,19 +10,34 @@ from mmlk.ops import products
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, TOLERANCE
 from tests.golden_weights import assert_matches, golden_input, load_golden, load_golden_weights
 
-VARIANTS = ['slak_tiny', 'slak_base', 'slak_tiny_k31', 'slak_tiny_k7', 'slak_micro',
-            'slak_micro_nodecom']
+VARIANTS = [
+    'slak_tiny',
+    'slak_base',
+    'slak_tiny_k31',
+    'slak_tiny_k7',
+    'slak_micro',
+    'slak_micro_nodecom',
+]
 PUBLISHED = {'slak_tiny': 'tiny', 'slak_base': 'base', 'slak_tiny_k31': 'tiny_31'}
 # Dense parameters of the headless network with output norms, as the authors' code counts them.
-PARAMETERS = {'tiny': 49_706_582, 'small': 90_134_564, 'base': 156_621_118, 'tiny_31': 48_584_582,
-              'tiny_61': 50_267_582}
+PARAMETERS = {
+    'tiny': 49_706_582,
+    'small': 90_134_564,
+    'base': 156_621_118,
+    'tiny_31': 48_584_582,
+    'tiny_61': 50_267_582,
+}
 
 
 def recorded_arch(record):
     config = record['config']
-    return dict(depths=config['depths'], dims=record['stage_dims'],
-                kernel_sizes=config['kernel_size'][:4], small_kernel_size=config['kernel_size'][4],
-                decomposed=config['Decom'])
+    return dict(
+        depths=config['depths'],
+        dims=record['stage_dims'],
+        kernel_sizes=config['kernel_size'][:4],
+        small_kernel_size=config['kernel_size'][4],
+        decomposed=config['Decom'],
+    )
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
@@ -42,9 +57,14 @@ def test_parameters_of_the_published_variants(arch):
         assert sum(p.numel() for p in SLaK(arch).parameters()) == PARAMETERS[arch]
 
 
-@pytest.mark.parametrize('variant', [
-    'slak_micro', 'slak_micro_nodecom',
-    *(pytest.param(variant, marks=pytest.mark.slow) for variant in VARIANTS[:4])])
+@pytest.mark.parametrize(
+    'variant',
+    [
+        'slak_micro',
+        'slak_micro_nodecom',
+        *(pytest.param(variant, marks=pytest.mark.slow) for variant in VARIANTS[:4]),
+    ],
+)
 def test_stages_match_the_authors_raw_normed_and_folded(variant):
     record = load_golden(f'slak/{variant}')
     model = load_golden_weights(SLaK(recorded_arch(record), norm_cfg=dict(type='SyncBN'))).eval()
@@ -65,8 +85,11 @@ def test_stages_match_the_authors_raw_normed_and_folded(variant):
     assert not any(isinstance(m, torch.nn.SyncBatchNorm) for m in model.modules())
 
 
-@pytest.mark.parametrize('case', load_golden('slak/operator-block')['cases'],
-                         ids=lambda case: f'k{case["kernel_size"][0]}-gamma{case["has_gamma"]}')
+@pytest.mark.parametrize(
+    'case',
+    load_golden('slak/operator-block')['cases'],
+    ids=lambda case: f'k{case["kernel_size"][0]}-gamma{case["has_gamma"]}',
+)
 @pytest.mark.parametrize('small_products', ['as for their size', 'as for large ones'])
 def test_block_matches_the_authors(case, small_products, monkeypatch):
     memory_format = torch.contiguous_format
@@ -75,11 +98,17 @@ def test_block_matches_the_authors(case, small_products, monkeypatch):
         monkeypatch.setattr(products, 'MANY_PRODUCTS', 1)
         memory_format = torch.channels_last
     block = SLaKBlock(
-        case['dim'], kernel_size=case['kernel_size'][0], small_kernel_size=case['kernel_size'][1],
-        decomposed=True, drop_path=0.0, layer_scale_init=case['layer_scale_init_value'],
-        norm_cfg=dict(type='BN'))
+        case['dim'],
+        kernel_size=case['kernel_size'][0],
+        small_kernel_size=case['kernel_size'][1],
+        decomposed=True,
+        drop_path=0.0,
+        layer_scale_init=case['layer_scale_init_value'],
+        norm_cfg=dict(type='BN'),
+    )
     assert [[k, list(v.shape)] for k, v in block.state_dict().items()] == [
-        key[:2] for key in case['keys']]
+        key[:2] for key in case['keys']
+    ]
     load_golden_weights(block).eval()
     x = golden_input(case['input_shape']).contiguous(memory_format=memory_format).requires_grad_()
     y = block(x)
@@ -90,8 +119,11 @@ def test_block_matches_the_authors(case, small_products, monkeypatch):
         assert_matches(key, block.get_parameter(key).grad, summary, GOLDEN_NETWORK)
 
 
-@pytest.mark.parametrize('case', load_golden('slak/operator-layernorm-cf')['cases'],
-                         ids=lambda case: f'c{case["channels"]}')
+@pytest.mark.parametrize(
+    'case',
+    load_golden('slak/operator-layernorm-cf')['cases'],
+    ids=lambda case: f'c{case["channels"]}',
+)
 def test_channels_first_layer_norm_matches_the_authors(case):
     norm = load_golden_weights(LayerNorm2d(case['channels']))
     x = golden_input(case['input_shape']).requires_grad_()
@@ -114,12 +146,18 @@ def test_drop_path_rises_linearly_over_the_blocks():
 MICRO = dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), kernel_sizes=(13, 11, 9, 7))
 
 
-@pytest.mark.parametrize(('arch', 'message'), [
-    (dict(MICRO, kernel_sizes=(14, 11, 9, 7)), 'kernel size 14 must be an odd number'),
-    (dict(MICRO, kernel_sizes=(201, 11, 9, 7)), 'kernel size 201 must be an odd number from 1 to 127'),
-    (dict(MICRO, small_kernel_size=4), 'kernel size 4 must be an odd number'),
-    (dict(MICRO, kernel_sizes=(13, 11, 9)), 'kernel_sizes .* and dims .* differ in length'),
-])
+@pytest.mark.parametrize(
+    ('arch', 'message'),
+    [
+        (dict(MICRO, kernel_sizes=(14, 11, 9, 7)), 'kernel size 14 must be an odd number'),
+        (
+            dict(MICRO, kernel_sizes=(201, 11, 9, 7)),
+            'kernel size 201 must be an odd number from 1 to 127',
+        ),
+        (dict(MICRO, small_kernel_size=4), 'kernel size 4 must be an odd number'),
+        (dict(MICRO, kernel_sizes=(13, 11, 9)), 'kernel_sizes .* and dims .* differ in length'),
+    ],
+)
 def test_bad_architectures_are_named(arch, message):
     with pytest.raises(ValueError, match=message):
         SLaK(arch)
@@ -127,8 +165,9 @@ def test_bad_architectures_are_named(arch, message):
 
 def test_norms_and_scales_can_be_left_out():
     model = SLaK(dict(MICRO, branch_norm=False), layer_scale_init=None, output_norm=False)
-    assert not any('bn' in key or 'gamma' in key or key.startswith('norm')
-                   for key in model.state_dict())
+    assert not any(
+        'bn' in key or 'gamma' in key or key.startswith('norm') for key in model.state_dict()
+    )
     x = torch.randn(1, 3, 40, 33)
     want = model.eval()(x)
     for got, expected in zip(model.switch_to_deploy()(x), want, strict=True):

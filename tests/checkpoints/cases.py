@@ -40,15 +40,21 @@ NETWORKS = {
     'recnext/recnext_b_share_channel': ('recnext', 'b_share_channel'),
 }
 
-HEADS = {'inceptionnext': ('head.',), 'slak': ('norm.', 'head.'),
-         'dcls_convnext': ('norm.', 'head.'), 'recnext': ('head.',)}
+HEADS = {
+    'inceptionnext': ('head.',),
+    'slak': ('norm.', 'head.'),
+    'dcls_convnext': ('norm.', 'head.'),
+    'recnext': ('head.',),
+}
 
 
 @lru_cache
 def entries(network: str) -> tuple[tuple[str, tuple[int, ...], torch.dtype], ...]:
     """(key, shape, dtype) of the recorded classifier, in order."""
-    return tuple((key, tuple(shape), getattr(torch, dtype))
-                 for key, shape, dtype, _ in load_golden(network)['state_dict'])
+    return tuple(
+        (key, tuple(shape), getattr(torch, dtype))
+        for key, shape, dtype, _ in load_golden(network)['state_dict']
+    )
 
 
 def classifier(network: str) -> Mapping[str, torch.Tensor]:
@@ -58,8 +64,10 @@ def classifier(network: str) -> Mapping[str, torch.Tensor]:
 
 @lru_cache
 def _classifier(network: str) -> dict[str, torch.Tensor]:
-    return {key: torch.empty(shape, dtype=dtype, device='meta')
-            for key, shape, dtype in entries(network)}
+    return {
+        key: torch.empty(shape, dtype=dtype, device='meta')
+        for key, shape, dtype in entries(network)
+    }
 
 
 def headless(state: Mapping, network: str) -> dict[str, torch.Tensor]:
@@ -70,14 +78,19 @@ def headless(state: Mapping, network: str) -> dict[str, torch.Tensor]:
 
 def output_norms(channels=(8, 16, 32, 64)) -> dict[str, torch.Tensor]:
     """The norms that a dense network adds to a headless backbone."""
-    return {f'norm{i}.{name}': torch.empty(width, device='meta')
-            for i, width in enumerate(channels) for name in ('weight', 'bias')}
+    return {
+        f'norm{i}.{name}': torch.empty(width, device='meta')
+        for i, width in enumerate(channels)
+        for name in ('weight', 'bias')
+    }
 
 
 def filled(network: str) -> dict[str, torch.Tensor]:
     """State dict of the recorded classifier with values, every dimension cut to at most 4."""
-    return {key: golden_tensor(key, [min(edge, 4) for edge in shape], dtype)
-            for key, shape, dtype in entries(network)}
+    return {
+        key: golden_tensor(key, [min(edge, 4) for edge in shape], dtype)
+        for key, shape, dtype in entries(network)
+    }
 
 
 class Holder(nn.Module):

@@ -11,8 +11,11 @@ from mmlk.checkpoints import zoo
 from mmlk.checkpoints.keymaps import FAMILIES
 
 ROOT = Path(__file__).parents[2] / 'configs'
-SOURCES = {source: entry for entry in zoo.ENTRIES.values()
-           for source in (entry.url, f'{zoo.SCHEME}{entry.name}')}
+SOURCES = {
+    source: entry
+    for entry in zoo.ENTRIES.values()
+    for source in (entry.url, f'{zoo.SCHEME}{entry.name}')
+}
 
 
 def backbones() -> dict[str, dict]:

@@ -31,8 +31,10 @@ def convert():
 def published():
     """A classifier's state dict with real shapes and random values."""
     generator = torch.Generator().manual_seed(0)
-    return {key: torch.randn(value.shape, generator=generator).to(value.dtype)
-            for key, value in classifier(NETWORK).items()}
+    return {
+        key: torch.randn(value.shape, generator=generator).to(value.dtype)
+        for key, value in classifier(NETWORK).items()
+    }
 
 
 def read(path):
@@ -62,17 +64,21 @@ def test_result_does_not_depend_on_place_or_time(convert, published, tmp_path):
     assert (tmp_path / 'b.pth').read_bytes() == (tmp_path / 'deep' / 'c.pth').read_bytes()
 
 
-def test_whole_model_stays_whole_and_a_prefix_takes_the_backbone(convert, published, tmp_path,
-                                                                 capsys):
+def test_whole_model_stays_whole_and_a_prefix_takes_the_backbone(
+    convert, published, tmp_path, capsys
+):
     head = {'decode_head.conv_seg.weight': torch.ones(2), 'neck.convs.0.bias': torch.ones(3)}
     trunk = headless(published, NETWORK)
     whole = {**{f'backbone.{key}': value for key, value in trunk.items()}, **head}
-    torch.save({'state_dict': {f'module.{key}': value for key, value in whole.items()}},
-               tmp_path / 'a.pth')
+    torch.save(
+        {'state_dict': {f'module.{key}': value for key, value in whole.items()}}, tmp_path / 'a.pth'
+    )
     assert convert(tmp_path / 'a.pth', tmp_path / 'whole.pth') == 0
     assert '2 keys of decode_head, neck kept as they are' in capsys.readouterr().out
     assert read(tmp_path / 'whole.pth')['state_dict'].keys() == {
-        *(f'backbone.{key}' for key in trunk), *head}
+        *(f'backbone.{key}' for key in trunk),
+        *head,
+    }
     assert convert(tmp_path / 'a.pth', tmp_path / 'trunk.pth', '--prefix', 'backbone.') == 0
     assert read(tmp_path / 'trunk.pth')['state_dict'].keys() == trunk.keys()
 

@@ -104,24 +104,34 @@ def test_another_network_is_refused_and_named(file, module):
 
 def test_deeper_variant_of_the_same_width_is_refused():
     published = classifier('inceptionnext/tiny')
-    deeper = {**published, **{key.replace('stages.2.blocks.8.', f'stages.2.blocks.{i}.'): value
-                              for i in range(9, 27) for key, value in published.items()
-                              if key.startswith('stages.2.blocks.8.')}}
+    deeper = {
+        **published,
+        **{
+            key.replace('stages.2.blocks.8.', f'stages.2.blocks.{i}.'): value
+            for i in range(9, 27)
+            for key, value in published.items()
+            if key.startswith('stages.2.blocks.8.')
+        },
+    }
     report = plan('inceptionnext', deeper, headless(published, 'inceptionnext/tiny'))
     assert not report.missing and not report.mismatched
     with pytest.raises(ValueError, match="InceptionNeXt small.*arch='small'"):
         report.raise_if_uncovered()
 
 
-@pytest.mark.parametrize('key,name', [
-    ('layer1.0.conv1.weight', 'ResNet'),
-    ('layers.0.blocks.0.attn.relative_position_bias_table', 'Swin Transformer'),
-    ('stages.0.0.dwconv.weight', 'ConvNeXt'),
-    ('backbone.cls_token', 'a vision transformer'),
-    ('whatever.weight', 'an unknown network'),
-])
-@pytest.mark.parametrize('network', ['inceptionnext/atto', 'slak/slak_micro', 'dcls_convnext/tiny',
-                                     'recnext/recnext_m0'])
+@pytest.mark.parametrize(
+    'key,name',
+    [
+        ('layer1.0.conv1.weight', 'ResNet'),
+        ('layers.0.blocks.0.attn.relative_position_bias_table', 'Swin Transformer'),
+        ('stages.0.0.dwconv.weight', 'ConvNeXt'),
+        ('backbone.cls_token', 'a vision transformer'),
+        ('whatever.weight', 'an unknown network'),
+    ],
+)
+@pytest.mark.parametrize(
+    'network', ['inceptionnext/atto', 'slak/slak_micro', 'dcls_convnext/tiny', 'recnext/recnext_m0']
+)
 def test_stranger_is_refused_and_named(network, key, name):
     own = headless(classifier(network), network)
     report = plan(NETWORKS[network][0], {key: torch.empty(3, 3)}, own)
@@ -129,8 +139,9 @@ def test_stranger_is_refused_and_named(network, key, name):
         report.raise_if_uncovered()
 
 
-@pytest.mark.parametrize('network', ['inceptionnext/atto', 'slak/slak_micro', 'dcls_convnext/tiny',
-                                     'recnext/recnext_m0'])
+@pytest.mark.parametrize(
+    'network', ['inceptionnext/atto', 'slak/slak_micro', 'dcls_convnext/tiny', 'recnext/recnext_m0']
+)
 def test_empty_and_incomplete_files_are_refused(network):
     family, own = NETWORKS[network][0], headless(classifier(network), network)
     with pytest.raises(ValueError, match='0 of .* keys match'):
@@ -185,8 +196,11 @@ def test_slak_file_that_is_not_decomposed_is_called_the_wrong_model():
 
 def test_dcls_index_buffers_are_dropped():
     own = headless(classifier('dcls_convnext/tiny'), 'dcls_convnext/tiny')
-    index = {f'stages.0.{i}.dwconv.DCK.{name}': torch.empty(2) for i in range(3)
-             for name in ('I', 'J', 'lim')}
+    index = {
+        f'stages.0.{i}.dwconv.DCK.{name}': torch.empty(2)
+        for i in range(3)
+        for name in ('I', 'J', 'lim')
+    }
     report = plan('dcls_convnext', {**own, **index}, own).raise_if_uncovered()
     assert report.dropped == list(index)
 
@@ -201,8 +215,11 @@ def test_image_channels_are_named_when_only_they_differ():
 
 def test_folded_file_is_refused():
     own = headless(classifier('inceptionnext/atto'), 'inceptionnext/atto')
-    folded = {key: value for key, value in own.items()
-              if '.norm.' not in key and not key.endswith('gamma')}
+    folded = {
+        key: value
+        for key, value in own.items()
+        if '.norm.' not in key and not key.endswith('gamma')
+    }
     with pytest.raises(ValueError, match='incomplete or altered'):
         plan('inceptionnext', folded, own).raise_if_uncovered()
     with pytest.raises(ValueError, match='load before folding'):

@@ -46,12 +46,15 @@ def position_keys(stage: int, blocks: int) -> list[str]:
 
 
 @pytest.mark.parametrize('network', MICRO[:3])
-@pytest.mark.parametrize('prefix,wrapper', [('', ''), ('', 'module.'), ('backbone.', ''),
-                                            ('backbone.', 'module.')])
+@pytest.mark.parametrize(
+    'prefix,wrapper', [('', ''), ('', 'module.'), ('backbone.', ''), ('backbone.', 'module.')]
+)
 def test_values_arrive(tmp_path, caplog, network, prefix, wrapper):
     published = filled(network)
-    torch.save({'model': {wrapper + prefix + key: value for key, value in published.items()}},
-               tmp_path / 'a.pth')
+    torch.save(
+        {'model': {wrapper + prefix + key: value for key, value in published.items()}},
+        tmp_path / 'a.pth',
+    )
     own = headless(published, network)
     module = blank(own)
     with caplog.at_level(logging.INFO, logger='mmlk'):
@@ -69,10 +72,12 @@ def test_a_failure_touches_nothing(tmp_path, network):
     family, published = NETWORKS[network][0], filled(network)
     own = headless(published, network)
     last = next(key for key in reversed(own) if key.endswith('weight'))
-    wrong = {'shape': {**published, last: torch.zeros(1, 2, 3)},
-             'missing': {key: value for key, value in published.items() if key != last},
-             'nan': {**published, last: torch.full_like(published[last], float('nan'))},
-             'extra': {**published, last.replace('stages.3', 'stages.9'): torch.zeros(1)}}
+    wrong = {
+        'shape': {**published, last: torch.zeros(1, 2, 3)},
+        'missing': {key: value for key, value in published.items() if key != last},
+        'nan': {**published, last: torch.full_like(published[last], float('nan'))},
+        'extra': {**published, last.replace('stages.3', 'stages.9'): torch.zeros(1)},
+    }
     module = blank(own)
     before = copy.deepcopy(module.state_dict())
     for name, state in wrong.items():
@@ -92,8 +97,10 @@ def test_prefix_that_matches_nothing_names_what_is_there(tmp_path):
 
 def test_half_precision_file_is_widened(tmp_path):
     own = headless(filled('recnext/recnext_m0'), 'recnext/recnext_m0')
-    torch.save({key: value.half() if value.is_floating_point() else value
-                for key, value in own.items()}, tmp_path / 'a.pth')
+    torch.save(
+        {key: value.half() if value.is_floating_point() else value for key, value in own.items()},
+        tmp_path / 'a.pth',
+    )
     module = blank(own)
     load_into(module, 'recnext', tmp_path / 'a.pth')
     for key, value in module.state_dict().items():
@@ -150,8 +157,11 @@ def test_uncovered_dict_is_left_as_it_came():
 
 def test_keys_outside_the_prefix_are_kept():
     own = headless(filled('slak/slak_micro'), 'slak/slak_micro')
-    state = {**{f'net.{k}': v for k, v in filled('slak/slak_micro').items()},
-             'norm.weight': torch.ones(1), 'netnorm.weight': torch.ones(1)}
+    state = {
+        **{f'net.{k}': v for k, v in filled('slak/slak_micro').items()},
+        'norm.weight': torch.ones(1),
+        'netnorm.weight': torch.ones(1),
+    }
     convert_in_place('slak', state, 'net.', own).raise_if_uncovered()
     assert set(state) == {f'net.{key}' for key in own} | {'norm.weight', 'netnorm.weight'}
 
@@ -212,6 +222,7 @@ def test_dcls_positions_inside_the_window_are_not_touched(tmp_path):
 
 def test_meta_module_can_be_compared():
     own = headless(filled('slak/slak_micro'), 'slak/slak_micro')
-    report = convert_in_place('slak', filled('slak/slak_micro'), '',
-                              {key: value.to('meta') for key, value in own.items()})
+    report = convert_in_place(
+        'slak', filled('slak/slak_micro'), '', {key: value.to('meta') for key, value in own.items()}
+    )
     assert report.covered and len(report.matched) == len(own)

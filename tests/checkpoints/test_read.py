@@ -28,10 +28,12 @@ class Payload:
         self.call, self.path = call, path
 
     def __reduce__(self):
-        return {'system': (os.system, (f'touch {self.path}',)),
-                'exec': (exec, (f"open({str(self.path)!r}, 'w').close()",)),
-                'mkdir': (os.mkdir, (str(self.path),)),
-                'path': (pathlib.Path.touch, (self.path,))}[self.call]
+        return {
+            'system': (os.system, (f'touch {self.path}',)),
+            'exec': (exec, (f"open({str(self.path)!r}, 'w').close()",)),
+            'mkdir': (os.mkdir, (str(self.path),)),
+            'path': (pathlib.Path.touch, (self.path,)),
+        }[self.call]
 
 
 def saved(path, content, zipped=True):
@@ -85,10 +87,15 @@ def test_mmengine_checkpoint_is_read(tmp_path, zipped):
     history = pytest.importorskip('mmengine.logging.history_buffer').HistoryBuffer
     numpy = pytest.importorskip('numpy')
     buffer = history([1.0, 2.0], [1, 1])
-    path = saved(tmp_path / 'a.pth', {
-        'meta': dict(epoch=1, best=numpy.float64(3.0), seen=numpy.arange(4), when='today'),
-        'state_dict': STATE, 'message_hub': dict(log_scalars={'loss': buffer}, n=numpy.int64(3)),
-    }, zipped)
+    path = saved(
+        tmp_path / 'a.pth',
+        {
+            'meta': dict(epoch=1, best=numpy.float64(3.0), seen=numpy.arange(4), when='today'),
+            'state_dict': STATE,
+            'message_hub': dict(log_scalars={'loss': buffer}, n=numpy.int64(3)),
+        },
+        zipped,
+    )
     assert_equal(read_checkpoint(path)[0], STATE)
     assert buffer.mean() == 1.5  # the real class is untouched
 
@@ -103,12 +110,26 @@ def test_harmless_names_stay_unknown_to_other_loaders(tmp_path):
 def test_classes_allowed_elsewhere_neither_interfere_nor_get_lost(tmp_path):
     history = pytest.importorskip('mmengine.logging.history_buffer').HistoryBuffer
     numpy = pytest.importorskip('numpy')
-    path = saved(tmp_path / 'a.pth', {'state_dict': STATE, 'hub': history([1.0], [1]),
-                                      'seen': numpy.arange(4), 'best': numpy.float64(3.0),
-                                      'args': argparse.Namespace(a=1)})
-    real = [history, numpy.ndarray, numpy.dtype, type(numpy.dtype('int64')),
-            type(numpy.dtype('float64')), numpy.zeros(1).__reduce__()[0],
-            numpy.float64(0).__reduce__()[0], argparse.Namespace]
+    path = saved(
+        tmp_path / 'a.pth',
+        {
+            'state_dict': STATE,
+            'hub': history([1.0], [1]),
+            'seen': numpy.arange(4),
+            'best': numpy.float64(3.0),
+            'args': argparse.Namespace(a=1),
+        },
+    )
+    real = [
+        history,
+        numpy.ndarray,
+        numpy.dtype,
+        type(numpy.dtype('int64')),
+        type(numpy.dtype('float64')),
+        numpy.zeros(1).__reduce__()[0],
+        numpy.float64(0).__reduce__()[0],
+        argparse.Namespace,
+    ]
     with torch.serialization.safe_globals(real):
         before = set(torch.serialization.get_safe_globals())
         for _ in range(3):
@@ -190,15 +211,19 @@ def test_truncated_file(tmp_path, keep, zipped):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('content,words', [
-    (b'', 'is empty'),
-    (b'\n<!DOCTYPE html><html><title>Virus scan warning</title>', 'is a web page'),
-    (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n', 'Git LFS pointer'),
-    (b'{"error": "not found"}', 'is a text file'),
-    (b'hello world, how are you', 'neither a torch.save nor a safetensors file'),
-    (pickle.dumps({'a': 1}), 'was not written by torch.save'),
-    (b'PK\x05\x06' + bytes(18), 'is a zip archive but not a checkpoint'),
-], ids=['empty', 'html', 'lfs', 'json', 'text', 'pickle', 'zip'])
+@pytest.mark.parametrize(
+    'content,words',
+    [
+        (b'', 'is empty'),
+        (b'\n<!DOCTYPE html><html><title>Virus scan warning</title>', 'is a web page'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n', 'Git LFS pointer'),
+        (b'{"error": "not found"}', 'is a text file'),
+        (b'hello world, how are you', 'neither a torch.save nor a safetensors file'),
+        (pickle.dumps({'a': 1}), 'was not written by torch.save'),
+        (b'PK\x05\x06' + bytes(18), 'is a zip archive but not a checkpoint'),
+    ],
+    ids=['empty', 'html', 'lfs', 'json', 'text', 'pickle', 'zip'],
+)
 @pytest.mark.filterwarnings('ignore:Detected pickle protocol')
 def test_not_a_checkpoint(tmp_path, content, words):
     path = tmp_path / 'a.pth'
@@ -207,11 +232,14 @@ def test_not_a_checkpoint(tmp_path, content, words):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize('content,words', [
-    ([1, 2], 'holds a list, not a state dict'),
-    ({'epoch': 1, 'note': 'x'}, r'holds no tensors .*\(found epoch, note\)'),
-    ({'model': {}}, 'holds no tensors'),
-])
+@pytest.mark.parametrize(
+    'content,words',
+    [
+        ([1, 2], 'holds a list, not a state dict'),
+        ({'epoch': 1, 'note': 'x'}, r'holds no tensors .*\(found epoch, note\)'),
+        ({'model': {}}, 'holds no tensors'),
+    ],
+)
 def test_checkpoint_without_a_state_dict(tmp_path, content, words):
     with pytest.raises(RuntimeError, match=words):
         read_checkpoint(saved(tmp_path / 'a.pth', content))
@@ -296,20 +324,44 @@ def test_a_page_instead_of_a_file_is_not_kept(tmp_path, hub):
     assert_equal(read_checkpoint(page.as_uri())[0], STATE)
 
 
-@pytest.mark.parametrize('name,address,file', [
-    ('inceptionnext_tiny', 'https://github.com/sail-sg/inceptionnext/releases/download/model/'
-     'inceptionnext_tiny.pth', 'inceptionnext_tiny.pth'),
-    ('timm/inception_next_tiny.sail_in1k', 'https://huggingface.co/timm/inception_next_tiny.'
-     'sail_in1k/resolve/main/model.safetensors', 'timm--inception_next_tiny.sail_in1k.safetensors'),
-    ('slak_tiny', 'https://drive.usercontent.google.com/download?'
-     'id=1Iut2f5FMS_77jGPYoUJDQzDIXOsax1u4&export=download&confirm=t', 'slak_tiny.pth'),
-    ('upernet_slak_tiny', 'https://surfdrive.surf.nl/files/index.php/s/cc6Pqb7IZaecWMv/download',
-     'upernet_slak_tiny.pth'),
-    ('convnext_dcls_base_1k_224_ema', 'https://zenodo.org/record/7112021/files/'
-     'convnext_dcls_base_1k_224_ema.pth', 'convnext_dcls_base_1k_224_ema.pth'),
-    ('recnext_a3_ade20k', 'https://github.com/suous/RecNeXt/releases/download/v2.0/'
-     'recnext_a3_ade20k.pth', 'recnext_a3_ade20k.pth'),
-])
+@pytest.mark.parametrize(
+    'name,address,file',
+    [
+        (
+            'inceptionnext_tiny',
+            'https://github.com/sail-sg/inceptionnext/releases/download/model/'
+            'inceptionnext_tiny.pth',
+            'inceptionnext_tiny.pth',
+        ),
+        (
+            'timm/inception_next_tiny.sail_in1k',
+            'https://huggingface.co/timm/inception_next_tiny.'
+            'sail_in1k/resolve/main/model.safetensors',
+            'timm--inception_next_tiny.sail_in1k.safetensors',
+        ),
+        (
+            'slak_tiny',
+            'https://drive.usercontent.google.com/download?'
+            'id=1Iut2f5FMS_77jGPYoUJDQzDIXOsax1u4&export=download&confirm=t',
+            'slak_tiny.pth',
+        ),
+        (
+            'upernet_slak_tiny',
+            'https://surfdrive.surf.nl/files/index.php/s/cc6Pqb7IZaecWMv/download',
+            'upernet_slak_tiny.pth',
+        ),
+        (
+            'convnext_dcls_base_1k_224_ema',
+            'https://zenodo.org/record/7112021/files/convnext_dcls_base_1k_224_ema.pth',
+            'convnext_dcls_base_1k_224_ema.pth',
+        ),
+        (
+            'recnext_a3_ade20k',
+            'https://github.com/suous/RecNeXt/releases/download/v2.0/recnext_a3_ade20k.pth',
+            'recnext_a3_ade20k.pth',
+        ),
+    ],
+)
 def test_zoo_names(hub, monkeypatch, name, address, file):
     asked = []
 
@@ -338,6 +390,7 @@ def test_cached_zoo_file_is_found_without_network(hub):
 def test_zoo_entries_are_complete():
     from mmlk.checkpoints.keymaps import FAMILIES
     from mmlk.checkpoints.read import _cache_name
+
     cached = [_cache_name(entry.url, entry) for entry in zoo.ENTRIES.values()]
     assert len(set(cached)) == len(cached)
     for name, entry in zoo.ENTRIES.items():

@@ -14,7 +14,8 @@ from tests.configs.test_configs import SEGMENTATION, metafile_models
 # Sizes at which papers count a whole segmentor.
 SIZES = dict(upernet=(512, 2048), fpn=(512, 512))
 COUNTED = [
-    name for name in SEGMENTATION
+    name
+    for name in SEGMENTATION
     if 'mini' not in name and 'FLOPs' in metafile_models()[name.removesuffix('.py')]['Metadata']
 ]
 
@@ -26,8 +27,9 @@ def multiply_adds(call, size) -> float:
     return counter.get_total_flops() / 2e9
 
 
-@pytest.mark.parametrize(('variant', 'expected'), [
-    ('atto', 0.503), ('tiny', 4.189), ('small', 8.356), ('base', 14.841)])
+@pytest.mark.parametrize(
+    ('variant', 'expected'), [('atto', 0.503), ('tiny', 4.189), ('small', 8.356), ('base', 14.841)]
+)
 def test_inceptionnext_at_224(variant, expected):
     with torch.device('meta'):
         model = InceptionNeXt(variant, output_norm=False).eval()

@@ -49,7 +49,9 @@ def test_dump_reloads_and_downstream_inherits(name, tmp_path):
     config.dump(tmp_path / 'dumped.py')
     assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == config.to_dict()
     (tmp_path / 'prefix.py').write_text(f"_base_ = 'mmlk::{name}'\n")
-    (tmp_path / 'expression.py').write_text(f"_base_ = [__import__('mmlk').config_path('{name}')]\n")
+    (tmp_path / 'expression.py').write_text(
+        f"_base_ = [__import__('mmlk').config_path('{name}')]\n"
+    )
     for downstream in ('prefix.py', 'expression.py'):
         assert Config.fromfile(tmp_path / downstream).to_dict() == config.to_dict()
 
@@ -62,8 +64,10 @@ def test_model_zoo_lists_it_with_the_recipe(name):
     batch = config.auto_scale_lr['base_batch_size']
     assert entry['Metadata']['Batch Size'] == batch
     assert entry['Metadata']['GPUs'] * config.train_dataloader.batch_size == batch
-    length = {'IterBasedTrainLoop': ('Iterations', 'max_iters'),
-              'EpochBasedTrainLoop': ('Epochs', 'max_epochs')}[config.train_cfg.type]
+    length = {
+        'IterBasedTrainLoop': ('Iterations', 'max_iters'),
+        'EpochBasedTrainLoop': ('Epochs', 'max_epochs'),
+    }[config.train_cfg.type]
     assert entry['Metadata'][length[0]] == config.train_cfg[length[1]]
     assert entry.get('Weights') == config.model.backbone.get('init_cfg', {}).get('checkpoint')
 
@@ -100,10 +104,12 @@ def test_segmentor_builds_and_trains_a_step_on_random_pixels(name):
     segmentor = revert_sync_batchnorm(SEGMENTORS.build(settings)).train()
     sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
     sample.gt_sem_seg = PixelData(
-        data=torch.randint(0, settings.decode_head.num_classes, (1, 64, 64)))
+        data=torch.randint(0, settings.decode_head.num_classes, (1, 64, 64))
+    )
     images = [torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8) for _ in range(2)]
     batch = segmentor.data_preprocessor(
-        dict(inputs=images, data_samples=[sample, sample.clone()]), training=True)
+        dict(inputs=images, data_samples=[sample, sample.clone()]), training=True
+    )
     losses = segmentor(**batch, mode='loss')
     total = sum(value for key, value in losses.items() if 'loss' in key)
     total.backward()
@@ -125,6 +131,9 @@ def test_unknown_config_lists_close_names():
 
 
 def test_readme_table_is_generated_from_the_metafiles():
-    run = subprocess.run([sys.executable, ROOT / 'tools' / 'update_readme.py', '--check'],
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'update_readme.py', '--check'],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr

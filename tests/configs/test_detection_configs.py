@@ -23,6 +23,7 @@ SLAK = load_golden('slak/lr-groups')['cases']
 def build_on_meta(config):
     """The whole detector without storage: names and shapes of every parameter."""
     from mmdet.registry import MODELS as DETECTORS
+
     init_default_scope('mmdet')
     with torch.device('meta'):
         return DETECTORS.build(config.model)
@@ -32,7 +33,9 @@ def groups_by_name(config, detector):
     """(rate, decay) of every parameter, as the config's optimizer constructor sets them."""
     settings = dict(config.optim_wrapper.to_dict(), type='OptimWrapper')
     groups = build_optim_wrapper(detector, settings).optimizer.param_groups
-    by_id = {id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']}
+    by_id = {
+        id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']
+    }
     return {name: by_id[id(p)] for name, p in detector.named_parameters()}
 
 
@@ -46,29 +49,41 @@ def test_detector_costs_what_the_model_zoo_states(name):
     assert stated['AMP'] is (load(name).optim_wrapper.type == 'AmpOptimWrapper')
 
 
-@pytest.mark.parametrize(('size', 'millions', 'billions'), [
-    ('t', 86, 751), ('s', 108, 844), ('b', 146, 987)])
+@pytest.mark.parametrize(
+    ('size', 'millions', 'billions'), [('t', 86, 751), ('s', 108, 844), ('b', 146, 987)]
+)
 def test_cascade_dcls_costs_what_its_authors_publish(size, millions, billions):
     stated = metafile_models()[f'cascade_mask_rcnn_dcls_convnext_{size}_coco']['Metadata']
     assert round(stated['Parameters']) == millions
     assert stated['FLOPs'] == pytest.approx(billions, abs=1)
 
 
-@pytest.mark.parametrize(('name', 'case'), [
-    ('mask_rcnn_dcls_convnext_t_coco.py', 2), ('cascade_mask_rcnn_dcls_convnext_t_coco.py', 3),
-    ('cascade_mask_rcnn_dcls_convnext_s_coco.py', 4),
-    ('cascade_mask_rcnn_dcls_convnext_b_coco.py', 5)])
+@pytest.mark.parametrize(
+    ('name', 'case'),
+    [
+        ('mask_rcnn_dcls_convnext_t_coco.py', 2),
+        ('cascade_mask_rcnn_dcls_convnext_t_coco.py', 3),
+        ('cascade_mask_rcnn_dcls_convnext_s_coco.py', 4),
+        ('cascade_mask_rcnn_dcls_convnext_b_coco.py', 5),
+    ],
+)
 def test_dcls_rates_and_decay_are_the_authors_for_every_parameter(name, case):
     golden, config = DCLS[case], load(name)
     assert config.optim_wrapper.optimizer.lr == golden['base_lr']
     got = groups_by_name(config, build_on_meta(config))
-    groups = [(name, group) for group in golden['groups'] for name in group['names']
-              if name.startswith('backbone.')]
+    groups = [
+        (name, group)
+        for group in golden['groups']
+        for name in group['names']
+        if name.startswith('backbone.')
+    ]
     backbone = [key for key in got if key.startswith('backbone.')]
     assert {key: got[key][0] for key in backbone} == pytest.approx(
-        {key: group['lr'] for key, group in groups}, rel=1e-12)
+        {key: group['lr'] for key, group in groups}, rel=1e-12
+    )
     assert {key: got[key][1] for key in backbone} == {
-        key: group['weight_decay'] for key, group in groups}
+        key: group['weight_decay'] for key, group in groups
+    }
     heads = {key: value for key, value in got.items() if not key.startswith('backbone.')}
     assert {rate for rate, _ in heads.values()} == {golden['base_lr']}
     assert all(decay == 0 for key, (_, decay) in heads.items() if key.endswith('bias'))
@@ -76,7 +91,8 @@ def test_dcls_rates_and_decay_are_the_authors_for_every_parameter(name, case):
 
 
 @pytest.mark.parametrize(
-    'name', ['cascade_mask_rcnn_slak_t_coco.py', 'cascade_mask_rcnn_slak_t_36e_coco.py'])
+    'name', ['cascade_mask_rcnn_slak_t_coco.py', 'cascade_mask_rcnn_slak_t_36e_coco.py']
+)
 def test_slak_rates_and_decay_are_the_authors_for_every_parameter(name):
     golden = next(case for case in SLAK if case['name'].startswith('COCO'))
     config = load(name)
@@ -91,22 +107,30 @@ def test_slak_rates_and_decay_are_the_authors_for_every_parameter(name):
     counts = Counter(value for key, value in got.items() if key.startswith('backbone.'))
     counts.update([(golden['base_lr'], golden['weight_decay']), (golden['base_lr'], 0.0)])
     assert counts == {
-        (group['lr'], group['weight_decay']): group['tensors'] for group in golden['groups']}
+        (group['lr'], group['weight_decay']): group['tensors'] for group in golden['groups']
+    }
 
 
 @pytest.mark.parametrize('name', [name for name in PUBLISHED if 'recnext' in name])
 def test_recnext_recipe_is_plain(name):
     optimizer = load(name).optim_wrapper
     assert optimizer.to_dict() == dict(
-        type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05))
+        type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=0.05)
+    )
     assert load(name).model.backbone.norm_eval is False
 
 
-@pytest.mark.parametrize(('name', 'drop_path'), [
-    ('mask_rcnn_dcls_convnext_t_coco.py', 0.4), ('cascade_mask_rcnn_dcls_convnext_t_coco.py', 0.4),
-    ('cascade_mask_rcnn_dcls_convnext_s_coco.py', 0.6),
-    ('cascade_mask_rcnn_dcls_convnext_b_coco.py', 0.7), ('cascade_mask_rcnn_slak_t_coco.py', 0.4),
-    ('mask_rcnn_recnext_m3_coco.py', 0.0)])
+@pytest.mark.parametrize(
+    ('name', 'drop_path'),
+    [
+        ('mask_rcnn_dcls_convnext_t_coco.py', 0.4),
+        ('cascade_mask_rcnn_dcls_convnext_t_coco.py', 0.4),
+        ('cascade_mask_rcnn_dcls_convnext_s_coco.py', 0.6),
+        ('cascade_mask_rcnn_dcls_convnext_b_coco.py', 0.7),
+        ('cascade_mask_rcnn_slak_t_coco.py', 0.4),
+        ('mask_rcnn_recnext_m3_coco.py', 0.0),
+    ],
+)
 def test_drop_path_is_the_authors(name, drop_path):
     assert load(name).model.backbone.get('drop_path_rate', 0.0) == drop_path
 
@@ -143,6 +167,7 @@ def test_best_and_last_checkpoints_are_kept_and_every_epoch_is_evaluated(name):
 
 def test_mini_classes_stand_in_the_order_of_the_annotation_file():
     from mmlk.data.classes import COCO
+
     config = Config.fromfile(mmlk.config_path('_base_/datasets/coco_mini.py'))
     identities = [COCO[name] for name in config.metainfo.classes]
     assert identities == sorted(identities)

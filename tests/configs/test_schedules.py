@@ -37,7 +37,7 @@ def test_160k_warms_up_and_decays_linearly_from_the_start():
 def test_40k_decays_with_power_0_9_and_no_warm_up():
     found = rates('_base_/schedules/ade20k_40k.py', 40000)
     for step in (0, 1, 20000, 39999):
-        assert found[step] == pytest.approx((1 - step / 40000)**0.9, rel=1e-6), step
+        assert found[step] == pytest.approx((1 - step / 40000) ** 0.9, rel=1e-6), step
 
 
 def epoch_rates(name, iterations_per_epoch, sampled):
@@ -60,17 +60,21 @@ def epoch_rates(name, iterations_per_epoch, sampled):
     return found
 
 
-@pytest.mark.parametrize(('name', 'first', 'steps'), [
-    ('_base_/schedules/coco_1x.py', 1e-3, (8, 11)),
-    ('_base_/schedules/coco_3x.py', 1e-3, (27, 33)),
-    ('cascade_mask_rcnn_slak_t_36e_coco.py', 1e-3, (27, 33)),
-    ('mask_rcnn_recnext_m3_coco.py', 1e-6, (8, 11)),
-    ('mask_rcnn_recnext_a5_coco.py', 1e-6, (8, 11)),
-])
+@pytest.mark.parametrize(
+    ('name', 'first', 'steps'),
+    [
+        ('_base_/schedules/coco_1x.py', 1e-3, (8, 11)),
+        ('_base_/schedules/coco_3x.py', 1e-3, (27, 33)),
+        ('cascade_mask_rcnn_slak_t_36e_coco.py', 1e-3, (27, 33)),
+        ('mask_rcnn_recnext_m3_coco.py', 1e-6, (8, 11)),
+        ('mask_rcnn_recnext_a5_coco.py', 1e-6, (8, 11)),
+    ],
+)
 def test_coco_warms_up_over_500_iterations_and_falls_in_two_steps(name, first, steps):
     epochs = [0, 1, *(epoch + shift for epoch in steps for shift in (-1, 0))]
-    sampled = {(epoch, iteration) for epoch in epochs
-               for iteration in (0, 1, 49, 250, 499, 500, 501, 599)}
+    sampled = {
+        (epoch, iteration) for epoch in epochs for iteration in (0, 1, 49, 250, 499, 500, 501, 599)
+    }
     found = epoch_rates(name, 600, sampled)
     assert found.keys() == sampled
     for (epoch, iteration), rate in found.items():

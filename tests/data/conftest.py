@@ -28,25 +28,41 @@ def spoilt(generated, tmp_path):
 @pytest.fixture
 def segmentation_config():
     """Makes the loaders of an ADE20K config with a given root."""
+
     def make(root, **extra):
         def loader(split):
             return dict(
-                type='ADE20KDataset', data_root=str(root), **extra,
-                data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'))
+                type='ADE20KDataset',
+                data_root=str(root),
+                **extra,
+                data_prefix=dict(img_path=f'images/{split}', seg_map_path=f'annotations/{split}'),
+            )
+
         return dict(
             train_dataloader=dict(dataset=loader('training')),
-            val_dataloader=dict(dataset=loader('validation')))
+            val_dataloader=dict(dataset=loader('validation')),
+        )
+
     return make
 
 
 @pytest.fixture
 def detection_config():
     """Makes the loaders of a COCO config with a given root."""
+
     def make(root, **extra):
         def loader(split, **more):
-            return dict(dataset=dict(
-                type='CocoDataset', data_root=str(root), data_prefix=dict(img=f'{split}2017/'),
-                ann_file=f'annotations/instances_{split}2017.json', **more, **extra))
-        return dict(
-            train_dataloader=loader('train'), val_dataloader=loader('val', test_mode=True))
+            return dict(
+                dataset=dict(
+                    type='CocoDataset',
+                    data_root=str(root),
+                    data_prefix=dict(img=f'{split}2017/'),
+                    ann_file=f'annotations/instances_{split}2017.json',
+                    **more,
+                    **extra,
+                )
+            )
+
+        return dict(train_dataloader=loader('train'), val_dataloader=loader('val', test_mode=True))
+
     return make

@@ -19,9 +19,10 @@ _SPEC.loader.exec_module(tool)
 def arguments(spoilt, tmp_path, segmentation_config):
     """Command line for a config of the spoilt set."""
     config = tmp_path / 'config.py'
-    config.write_text('\n'.join(
-        f'{key} = {value!r}' for key, value in segmentation_config('elsewhere').items())
-        + "\ndata_root = 'elsewhere'\n")
+    config.write_text(
+        '\n'.join(f'{key} = {value!r}' for key, value in segmentation_config('elsewhere').items())
+        + "\ndata_root = 'elsewhere'\n"
+    )
     return [str(config), '--cfg-options', f'data_root={spoilt}']
 
 
@@ -34,7 +35,8 @@ def test_all_problems_are_reported_by_file(arguments, spoilt, capsys):
     image = spoilt / 'images/training/ADE_train_00000002.jpg'
     image.write_bytes(image.read_bytes()[:-200])
     Image.fromarray(np.full((9, 9), 151, np.uint8)).save(
-        spoilt / 'annotations/validation/ADE_val_00000003.png')
+        spoilt / 'annotations/validation/ADE_val_00000003.png'
+    )
     assert tool.main(arguments) == 1
     out = capsys.readouterr().out
     assert 'ADE_train_00000002.jpg: ' in out

@@ -42,12 +42,18 @@ def test_whole_images_pass(picture, progressive):
 @pytest.mark.parametrize('progressive', [False, True])
 def test_truncated_jpegs_are_found_without_decoding(picture, progressive, keep):
     content = encoded(np.asarray(Image.open(io.BytesIO(picture))), 'JPEG', progressive=progressive)
-    assert 'truncated' in image_problem(content[:int(keep * len(content))])
+    assert 'truncated' in image_problem(content[: int(keep * len(content))])
 
 
-@pytest.mark.parametrize('content, message', [
-    (b'', 'is empty'), (b'<html>404</html>', 'cannot be decoded'),
-    (b'\xff\xd8\xff\xe0', 'cannot be decoded')], ids=['empty', 'html', 'header'])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'is empty'),
+        (b'<html>404</html>', 'cannot be decoded'),
+        (b'\xff\xd8\xff\xe0', 'cannot be decoded'),
+    ],
+    ids=['empty', 'html', 'header'],
+)
 def test_what_is_no_image_is_found(content, message):
     assert message in image_problem(content)
     assert message.split()[-1] in label_problem(content)
@@ -60,14 +66,18 @@ def test_exif_orientation_turns_the_size():
     assert image_size(content) == (30, 20)
 
 
-@pytest.mark.parametrize('content, message', [
-    (labels_with(151), 'label value 151 at row 4, column 7 .1 pixel'),
-    (labels_with(255), 'label value 255'),
-    (labels_with(3000, np.uint16), 'label value 3000'),
-    (encoded(np.zeros((20, 30, 3), np.uint8)), '3 channels .* full ADE20K'),
-    (labels_with(3)[:-30], 'cannot be decoded'),
-    (encoded(np.ones((20, 31), np.uint8)), 'is 20x31 .* its image is 20x30'),
-], ids=['151', '255', '16-bit', 'colour', 'truncated', 'size'])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (labels_with(151), 'label value 151 at row 4, column 7 .1 pixel'),
+        (labels_with(255), 'label value 255'),
+        (labels_with(3000, np.uint16), 'label value 3000'),
+        (encoded(np.zeros((20, 30, 3), np.uint8)), '3 channels .* full ADE20K'),
+        (labels_with(3)[:-30], 'cannot be decoded'),
+        (encoded(np.ones((20, 31), np.uint8)), 'is 20x31 .* its image is 20x30'),
+    ],
+    ids=['151', '255', '16-bit', 'colour', 'truncated', 'size'],
+)
 def test_broken_label_maps_are_found(content, message):
     assert re.search(message, label_problem(content, size=(20, 30)))
 
@@ -85,7 +95,8 @@ def check():
 def sample(root):
     return dict(
         img_path=str(root / 'images/training/ADE_train_00000002.jpg'),
-        seg_map_path=str(root / 'annotations/training/ADE_train_00000002.png'))
+        seg_map_path=str(root / 'annotations/training/ADE_train_00000002.png'),
+    )
 
 
 def test_a_good_sample_passes_unchanged_and_is_read_once(spoilt, check):
@@ -100,12 +111,16 @@ def test_samples_without_files_pass(check):
         assert check()(dict(results)).keys() == results.keys()
 
 
-@pytest.mark.parametrize('key, content, message', [
-    ('img_path', b'junk', 'ADE_train_00000002.jpg: cannot be decoded'),
-    ('seg_map_path', b'junk', 'ADE_train_00000002.png: cannot be decoded'),
-    ('seg_map_path', labels_with(200), 'ADE_train_00000002.png: holds the label value 200'),
-    ('seg_map_path', labels_with(2), 'ADE_train_00000002.png: is 20x30'),
-], ids=['image', 'label', 'value', 'size'])
+@pytest.mark.parametrize(
+    'key, content, message',
+    [
+        ('img_path', b'junk', 'ADE_train_00000002.jpg: cannot be decoded'),
+        ('seg_map_path', b'junk', 'ADE_train_00000002.png: cannot be decoded'),
+        ('seg_map_path', labels_with(200), 'ADE_train_00000002.png: holds the label value 200'),
+        ('seg_map_path', labels_with(2), 'ADE_train_00000002.png: is 20x30'),
+    ],
+    ids=['image', 'label', 'value', 'size'],
+)
 def test_a_broken_file_is_named(spoilt, check, key, content, message):
     results = sample(spoilt)
     open(results[key], 'wb').write(content)
@@ -133,10 +148,13 @@ def test_the_size_that_a_coco_file_states_must_be_true(generated, check):
 def test_the_error_of_a_worker_process_names_the_file(spoilt):
     datasets = pytest.importorskip('mmseg.datasets')
     from torch.utils.data import DataLoader
+
     bad = spoilt / 'annotations/training/ADE_train_00000005.png'
     bad.write_bytes(labels_with(151))
     loaded = datasets.ADE20KDataset(
-        data_root=str(spoilt), pipeline=[dict(type='mmlk.CheckSample')],
-        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'))
+        data_root=str(spoilt),
+        pipeline=[dict(type='mmlk.CheckSample')],
+        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+    )
     with pytest.raises(ValueError, match='ADE_train_00000005.png: holds the label value 151'):
         list(DataLoader(loaded, batch_size=None, num_workers=1))

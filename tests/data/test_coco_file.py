@@ -19,6 +19,7 @@ def edit(spoilt):
         change(content)
         path.write_text(json.dumps(content))
         return check_coco_file(path, spoilt / 'train2017', **options)
+
     return check
 
 
@@ -31,6 +32,7 @@ def remove(*keys):
         for key in keys[:-1]:
             content = content[key]
         del content[keys[-1]]
+
     return change
 
 
@@ -40,29 +42,50 @@ def repeat_annotation(content):
 
 def foreign_categories(content):
     content['categories'] = [
-        dict(category, name=f'widget {category["id"]}') for category in content['categories']]
+        dict(category, name=f'widget {category["id"]}') for category in content['categories']
+    ]
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda content: content.update(annotations=[]), 'no annotation, so there is nothing to learn'),
-    (lambda content: content.update(images=[]), 'lists no image|unknown image'),
-    (remove('annotations'), r'the list\(s\) annotations are missing'),
-    (remove('images', 0, 'height'), r'images\[0\] has no height'),
-    (remove('annotations', 0, 'bbox'), r'annotations\[0\] has no bbox'),
-    (annotation(category_id=12), 'annotation 1: unknown category id 12'),
-    (annotation(image_id=77), 'annotation 1: unknown image id 77'),
-    (annotation(bbox=[1, 2, 3]), r'bbox \[1, 2, 3\] is not'),
-    (annotation(bbox=None), 'bbox None is not'),
-    (annotation(segmentation=[[500, 10, 520, 10, 520, 30]]), 'lies outside its image'),
-    (annotation(segmentation=[[5, -30, 9, -30, 9, -20]]), 'lies outside its image'),
-    (annotation(segmentation=dict(size=[9, 9], counts=[81])), r'made for size \[9, 9\]'),
-    (annotation(segmentation='10 20 30'), 'neither polygons nor run lengths'),
-    (repeat_annotation, 'id 1 appears 2 times in annotations'),
-    (foreign_categories, "none of its categories .'widget 1'"),
-], ids=[
-    'no-annotations', 'no-images', 'no-list', 'no-height', 'no-bbox', 'category', 'image',
-    'short-bbox', 'null-bbox', 'mask-right', 'mask-above', 'mask-size', 'mask-text', 'twice',
-    'classes'])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            lambda content: content.update(annotations=[]),
+            'no annotation, so there is nothing to learn',
+        ),
+        (lambda content: content.update(images=[]), 'lists no image|unknown image'),
+        (remove('annotations'), r'the list\(s\) annotations are missing'),
+        (remove('images', 0, 'height'), r'images\[0\] has no height'),
+        (remove('annotations', 0, 'bbox'), r'annotations\[0\] has no bbox'),
+        (annotation(category_id=12), 'annotation 1: unknown category id 12'),
+        (annotation(image_id=77), 'annotation 1: unknown image id 77'),
+        (annotation(bbox=[1, 2, 3]), r'bbox \[1, 2, 3\] is not'),
+        (annotation(bbox=None), 'bbox None is not'),
+        (annotation(segmentation=[[500, 10, 520, 10, 520, 30]]), 'lies outside its image'),
+        (annotation(segmentation=[[5, -30, 9, -30, 9, -20]]), 'lies outside its image'),
+        (annotation(segmentation=dict(size=[9, 9], counts=[81])), r'made for size \[9, 9\]'),
+        (annotation(segmentation='10 20 30'), 'neither polygons nor run lengths'),
+        (repeat_annotation, 'id 1 appears 2 times in annotations'),
+        (foreign_categories, "none of its categories .'widget 1'"),
+    ],
+    ids=[
+        'no-annotations',
+        'no-images',
+        'no-list',
+        'no-height',
+        'no-bbox',
+        'category',
+        'image',
+        'short-bbox',
+        'null-bbox',
+        'mask-right',
+        'mask-above',
+        'mask-size',
+        'mask-text',
+        'twice',
+        'classes',
+    ],
+)
 def test_a_broken_file_is_refused(edit, change, message):
     with pytest.raises(DataError, match=message):
         edit(change)
@@ -82,7 +105,7 @@ def test_run_lengths_must_cover_the_image(edit):
 def test_a_truncated_file_is_refused(spoilt, keep):
     path = spoilt / 'annotations/instances_train2017.json'
     content = path.read_bytes()
-    path.write_bytes(content[:int(keep * len(content))])
+    path.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(DataError, match='instances_train2017.json: broken JSON .* truncated'):
         check_coco_file(path, spoilt / 'train2017')
 
@@ -107,7 +130,8 @@ def test_many_problems_are_counted_and_a_few_are_shown(edit):
 def test_images_without_objects_are_counted_and_accepted(edit):
     def change(content):
         content['annotations'] = [
-            entry for entry in content['annotations'] if entry['image_id'] > 2]
+            entry for entry in content['annotations'] if entry['image_id'] > 2
+        ]
 
     assert '; 2 images have no object' in edit(change)[0]
 

@@ -17,20 +17,39 @@ SMALL = ['--train', '2', '--val', '1', '--size', '100x120']
 
 
 def contents(root):
-    return {path.relative_to(root).as_posix(): path.read_bytes()
-            for path in sorted(root.rglob('*')) if path.is_file()}
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob('*'))
+        if path.is_file()
+    }
 
 
-@pytest.mark.parametrize('layout, expected', [
-    ('ade20k', {
-        'images/training/ADE_train_00000001.jpg', 'images/training/ADE_train_00000002.jpg',
-        'images/validation/ADE_val_00000001.jpg', 'annotations/training/ADE_train_00000001.png',
-        'annotations/training/ADE_train_00000002.png',
-        'annotations/validation/ADE_val_00000001.png'}),
-    ('coco', {
-        'train2017/000000000001.jpg', 'train2017/000000000002.jpg', 'val2017/000001000001.jpg',
-        'annotations/instances_train2017.json', 'annotations/instances_val2017.json'}),
-])
+@pytest.mark.parametrize(
+    'layout, expected',
+    [
+        (
+            'ade20k',
+            {
+                'images/training/ADE_train_00000001.jpg',
+                'images/training/ADE_train_00000002.jpg',
+                'images/validation/ADE_val_00000001.jpg',
+                'annotations/training/ADE_train_00000001.png',
+                'annotations/training/ADE_train_00000002.png',
+                'annotations/validation/ADE_val_00000001.png',
+            },
+        ),
+        (
+            'coco',
+            {
+                'train2017/000000000001.jpg',
+                'train2017/000000000002.jpg',
+                'val2017/000001000001.jpg',
+                'annotations/instances_train2017.json',
+                'annotations/instances_val2017.json',
+            },
+        ),
+    ],
+)
 def test_layout_of_the_files(tmp_path, layout, expected):
     assert tool.main([str(tmp_path / 'out'), '--format', layout, *SMALL]) == 0
     assert set(contents(tmp_path / 'out')) == expected | {folder.MARKER}
@@ -123,9 +142,18 @@ def test_a_file_in_the_way_is_refused(tmp_path, capsys):
     assert 'is a file' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('wrong', [
-    ['--size', '200'], ['--size', '10x300'], ['--train', '0'], ['--seed', '-1'], ['--jobs', 'x'],
-    ['--format', 'voc']], ids=' '.join)
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        ['--size', '200'],
+        ['--size', '10x300'],
+        ['--train', '0'],
+        ['--seed', '-1'],
+        ['--jobs', 'x'],
+        ['--format', 'voc'],
+    ],
+    ids=' '.join,
+)
 def test_bad_arguments_are_refused(tmp_path, capsys, wrong):
     with pytest.raises(SystemExit, match='2'):
         tool.main([str(tmp_path / 'out'), *wrong])

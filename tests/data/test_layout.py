@@ -38,16 +38,22 @@ def test_a_whole_set_passes_and_is_summed_up(generated, segmentation_config, det
     lines = check_datasets(segmentation_config(generated))
     assert lines == [
         f'train_dataloader: 8 images in {generated}/images/training',
-        f'val_dataloader: 3 images in {generated}/images/validation']
+        f'val_dataloader: 3 images in {generated}/images/validation',
+    ]
     lines = check_datasets(detection_config(generated))
     assert lines[0].startswith('train_dataloader: 8 images, ')
 
 
-@pytest.mark.parametrize('config, source, variable', [
-    ('segmentation_config', 'ADEChallengeData2016.zip', 'MMLK_ADE20K_ROOT'),
-    ('detection_config', 'cocodataset.org', 'MMLK_COCO_ROOT')])
+@pytest.mark.parametrize(
+    'config, source, variable',
+    [
+        ('segmentation_config', 'ADEChallengeData2016.zip', 'MMLK_ADE20K_ROOT'),
+        ('detection_config', 'cocodataset.org', 'MMLK_COCO_ROOT'),
+    ],
+)
 def test_a_missing_root_is_answered_with_layout_source_and_remedy(
-        request, tmp_path, config, source, variable):
+    request, tmp_path, config, source, variable
+):
     root = tmp_path / 'nowhere'
     with pytest.raises(DataError) as caught:
         check_datasets(request.getfixturevalue(config)(root))
@@ -58,29 +64,36 @@ def test_a_missing_root_is_answered_with_layout_source_and_remedy(
 
 
 def test_a_relative_root_is_shown_with_the_place_it_means(
-        tmp_path, monkeypatch, segmentation_config):
+    tmp_path, monkeypatch, segmentation_config
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f'data/ade .that is, {tmp_path}/data/ade'):
         check_datasets(segmentation_config('data/ade'))
 
 
-@pytest.mark.parametrize('spoil, message', [
-    (remove_folder, 'val_dataloader: no folder .*annotations/validation'),
-    (remove_images, 'train_dataloader: no .*jpg file in .*images/training'),
-    (remove_label, '1 of 8 images in .* no label map .*ADE_train_00000001.png'),
-    (empty_image, 'the file .*ADE_train_00000001.jpg is empty'),
-    (empty_label, 'the file .*ADE_val_00000001.png is empty'),
-])
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (remove_folder, 'val_dataloader: no folder .*annotations/validation'),
+        (remove_images, 'train_dataloader: no .*jpg file in .*images/training'),
+        (remove_label, '1 of 8 images in .* no label map .*ADE_train_00000001.png'),
+        (empty_image, 'the file .*ADE_train_00000001.jpg is empty'),
+        (empty_label, 'the file .*ADE_val_00000001.png is empty'),
+    ],
+)
 def test_an_incomplete_segmentation_set_is_refused(spoilt, segmentation_config, spoil, message):
     spoil(spoilt)
     with pytest.raises(DataError, match=message):
         check_datasets(segmentation_config(spoilt))
 
 
-@pytest.mark.parametrize('path, message', [
-    ('annotations/instances_val2017.json', 'val_dataloader: no annotation file'),
-    ('train2017/000000000003.jpg', 'train_dataloader: .*image 3: no file'),
-])
+@pytest.mark.parametrize(
+    'path, message',
+    [
+        ('annotations/instances_val2017.json', 'val_dataloader: no annotation file'),
+        ('train2017/000000000003.jpg', 'train_dataloader: .*image 3: no file'),
+    ],
+)
 def test_an_incomplete_coco_set_is_refused(spoilt, detection_config, path, message):
     (spoilt / path).unlink()
     with pytest.raises(DataError, match=f'(?s){message}.*cocodataset.org'):
@@ -101,8 +114,13 @@ def test_the_folder_around_the_right_one_is_recognised(tmp_path, segmentation_co
 
 def test_wrapped_data_sets_are_checked(tmp_path, segmentation_config):
     leaf = segmentation_config(tmp_path / 'nowhere')['train_dataloader']['dataset']
-    wrapped = dict(type='RepeatDataset', times=2, dataset=dict(
-        type='ConcatDataset', datasets=[leaf, dict(type='ClassBalancedDataset', dataset=leaf)]))
+    wrapped = dict(
+        type='RepeatDataset',
+        times=2,
+        dataset=dict(
+            type='ConcatDataset', datasets=[leaf, dict(type='ClassBalancedDataset', dataset=leaf)]
+        ),
+    )
     assert list(leaf_datasets(wrapped)) == [leaf, leaf]
     with pytest.raises(DataError, match='no folder'):
         check_datasets(dict(train_dataloader=dict(dataset=wrapped)))
@@ -121,8 +139,7 @@ def test_remote_and_custom_data_sets_pass(segmentation_config):
     assert check_datasets(dict(train_dataloader=dict(dataset=dict(type='Toy')))) == []
 
 
-def test_other_processes_of_a_distributed_run_parse_nothing(
-        spoilt, monkeypatch, detection_config):
+def test_other_processes_of_a_distributed_run_parse_nothing(spoilt, monkeypatch, detection_config):
     (spoilt / 'annotations/instances_train2017.json').write_text('{')
     monkeypatch.setenv('RANK', '1')
     assert check_datasets(detection_config(spoilt)) == []
@@ -131,6 +148,7 @@ def test_other_processes_of_a_distributed_run_parse_nothing(
 def test_the_check_imports_the_standard_library_only():
     code = (
         'import sys, mmlk.data.layout; '
-        'print({"torch", "numpy", "PIL", "mmengine.runner"} & set(sys.modules))')
+        'print({"torch", "numpy", "PIL", "mmengine.runner"} & set(sys.modules))'
+    )
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == 'set()'

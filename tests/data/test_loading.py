@@ -24,7 +24,9 @@ def test_mmseg_reads_images_and_shifted_labels(generated, split, count):
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='mmlk.CheckSample'),
-            dict(type='mmseg.LoadAnnotations', reduce_zero_label=True)])
+            dict(type='mmseg.LoadAnnotations', reduce_zero_label=True),
+        ],
+    )
     assert len(loaded) == count
     for index, sample in enumerate(loaded):
         painted = scene(split, index)
@@ -43,7 +45,8 @@ def test_label_files_are_8_bit_grey(generated):
 
 def test_pycocotools_reads_the_painted_masks(generated):
     coco = pytest.importorskip('pycocotools.coco').COCO(
-        str(generated / 'annotations/instances_train2017.json'))
+        str(generated / 'annotations/instances_train2017.json')
+    )
     assert len(coco.getCatIds()) == 80
     for index in range(PARAMETERS.train):
         instances = scene('training', index).instances
@@ -60,27 +63,34 @@ def test_pycocotools_reads_the_painted_masks(generated):
 def test_mmdet_reads_boxes_masks_and_class_numbers(generated):
     datasets = pytest.importorskip('mmdet.datasets')
     loaded = datasets.CocoDataset(
-        data_root=str(generated), ann_file='annotations/instances_train2017.json',
+        data_root=str(generated),
+        ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='mmlk.CheckSample'),
-            dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True)])
+            dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
+        ],
+    )
     assert len(loaded) == PARAMETERS.train
     names = loaded.metainfo['classes']
     for index, sample in enumerate(loaded):
         instances = scene('training', index).instances
         assert [names[label] for label in sample['gt_bboxes_labels']] == [
-            instance.category for instance in instances]
+            instance.category for instance in instances
+        ]
         np.testing.assert_array_equal(
             sample['gt_masks'].masks.astype(bool).reshape(-1, *sample['img_shape']),
-            np.array([instance.mask for instance in instances]).reshape(-1, *sample['img_shape']))
+            np.array([instance.mask for instance in instances]).reshape(-1, *sample['img_shape']),
+        )
         assert sample['gt_ignore_flags'].tolist() == [instance.crowd for instance in instances]
 
 
 def test_identities_are_unique_over_splits(generated):
-    splits = [json.loads((generated / f'annotations/instances_{name}2017.json').read_text())
-              for name in ('train', 'val')]
+    splits = [
+        json.loads((generated / f'annotations/instances_{name}2017.json').read_text())
+        for name in ('train', 'val')
+    ]
     images = [image['id'] for split in splits for image in split['images']]
     assert len(images) == len(set(images)) == 11
     for split in splits:

@@ -32,8 +32,7 @@ def test_the_same_parameters_give_the_same_scene(scenes):
     assert digest(scene.labels for scene in scenes[:8]) == LABELS
 
 
-@pytest.mark.parametrize('other', [
-    dict(seed=1), dict(split='validation'), dict(index=1)], ids=str)
+@pytest.mark.parametrize('other', [dict(seed=1), dict(split='validation'), dict(index=1)], ids=str)
 def test_another_seed_split_or_index_gives_another_scene(scenes, other):
     arguments = dict(dict(seed=0, split='training', index=0), **other)
     scene = make_scene(**arguments, height=128, width=160)
@@ -68,8 +67,13 @@ def test_thin_structures_cross_the_image(scenes):
 
 
 def test_instances_lie_on_their_class(scenes):
-    surface = {'person': 'person', 'car': 'car', 'sports ball': 'ball', 'stop sign': 'signboard',
-               'dining table': 'table'}
+    surface = {
+        'person': 'person',
+        'car': 'car',
+        'sports ball': 'ball',
+        'stop sign': 'signboard',
+        'dining table': 'table',
+    }
     pairs = [(scene, instance) for scene in scenes for instance in scene.instances]
     assert {instance.category for _, instance in pairs} == set(surface)
     for scene, instance in pairs:
@@ -118,11 +122,15 @@ def test_diagonal_neighbours_become_two_outlines():
     assert len(polygons(np.eye(2, dtype=bool))) == 2
 
 
-@pytest.mark.parametrize('wrong, message', [
-    (dict(split='test'), "split 'test'"),
-    (dict(seed=-1), 'must not be negative'),
-    (dict(height=40), '40x160 is below 96'),
-], ids=['split', 'seed', 'size'])
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        (dict(split='test'), "split 'test'"),
+        (dict(seed=-1), 'must not be negative'),
+        (dict(height=40), '40x160 is below 96'),
+    ],
+    ids=['split', 'seed', 'size'],
+)
 def test_bad_parameters_are_refused(wrong, message):
     arguments = dict(dict(seed=0, split='training', index=0, height=128, width=160), **wrong)
     with pytest.raises(ValueError, match=f'make_scene: .*{message}'):

@@ -64,6 +64,7 @@ def build(config: Config) -> torch.nn.Module:
     """The detector on one process, that is, without synchronised norms."""
     from mmdet.registry import MODELS as DETECTORS
     from mmengine.model import revert_sync_batchnorm
+
     init_default_scope('mmdet')
     return revert_sync_batchnorm(DETECTORS.build(config.model))
 
@@ -72,6 +73,7 @@ def batch(detector: torch.nn.Module, objects: int, size: int = 96) -> dict:
     """Two random images, each with ``objects`` boxes and masks, as the model's ``loss`` takes them."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
+
     samples = []
     for _ in range(2):
         corner = torch.rand(objects, 2) * size / 2
@@ -79,11 +81,14 @@ def batch(detector: torch.nn.Module, objects: int, size: int = 96) -> dict:
         masks = torch.zeros(objects, size, size)
         for mask, (left, top, right, bottom) in zip(masks, boxes.long(), strict=True):
             mask[top:bottom, left:right] = 1
-        sample = DetDataSample(metainfo=dict(
-            img_shape=(size, size), ori_shape=(size, size), scale_factor=(1.0, 1.0)))
+        sample = DetDataSample(
+            metainfo=dict(img_shape=(size, size), ori_shape=(size, size), scale_factor=(1.0, 1.0))
+        )
         sample.gt_instances = InstanceData(
-            bboxes=boxes, labels=torch.randint(0, 80, (objects,)),
-            masks=BitmapMasks(masks.byte().numpy(), size, size))
+            bboxes=boxes,
+            labels=torch.randint(0, 80, (objects,)),
+            masks=BitmapMasks(masks.byte().numpy(), size, size),
+        )
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
         samples.append(sample)
     images = [torch.randint(0, 255, (3, size, size), dtype=torch.uint8) for _ in samples]

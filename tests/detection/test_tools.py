@@ -23,25 +23,40 @@ ANNOTATIONS = 'annotations/instances_train2017.json'
 
 def edited(change):
     """Spoils the training file by a function of its content."""
+
     def spoil(root):
         content = json.loads((root / ANNOTATIONS).read_text())
         change(content)
         (root / ANNOTATIONS).write_text(json.dumps(content))
+
     return spoil
 
 
 def truncate(root):
     content = (root / ANNOTATIONS).read_bytes()
-    (root / ANNOTATIONS).write_bytes(content[:len(content) // 2])
+    (root / ANNOTATIONS).write_bytes(content[: len(content) // 2])
 
 
-@pytest.mark.parametrize(('spoil', 'message'), [
-    (truncate, 'probably truncated'),
-    (edited(lambda content: content.update(annotations=[])), 'no annotation'),
-    (edited(lambda content: content['annotations'][0].update(category_id=12)), 'category id 12'),
-    (edited(lambda content: content['annotations'][0].update(
-        segmentation=[[900, 10, 920, 10, 920, 30]])), 'lies outside its image'),
-], ids=['truncated', 'empty', 'category', 'mask'])
+@pytest.mark.parametrize(
+    ('spoil', 'message'),
+    [
+        (truncate, 'probably truncated'),
+        (edited(lambda content: content.update(annotations=[])), 'no annotation'),
+        (
+            edited(lambda content: content['annotations'][0].update(category_id=12)),
+            'category id 12',
+        ),
+        (
+            edited(
+                lambda content: content['annotations'][0].update(
+                    segmentation=[[900, 10, 920, 10, 920, 30]]
+                )
+            ),
+            'lies outside its image',
+        ),
+    ],
+    ids=['truncated', 'empty', 'category', 'mask'],
+)
 def test_broken_annotations_stop_a_recipe_before_it_starts(spoil, message, spoilt, monkeypatch):
     monkeypatch.setenv('MMLK_COCO_ROOT', str(spoilt))
     config = Config.fromfile(mmlk.config_path('mask_rcnn_recnext_m3_coco.py'))
@@ -53,8 +68,14 @@ def test_broken_annotations_stop_a_recipe_before_it_starts(spoil, message, spoil
 
 def test_missing_data_is_answered_with_source_and_remedy(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as stop:
-        call_tool('train.py', 'mmlk::mask_rcnn_recnext_m3_coco.py', '--cfg-options',
-                  f'data_root={tmp_path}/absent', monkeypatch=monkeypatch, cwd=tmp_path)
+        call_tool(
+            'train.py',
+            'mmlk::mask_rcnn_recnext_m3_coco.py',
+            '--cfg-options',
+            f'data_root={tmp_path}/absent',
+            monkeypatch=monkeypatch,
+            cwd=tmp_path,
+        )
     message = str(stop.value)
     assert message.startswith('train.py: error: train_dataloader: no folder')
     assert all(word in message for word in ('train2017', 'cocodataset.org', 'MMLK_COCO_ROOT'))
@@ -64,8 +85,14 @@ def test_missing_data_is_answered_with_source_and_remedy(monkeypatch, tmp_path):
 def test_missing_operators_are_answered_with_the_remedy(generated, monkeypatch, tmp_path):
     monkeypatch.setattr(checks, 'PathFinder', SimpleNamespace(find_spec=lambda *args: None))
     with pytest.raises(SystemExit, match=r'mmcv\._ext is missing\); sh tools/setup_env\.sh ops'):
-        call_tool('train.py', 'mmlk::mask_rcnn_recnext_m3_coco.py', '--cfg-options',
-                  f'data_root={generated}', monkeypatch=monkeypatch, cwd=tmp_path)
+        call_tool(
+            'train.py',
+            'mmlk::mask_rcnn_recnext_m3_coco.py',
+            '--cfg-options',
+            f'data_root={generated}',
+            monkeypatch=monkeypatch,
+            cwd=tmp_path,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,9 +106,9 @@ def test_pictures_go_to_the_folder_that_is_named(tmp_path):
 @pytest.fixture
 def write_run(generated, tmp_path):
     """Writes a config of two epochs of four iterations in which nothing is drawn at random."""
+
     def write(hook: dict, work_dir: str, batch_size: int = 2):
-        config = on_scenes(small_config('mask_rcnn_slak_t_coco.py'), generated,
-                           tmp_path / work_dir)
+        config = on_scenes(small_config('mask_rcnn_slak_t_coco.py'), generated, tmp_path / work_dir)
         config.model.backbone.drop_path_rate = 0.0
         for part in (config.model.train_cfg.rpn, config.model.train_cfg.rcnn):
             part.sampler.num = 100_000  # more than there are: every region is taken
@@ -93,6 +120,7 @@ def write_run(generated, tmp_path):
         config.custom_hooks.append(hook)
         config.dump(tmp_path / f'{work_dir}.py')
         return tmp_path / f'{work_dir}.py'
+
     return write
 
 
@@ -106,8 +134,10 @@ def test_a_killed_run_resumes_to_equal_weights(write_run, monkeypatch, tmp_path,
     for name, flags in (('killed', ['--resume']), ('whole', [])):
         config = write_run(dict(type='LossFileHook'), name)
         call_tool('train.py', config, *flags, monkeypatch=monkeypatch, cwd=tmp_path)
-    resumed, whole = (torch.load(tmp_path / name / 'epoch_2.pth', weights_only=False)['state_dict']
-                      for name in ('killed', 'whole'))
+    resumed, whole = (
+        torch.load(tmp_path / name / 'epoch_2.pth', weights_only=False)['state_dict']
+        for name in ('killed', 'whole')
+    )
     assert resumed.keys() == whole.keys()
     for key, value in whole.items():
         torch.testing.assert_close(resumed[key], value, rtol=0, atol=1e-6, msg=key)
@@ -121,9 +151,14 @@ def test_a_killed_run_resumes_to_equal_weights(write_run, monkeypatch, tmp_path,
 def test_two_processes_train_a_detector(write_run, tmp_path):
     config = write_run(dict(type='LossFileHook'), 'two', batch_size=1)
     done = subprocess.run(
-        ['sh', str(ROOT / 'tools/dist_train.sh'), str(config), '2'], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
-        env=environment(PYTHON=sys.executable, PORT=str(20000 + os.getpid() % 20000)))
+        ['sh', str(ROOT / 'tools/dist_train.sh'), str(config), '2'],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+        env=environment(PYTHON=sys.executable, PORT=str(20000 + os.getpid() % 20000)),
+    )
     assert done.returncode == 0, done.stdout
     assert 'coco/segm_mAP_50: ' in done.stdout
     losses = [(tmp_path / 'two' / f'loss_{rank}.txt').read_text().split() for rank in (0, 1)]

@@ -14,10 +14,14 @@ from tests.detection.detectors import batch, build, on_scenes, small_config
 
 HEADS = ['mask_rcnn_inceptionnext_t_coco.py', 'cascade_mask_rcnn_slak_t_coco.py']
 ALL = [
-    'mask_rcnn_inceptionnext_t_coco.py', 'mask_rcnn_slak_t_coco.py',
-    'mask_rcnn_dcls_convnext_t_coco.py', 'mask_rcnn_recnext_m3_coco.py',
-    'mask_rcnn_recnext_a3_coco.py', 'cascade_mask_rcnn_slak_t_coco.py',
-    'cascade_mask_rcnn_dcls_convnext_t_coco.py']
+    'mask_rcnn_inceptionnext_t_coco.py',
+    'mask_rcnn_slak_t_coco.py',
+    'mask_rcnn_dcls_convnext_t_coco.py',
+    'mask_rcnn_recnext_m3_coco.py',
+    'mask_rcnn_recnext_a3_coco.py',
+    'cascade_mask_rcnn_slak_t_coco.py',
+    'cascade_mask_rcnn_dcls_convnext_t_coco.py',
+]
 
 
 @pytest.mark.parametrize('name', ALL)
@@ -81,8 +85,11 @@ def test_truth_as_prediction_scores_one(generated, tmp_path):
     for sample in (dataset[i]['data_samples'] for i in range(len(dataset))):
         truth = sample.gt_instances
         sample.pred_instances = InstanceData(
-            bboxes=truth.bboxes.tensor, labels=truth.labels, scores=torch.ones(len(truth)),
-            masks=torch.from_numpy(truth.masks.to_ndarray()).bool())
+            bboxes=truth.bboxes.tensor,
+            labels=truth.labels,
+            scores=torch.ones(len(truth)),
+            masks=torch.from_numpy(truth.masks.to_ndarray()).bool(),
+        )
         metric.process({}, [sample.to_dict()])
     figures = metric.evaluate(len(dataset))
     assert figures['coco/bbox_mAP'] == 1.0

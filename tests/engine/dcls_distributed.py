@@ -32,16 +32,22 @@ class Death(Hook):
             os._exit(DEATH)
 
 
-def main(work_dir: str, rendezvous: str, rank: int, processes: int, dies_after: int,
-         average: int) -> None:
+def main(
+    work_dir: str, rendezvous: str, rank: int, processes: int, dies_after: int, average: int
+) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=processes)
+        'gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=processes
+    )
     torch.manual_seed(0)
-    runner = make_runner(work_dir, launcher='pytorch', resume=not dies_after,
-                         hooks=[*HOOKS, *[dict(type='EMAHook')] * average, Death(dies_after)],
-                         model=MMDistributedDataParallel(module=Classifier()))
+    runner = make_runner(
+        work_dir,
+        launcher='pytorch',
+        resume=not dies_after,
+        hooks=[*HOOKS, *[dict(type='EMAHook')] * average, Death(dies_after)],
+        model=MMDistributedDataParallel(module=Classifier()),
+    )
     initial = [value.detach().clone() for value in positions(runner.model).values()]
     runner.train()
     found = positions(runner.model)

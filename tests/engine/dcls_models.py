@@ -23,7 +23,8 @@ class Classifier(BaseModel):
     def __init__(self, arch=None, **options):
         super().__init__()
         self.backbone = DCLSConvNeXt(
-            arch or ARCH, out_indices=(3,), layer_scale_init=1.0, **options)
+            arch or ARCH, out_indices=(3,), layer_scale_init=1.0, **options
+        )
         self.head = nn.Linear(self.backbone.dims[-1], 4)
 
     def forward(self, inputs, labels, mode='loss'):
@@ -51,17 +52,27 @@ def make_runner(work_dir, *, hooks=(), iterations=4, lr=1e-3, launcher='none', *
         model=Classifier(),
         work_dir=str(work_dir),
         train_dataloader=dict(
-            dataset=Noise(), batch_size=4, num_workers=0, collate_fn=dict(type='default_collate'),
-            sampler=dict(type='InfiniteSampler', shuffle=True, seed=0)),
+            dataset=Noise(),
+            batch_size=4,
+            num_workers=0,
+            collate_fn=dict(type='default_collate'),
+            sampler=dict(type='InfiniteSampler', shuffle=True, seed=0),
+        ),
         train_cfg=dict(by_epoch=False, max_iters=iterations),
         optim_wrapper=dict(
-            type='OptimWrapper', optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=lr, weight_decay=0.05),
             constructor='mmlk.LayerDecayConstructor',
-            paramwise_cfg=dict(decay_rate=1.0, lr_multipliers={'.P': 2000.0})),
-        default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2)),
-        custom_hooks=list(hooks), launcher=launcher, default_scope='mmengine',
-        log_level='ERROR', randomness=dict(seed=0), experiment_name=f'dcls_{next(_RUNS)}')
+            paramwise_cfg=dict(decay_rate=1.0, lr_multipliers={'.P': 2000.0}),
+        ),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2)),
+        custom_hooks=list(hooks),
+        launcher=launcher,
+        default_scope='mmengine',
+        log_level='ERROR',
+        randomness=dict(seed=0),
+        experiment_name=f'dcls_{next(_RUNS)}',
+    )
     settings.update(options)
     return Runner(**settings)
 

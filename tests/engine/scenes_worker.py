@@ -20,31 +20,53 @@ def config(data_root: str, work_dir: str, resume: bool) -> Config:
         dict(type='Resize', scale=(64, 64), keep_ratio=False),
         dict(type='PackSegInputs'),
     ]
-    return Config(dict(
-        default_scope='mmseg',
-        work_dir=work_dir,
-        resume=resume,
-        randomness=dict(seed=0),
-        model=dict(
-            type='EncoderDecoder',
-            data_preprocessor=dict(
-                type='SegDataPreProcessor', mean=[127.5] * 3, std=[60.0] * 3, size=(64, 64)),
-            backbone=dict(type='mmlk.SLaK', arch=MICRO_ARCH, layer_scale_init=1.0),
-            decode_head=dict(
-                type='FCNHead', in_channels=24, in_index=3, channels=16, num_convs=1,
-                dropout_ratio=0, num_classes=150, norm_cfg=dict(type='BN'))),
-        train_dataloader=dict(
-            batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
-            dataset=dict(
-                type='ADE20KDataset', data_root=data_root, pipeline=pipeline,
-                data_prefix=dict(
-                    img_path='images/training', seg_map_path='annotations/training'))),
-        optim_wrapper=dict(
-            type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-            constructor='mmlk.LayerDecayConstructor', paramwise_cfg=dict(decay_rate=0.9)),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=8),
-        custom_hooks=[dict(type='mmlk.SparseMaskHook', density=0.6, update_interval=2)],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4))))
+    return Config(
+        dict(
+            default_scope='mmseg',
+            work_dir=work_dir,
+            resume=resume,
+            randomness=dict(seed=0),
+            model=dict(
+                type='EncoderDecoder',
+                data_preprocessor=dict(
+                    type='SegDataPreProcessor', mean=[127.5] * 3, std=[60.0] * 3, size=(64, 64)
+                ),
+                backbone=dict(type='mmlk.SLaK', arch=MICRO_ARCH, layer_scale_init=1.0),
+                decode_head=dict(
+                    type='FCNHead',
+                    in_channels=24,
+                    in_index=3,
+                    channels=16,
+                    num_convs=1,
+                    dropout_ratio=0,
+                    num_classes=150,
+                    norm_cfg=dict(type='BN'),
+                ),
+            ),
+            train_dataloader=dict(
+                batch_size=2,
+                num_workers=0,
+                sampler=dict(type='InfiniteSampler', shuffle=True),
+                dataset=dict(
+                    type='ADE20KDataset',
+                    data_root=data_root,
+                    pipeline=pipeline,
+                    data_prefix=dict(
+                        img_path='images/training', seg_map_path='annotations/training'
+                    ),
+                ),
+            ),
+            optim_wrapper=dict(
+                type='OptimWrapper',
+                optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+                constructor='mmlk.LayerDecayConstructor',
+                paramwise_cfg=dict(decay_rate=0.9),
+            ),
+            train_cfg=dict(type='IterBasedTrainLoop', max_iters=8),
+            custom_hooks=[dict(type='mmlk.SparseMaskHook', density=0.6, update_interval=2)],
+            default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=4)),
+        )
+    )
 
 
 def main(data_root: str, work_dir: str, kill_at: int, resume: bool) -> None:
@@ -56,11 +78,14 @@ def main(data_root: str, work_dir: str, kill_at: int, resume: bool) -> None:
     recording = Hook()
     recording.after_train_iter = recorder
     recording.before_train_iter = lambda runner, **_: (
-        runner.iter == kill_at and os.kill(os.getpid(), signal.SIGKILL))
+        runner.iter == kill_at and os.kill(os.getpid(), signal.SIGKILL)
+    )
     runner.register_hook(recording, 'VERY_LOW')
     runner.train()
-    torch.save(dict(masks=hook.masks, densities=recorder.densities, strays=recorder.strays),
-               f'{work_dir}/result.pt')
+    torch.save(
+        dict(masks=hook.masks, densities=recorder.densities, strays=recorder.strays),
+        f'{work_dir}/result.pt',
+    )
 
 
 if __name__ == '__main__':

@@ -16,10 +16,12 @@ from mmlk.engine import SparseMaskHook
 from mmlk.engine.sparse import full_parameters
 from tests.golden_weights import golden_input, golden_tensor
 
-RECORDED_ARCH = dict(depths=(1, 1, 2, 1), dims=(20, 41, 83, 166), kernel_sizes=(13, 11, 9, 7),
-                     small_kernel_size=3)
-MICRO_ARCH = dict(depths=(1, 1, 1, 1), dims=(12, 16, 20, 24), kernel_sizes=(13, 11, 9, 7),
-                  small_kernel_size=3)
+RECORDED_ARCH = dict(
+    depths=(1, 1, 2, 1), dims=(20, 41, 83, 166), kernel_sizes=(13, 11, 9, 7), small_kernel_size=3
+)
+MICRO_ARCH = dict(
+    depths=(1, 1, 1, 1), dims=(12, 16, 20, 24), kernel_sizes=(13, 11, 9, 7), small_kernel_size=3
+)
 
 
 class Classifier(BaseModel):
@@ -67,12 +69,22 @@ def stub_runner(model, max_iters=10, **optimizer):
     options = dict(lr=1e-3, weight_decay=0.05, betas=(0.9, 0.999), eps=1e-8)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     other = [p for p in model.parameters() if p.ndim <= 1]
-    wrapper = OptimWrapper(torch.optim.AdamW(
-        [dict(params=decayed), dict(params=other, weight_decay=0.0)], **{**options, **optimizer}))
+    wrapper = OptimWrapper(
+        torch.optim.AdamW(
+            [dict(params=decayed), dict(params=other, weight_decay=0.0)], **{**options, **optimizer}
+        )
+    )
     silent = SimpleNamespace(update_scalar=lambda *_, **__: None, add_scalars=lambda *_, **__: None)
     return SimpleNamespace(
-        model=model, optim_wrapper=wrapper, max_iters=max_iters, hooks=[], _resume=False,
-        train_loop=SimpleNamespace(dataloader=loader), message_hub=silent, visualizer=silent)
+        model=model,
+        optim_wrapper=wrapper,
+        max_iters=max_iters,
+        hooks=[],
+        _resume=False,
+        train_loop=SimpleNamespace(dataloader=loader),
+        message_hub=silent,
+        visualizer=silent,
+    )
 
 
 class Recorder:
@@ -87,14 +99,25 @@ class Recorder:
         self.densities.append(self.hook.overall_density())
         with full_parameters(self.model) as params:
             self.strays += sum(
-                int(params[name][~mask].count_nonzero()) for name, mask in self.hook.masks.items())
+                int(params[name][~mask].count_nonzero()) for name, mask in self.hook.masks.items()
+            )
 
 
-def sparse_runner(work_dir, *, max_iters=8, hook=None, optim_wrapper=None, model=None, hooks=(),
-                  resume=False, checkpoint_interval=4, launcher='none', model_wrapper_cfg=None):
+def sparse_runner(
+    work_dir,
+    *,
+    max_iters=8,
+    hook=None,
+    optim_wrapper=None,
+    model=None,
+    hooks=(),
+    resume=False,
+    checkpoint_interval=4,
+    launcher='none',
+    model_wrapper_cfg=None,
+):
     """A runner on 32 noise images whose hook updates masks every second step."""
-    hook = hook or SparseMaskHook(
-        density=0.6, init='uniform', prune_rate=0.5, update_interval=2)
+    hook = hook or SparseMaskHook(density=0.6, init='uniform', prune_rate=0.5, update_interval=2)
     torch.manual_seed(0)
     model = model or Classifier(layer_scale_init=1.0)
     images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -103,13 +126,17 @@ def sparse_runner(work_dir, *, max_iters=8, hook=None, optim_wrapper=None, model
         model=model,
         work_dir=str(work_dir),
         train_dataloader=dict(
-            batch_size=4, num_workers=0, dataset=Images(images),
+            batch_size=4,
+            num_workers=0,
+            dataset=Images(images),
             sampler=dict(type='InfiniteSampler', shuffle=False),
-            collate_fn=dict(type='default_collate')),
+            collate_fn=dict(type='default_collate'),
+        ),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=max_iters),
         optim_wrapper={**wrapper, **(optim_wrapper or {})},
-        default_hooks=dict(checkpoint=dict(
-            type='CheckpointHook', by_epoch=False, interval=checkpoint_interval)),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=checkpoint_interval)
+        ),
         custom_hooks=[hook, *hooks],
         default_scope='mmengine',
         experiment_name=f'sparse-{id(hook)}',
@@ -117,5 +144,6 @@ def sparse_runner(work_dir, *, max_iters=8, hook=None, optim_wrapper=None, model
         log_level='WARNING',
         resume=resume,
         launcher=launcher,
-        cfg=dict(model_wrapper_cfg=model_wrapper_cfg))
+        cfg=dict(model_wrapper_cfg=model_wrapper_cfg),
+    )
     return runner, hook

@@ -20,12 +20,19 @@ def main(rank: int, world_size: int, folder: str, kind: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world_size)
-    hook = SparseMaskHook(init='snip' if kind == 'replicated' else 'erk', growth='gradient',
-                          update_interval=2)
+        'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=world_size
+    )
+    hook = SparseMaskHook(
+        init='snip' if kind == 'replicated' else 'erk', growth='gradient', update_interval=2
+    )
     runner, _ = sparse_runner(
-        folder, hook=hook, max_iters=6, checkpoint_interval=6 if kind == 'replicated' else 100,
-        launcher='pytorch', model_wrapper_cfg=WRAPPERS[kind])
+        folder,
+        hook=hook,
+        max_iters=6,
+        checkpoint_interval=6 if kind == 'replicated' else 100,
+        launcher='pytorch',
+        model_wrapper_cfg=WRAPPERS[kind],
+    )
     recorder = Recorder(hook, runner.model)
     recording = Hook()
     recording.after_train_iter = recorder
@@ -34,8 +41,12 @@ def main(rank: int, world_size: int, folder: str, kind: str) -> None:
         # MMEngine's Runner broadcasts parameters as if all ranks held whole ones.
         runner._init_model_weights = lambda: None
     runner.train()
-    torch.save(dict(masks=hook.masks, densities=recorder.densities, strays=recorder.strays,
-                    step=hook.step), f'{folder}/rank{rank}.pt')
+    torch.save(
+        dict(
+            masks=hook.masks, densities=recorder.densities, strays=recorder.strays, step=hook.step
+        ),
+        f'{folder}/rank{rank}.pt',
+    )
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -36,11 +36,11 @@ def _one_thread():
 
 
 class Segmentor(nn.Module):
-
     def __init__(self, depths):
         super().__init__()
         self.backbone = DCLSConvNeXt(
-            dict(depths=depths, dims=(8, 8, 8, 8), kernel_count=2, kernel_size=3))
+            dict(depths=depths, dims=(8, 8, 8, 8), kernel_count=2, kernel_size=3)
+        )
         self.decode_head = nn.Conv2d(8, 8, 1)
 
 
@@ -51,19 +51,36 @@ def test_rates_and_decays_are_the_authors(case):
     with torch.device('meta'):
         model = Segmentor(depths)
     # The classifier's factor of five reaches positions only in the group of that exact name.
-    groups = {name: (group['lr_scale'] * (5 if group['group_name'] == 'no_decay_dcls' else 1),
-                     group['weight_decay'])
-              for group in case['groups'] for name in group['names']}
+    groups = {
+        name: (
+            group['lr_scale'] * (5 if group['group_name'] == 'no_decay_dcls' else 1),
+            group['weight_decay'],
+        )
+        for group in case['groups']
+        for name in group['names']
+    }
     prefix = '' if classifier else 'backbone.'
     paramwise = case.get('paramwise_cfg') or dict(
-        decay_rate=case['layer_decay'], decay_type='layer_wise', num_layers=12,
-        lr_multipliers={'.P': 5.0 if case['layer_decay'] == 1 else 1.0})
-    optimizer = build_optim_wrapper(model, dict(
-        type='OptimWrapper', constructor='mmlk.LayerDecayConstructor', paramwise_cfg=paramwise,
-        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05))).optimizer
+        decay_rate=case['layer_decay'],
+        decay_type='layer_wise',
+        num_layers=12,
+        lr_multipliers={'.P': 5.0 if case['layer_decay'] == 1 else 1.0},
+    )
+    optimizer = build_optim_wrapper(
+        model,
+        dict(
+            type='OptimWrapper',
+            constructor='mmlk.LayerDecayConstructor',
+            paramwise_cfg=paramwise,
+            optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
+        ),
+    ).optimizer
     settings = {id(p): group for group in optimizer.param_groups for p in group['params']}
-    trunk = [(name, p) for name, p in model.backbone.named_parameters()
-             if not (classifier and name.startswith('norm'))]
+    trunk = [
+        (name, p)
+        for name, p in model.backbone.named_parameters()
+        if not (classifier and name.startswith('norm'))
+    ]
     for name, parameter in trunk:
         scale, decay = groups.pop(prefix + name)
         assert settings[id(parameter)]['lr'] == pytest.approx(scale, rel=1e-9), name
@@ -72,8 +89,13 @@ def test_rates_and_decays_are_the_authors(case):
 
 
 def fake_runner(model, wrapper, iteration=0, epoch=0):
-    return SimpleNamespace(model=model, optim_wrapper=wrapper, iter=iteration, epoch=epoch,
-                           message_hub=MessageHub.get_instance('dcls'))
+    return SimpleNamespace(
+        model=model,
+        optim_wrapper=wrapper,
+        iter=iteration,
+        epoch=epoch,
+        message_hub=MessageHub.get_instance('dcls'),
+    )
 
 
 def wrapper_of(model, **options):
@@ -88,11 +110,13 @@ def test_repulsion_adds_the_gradient_of_the_squared_overlap(accumulative_counts)
     hook.before_train(runner)
     shared = list(positions(model).values())
     want = torch.autograd.grad(
-        0.5 * torch.stack([repulsive_loss(p) for p in shared]).mean() ** 2, shared)
+        0.5 * torch.stack([repulsive_loss(p) for p in shared]).mean() ** 2, shared
+    )
     shared[0].grad = torch.ones_like(shared[0])
     hook.before_train_iter(runner, 0)
-    assert_close('first', shared[0].grad, 1 + want[0] / accumulative_counts,
-                 TOLERANCE[torch.float32][1])
+    assert_close(
+        'first', shared[0].grad, 1 + want[0] / accumulative_counts, TOLERANCE[torch.float32][1]
+    )
     for got, expected in zip(shared[1:], want[1:], strict=True):
         assert_close('grad', got.grad, expected / accumulative_counts, TOLERANCE[torch.float32][1])
 
@@ -153,7 +177,9 @@ def test_positions_move_and_stay_in_the_window(tmp_path, average):
     assert max(value.abs().max() for value in after.values()) == LIMIT, 'nothing met the border'
     saved = torch.load(tmp_path / 'iter_4.pth', weights_only=False)
     for state in [saved['state_dict'], saved.get('ema_state_dict', {})]:
-        copies = [value for key, value in state.items() if 'stages.0.' in key and key.endswith('.P')]
+        copies = [
+            value for key, value in state.items() if 'stages.0.' in key and key.endswith('.P')
+        ]
         assert all(torch.equal(each, copies[0]) for each in copies)
         assert all(value.abs().max() <= LIMIT for key, value in state.items() if key.endswith('.P'))
 
@@ -189,12 +215,22 @@ def test_a_resumed_run_continues_where_it_stopped(tmp_path, average):
 def distributed(folder, dies_after, average):
     """Exit codes and errors of two processes that train together."""
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
-    command = [sys.executable, '-m', 'tests.engine.dcls_distributed', str(folder / 'work'),
-               str(folder / f'rendezvous_{dies_after}')]
+    command = [
+        sys.executable,
+        '-m',
+        'tests.engine.dcls_distributed',
+        str(folder / 'work'),
+        str(folder / f'rendezvous_{dies_after}'),
+    ]
     processes = [
-        subprocess.Popen([*command, str(rank), '2', str(dies_after), str(int(average))], cwd=ROOT,
-                         env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                         text=True)
+        subprocess.Popen(
+            [*command, str(rank), '2', str(dies_after), str(int(average))],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=300)[1] for process in processes]

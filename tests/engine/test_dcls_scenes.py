@@ -21,15 +21,22 @@ LIMIT = 8
 def short_run(data_root, work_dir, hooks):
     """Six iterations of the recipe on small crops; positions start near the border."""
     cfg = Config.fromfile(CONFIG)
-    cfg.merge_from_dict({
-        'work_dir': str(work_dir), 'randomness.seed': 0, 'log_level': 'ERROR',
-        'experiment_name': str(work_dir),
-        'model.backbone.arch': ARCH, 'model.data_preprocessor.size': (64, 64),
-        'model.decode_head.in_channels': ARCH['dims'], 'model.decode_head.channels': 8,
-        'model.decode_head.norm_cfg.type': 'BN',
-        'train_cfg': dict(type='IterBasedTrainLoop', max_iters=6), 'param_scheduler': [],
-        'default_hooks.checkpoint': dict(type='CheckpointHook', by_epoch=False, interval=6),
-    })
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(work_dir),
+            'randomness.seed': 0,
+            'log_level': 'ERROR',
+            'experiment_name': str(work_dir),
+            'model.backbone.arch': ARCH,
+            'model.data_preprocessor.size': (64, 64),
+            'model.decode_head.in_channels': ARCH['dims'],
+            'model.decode_head.channels': 8,
+            'model.decode_head.norm_cfg.type': 'BN',
+            'train_cfg': dict(type='IterBasedTrainLoop', max_iters=6),
+            'param_scheduler': [],
+            'default_hooks.checkpoint': dict(type='CheckpointHook', by_epoch=False, interval=6),
+        }
+    )
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
     cfg.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
@@ -48,8 +55,9 @@ def short_run(data_root, work_dir, hooks):
 @pytest.mark.parametrize('average', [False, True], ids=['plain', 'ema'])
 def test_positions_move_and_stay_in_the_window_on_scenes(tmp_path, average):
     write_folder(tmp_path / 'data', dataset_files(SCENES), VERSION, SCENES.as_dict())
-    runner = short_run(tmp_path / 'data', tmp_path / 'run',
-                       [dict(type='EMAHook')] if average else [])
+    runner = short_run(
+        tmp_path / 'data', tmp_path / 'run', [dict(type='EMAHook')] if average else []
+    )
     before = {name: value.detach().clone() for name, value in positions(runner.model).items()}
     runner.train()
     after = positions(runner.model)
@@ -64,5 +72,9 @@ def test_positions_move_and_stay_in_the_window_on_scenes(tmp_path, average):
     saved = torch.load(tmp_path / 'run/iter_6.pth', weights_only=False)
     # With an average, the checkpoint holds it as the weights and the trained ones beside it.
     for name, value in after.items():
-        assert torch.equal(saved['ema_state_dict' if average else 'state_dict'][
-            ('module.' if average else '') + name], value)
+        assert torch.equal(
+            saved['ema_state_dict' if average else 'state_dict'][
+                ('module.' if average else '') + name
+            ],
+            value,
+        )

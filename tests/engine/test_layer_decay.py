@@ -24,11 +24,15 @@ class Segmentor(nn.Module):
 
 
 def build(model, lr=1e-4, weight_decay=0.05, **paramwise_cfg):
-    return build_optim_wrapper(model, dict(
-        type='OptimWrapper',
-        optimizer=dict(type='AdamW', lr=lr, weight_decay=weight_decay),
-        constructor='mmlk.LayerDecayConstructor',
-        paramwise_cfg=paramwise_cfg)).optimizer
+    return build_optim_wrapper(
+        model,
+        dict(
+            type='OptimWrapper',
+            optimizer=dict(type='AdamW', lr=lr, weight_decay=weight_decay),
+            constructor='mmlk.LayerDecayConstructor',
+            paramwise_cfg=paramwise_cfg,
+        ),
+    ).optimizer
 
 
 def settings_by_name(model, optimizer):
@@ -63,8 +67,11 @@ def test_rates_never_fall_from_stem_to_head_of_any_backbone(name, decay_type):
     heads = {by_name[key]['lr'] for key in by_name if key.startswith('decode_head.')}
     assert heads == {1e-4}
     blocks = [
-        (location.stage, group['lr']) for key, group in by_name.items() if key.startswith('backbone.')
-        and (location := model.backbone.layer_location(key[len('backbone.'):])).kind == 'block']
+        (location.stage, group['lr'])
+        for key, group in by_name.items()
+        if key.startswith('backbone.')
+        and (location := model.backbone.layer_location(key[len('backbone.') :])).kind == 'block'
+    ]
     assert [lr for _, lr in sorted(blocks)] == sorted(lr for _, lr in blocks)
     assert max(lr for _, lr in blocks) < 1e-4
 
@@ -74,8 +81,15 @@ def test_backbone_declares_what_does_not_decay_and_what_learns_faster():
     model.backbone.no_weight_decay = ('pwconv1.weight',)
     model.backbone.lr_multipliers = {'.pwconv1.weight': 5, '.bias': 2}
     by_name = settings_by_name(
-        model, build(model, decay_rate=0.5, decay_type='stage_wise', num_layers=6,
-                     lr_multipliers={'.bias': 1}))
+        model,
+        build(
+            model,
+            decay_rate=0.5,
+            decay_type='stage_wise',
+            num_layers=6,
+            lr_multipliers={'.bias': 1},
+        ),
+    )
     group = by_name['backbone.stages.3.0.pwconv1.weight']
     assert group['weight_decay'] == 0 and group['lr'] == pytest.approx(5e-4 / 8)
     assert group['group_name'] == 'layer_4_no_decay_x5'
@@ -90,15 +104,18 @@ def test_frozen_parameters_are_left_out_and_a_bare_backbone_works():
     assert 'layer_2_decay' in names
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(), 'decay_rate None'),
-    (dict(decay_rate=1.5), 'decay_rate 1.5'),
-    (dict(decay_rate=0.9, decay_type='blockwise'), "decay_type 'blockwise' is not one of"),
-    (dict(decay_rate=0.9, layers=6), r"unknown keys \['layers'\]"),
-    (dict(decay_rate=0.9, num_layers=3), 'num_layers 3 is below 4'),
-    (dict(decay_rate=0.9, decay_type='stage_wise', num_layers=3), 'num_layers 3 is below 4'),
-    (dict(decay_rate=0.9, lr=None), 'no lr'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(), 'decay_rate None'),
+        (dict(decay_rate=1.5), 'decay_rate 1.5'),
+        (dict(decay_rate=0.9, decay_type='blockwise'), "decay_type 'blockwise' is not one of"),
+        (dict(decay_rate=0.9, layers=6), r"unknown keys \['layers'\]"),
+        (dict(decay_rate=0.9, num_layers=3), 'num_layers 3 is below 4'),
+        (dict(decay_rate=0.9, decay_type='stage_wise', num_layers=3), 'num_layers 3 is below 4'),
+        (dict(decay_rate=0.9, lr=None), 'no lr'),
+    ],
+)
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         build(Segmentor(SLaK(dict(MICRO_ARCHS['SLaK']))), **options)

@@ -16,7 +16,11 @@ def test_two_processes_hold_the_same_masks(tmp_path, kind):
     processes = [
         subprocess.Popen(
             [sys.executable, '-m', 'tests.engine.sparse_worker', str(rank), '2', tmp_path, kind],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for rank in range(2)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in processes]

@@ -12,15 +12,31 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+    )
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_training_on_scenes_keeps_masks_and_density(tmp_path):
     data = tmp_path / 'data'
-    made = run('tools/generate_data.py', data, '--format', 'ade20k', '--train', 6, '--val', 1,
-               '--size', '96x128')
+    made = run(
+        'tools/generate_data.py',
+        data,
+        '--format',
+        'ade20k',
+        '--train',
+        6,
+        '--val',
+        1,
+        '--size',
+        '96x128',
+    )
     assert made.returncode == 0, made.stdout
     worker = ('-m', 'tests.engine.scenes_worker', data)
     whole = run(*worker, tmp_path / 'whole', -1, 'fresh')

@@ -22,11 +22,18 @@ def crc(mask):
     return zlib.crc32(np.packbits(mask.flatten().numpy()).tobytes())
 
 
-@pytest.mark.parametrize('case', GOLDEN['cosine_schedule'],
-                         ids=lambda case: f'p{case["prune_rate"]}-from{case["init_step"]}')
+@pytest.mark.parametrize(
+    'case',
+    GOLDEN['cosine_schedule'],
+    ids=lambda case: f'p{case["prune_rate"]}-from{case["init_step"]}',
+)
 def test_prune_rates_are_the_authors(case):
-    got = [topology.cosine_prune_rate(case['init_step'] + i, case['T_max'], case['prune_rate'],
-                                      case['eta_min']) for i in range(len(case['values']))]
+    got = [
+        topology.cosine_prune_rate(
+            case['init_step'] + i, case['T_max'], case['prune_rate'], case['eta_min']
+        )
+        for i in range(len(case['values']))
+    ]
     assert got == pytest.approx(case['values'], abs=1e-12)
 
 
@@ -34,8 +41,9 @@ def test_prune_rate_stays_at_its_end():
     assert topology.cosine_prune_rate(150, 100, 0.5) == pytest.approx(0.005)
 
 
-@pytest.mark.parametrize('case', GOLDEN['prune_grow']['cases'],
-                         ids=lambda case: f'{case["key"]}-{case["prune_rate"]}')
+@pytest.mark.parametrize(
+    'case', GOLDEN['prune_grow']['cases'], ids=lambda case: f'{case["key"]}-{case["prune_rate"]}'
+)
 def test_pruning_and_growth_are_the_authors(case):
     key, shape = case['key'], case['shape']
     mask = golden_mask(key, shape)
@@ -86,8 +94,10 @@ def test_erk_meets_the_density_and_favours_small_layers(density):
 
 
 def test_random_masks_have_the_exact_count_and_follow_the_seed():
-    masks = [topology.random_mask((7, 13), 0.6, torch.Generator().manual_seed(seed))
-             for seed in (0, 0, 1)]
+    masks = [
+        topology.random_mask((7, 13), 0.6, torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
     assert [int(mask.sum()) for mask in masks] == [55, 55, 55]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 

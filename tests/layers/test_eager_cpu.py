@@ -42,14 +42,21 @@ class Branch(nn.Module):
 MODULES = {
     'mixer': lambda: Branch(),
     'mixer-without-norm': lambda: Branch(normed=False),
-    'attention': lambda: LinearAttention2d(8, 2, qk_channels=8, qk_groups=2, bias=False, norm_cfg=BN),
+    'attention': lambda: LinearAttention2d(
+        8, 2, qk_channels=8, qk_groups=2, bias=False, norm_cfg=BN
+    ),
     'attention-ungrouped': lambda: LinearAttention2d(
-        8, 1, qk_channels=4, qk_groups=1, bias=False, norm_cfg=BN),
+        8, 1, qk_channels=4, qk_groups=1, bias=False, norm_cfg=BN
+    ),
     'recursive-attention': lambda: RecAttn2d(8, 2),
     'recursion': lambda: RecConv2d(8, level=2),
 }
-NODES = {'mixer': '_Residual', 'mixer-without-norm': '_Residual', 'recursion': 'Recursion',
-         'recursive-attention': '_DepthwiseNorm'}
+NODES = {
+    'mixer': '_Residual',
+    'mixer-without-norm': '_Residual',
+    'recursion': 'Recursion',
+    'recursive-attention': '_DepthwiseNorm',
+}
 
 
 def last(x):
@@ -61,8 +68,12 @@ def outcome(module, x, cotangent):
     y = module(x)
     module.zero_grad()
     y.backward(cotangent.to(y.dtype))
-    return {'output': y, 'x': x.grad, **{key: p.grad for key, p in module.named_parameters()},
-            **{key: value.clone() for key, value in module.named_buffers()}}
+    return {
+        'output': y,
+        'x': x.grad,
+        **{key: p.grad for key, p in module.named_parameters()},
+        **{key: value.clone() for key, value in module.named_buffers()},
+    }
 
 
 @pytest.mark.parametrize('size', [(2, 8, 5, 7), (1, 8, 16, 9), (3, 8, 2, 1)], ids=str)
@@ -87,13 +98,17 @@ def test_training_takes_one_node(name):
     assert type(y.grad_fn).__name__ == f'{NODES[name]}Backward'
 
 
-@pytest.mark.parametrize('change', [
-    lambda m: m.mixer[0].register_forward_hook(lambda *_: None),
-    lambda m: m.norm.eval(),
-    lambda m: setattr(m.norm, 'momentum', None),
-    lambda m: m.double(),
-    lambda m: setattr(m.drop_path, 'rate', 0.5),
-], ids=['hook', 'frozen-statistics', 'cumulative-average', 'float64', 'drop-path'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda m: m.mixer[0].register_forward_hook(lambda *_: None),
+        lambda m: m.norm.eval(),
+        lambda m: setattr(m.norm, 'momentum', None),
+        lambda m: m.double(),
+        lambda m: setattr(m.drop_path, 'rate', 0.5),
+    ],
+    ids=['hook', 'frozen-statistics', 'cumulative-average', 'float64', 'drop-path'],
+)
 def test_layers_run_one_by_one_where_something_needs_them(change):
     module = Branch().train()
     change(module)
@@ -175,8 +190,7 @@ def test_fast_calls_are_taken_in_inference(monkeypatch):
     taken = []
     for module, name in ((mlp_cpu, 'infer'), (recattn_cpu, '_attend')):
         plain = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *a, n=name, f=plain: taken.append(n) or f(*a))
+        monkeypatch.setattr(module, name, lambda *a, n=name, f=plain: taken.append(n) or f(*a))
     with torch.no_grad():
         folded('mixer')(last(golden_input((2, 8, 6, 6))))
         folded('attention')(last(golden_input((2, 8, 6, 6))))
@@ -201,14 +215,15 @@ def test_weights_swapped_through_data_are_used(deploy):
     with torch.no_grad():
         module(x)
         module.convs[1].weight.data.copy_(torch.randn(8, 1, 5, 5))
-        want = recconv2d(x, module.down.weight, [conv.weight for conv in module.convs],
-                         backend='reference')
+        want = recconv2d(
+            x, module.down.weight, [conv.weight for conv in module.convs], backend='reference'
+        )
         assert_close('y', (module.eval() if deploy else module)(x), want, OUTPUT)
 
 
 @pytest.mark.parametrize('name', MODULES)
 def test_second_derivatives_are_refused(name):
     module, x = MODULES[name]().train(), last(torch.randn(2, 8, 9, 7)).requires_grad_()
-    first, = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='second derivatives are not available here'):
         first.pow(2).sum().backward()

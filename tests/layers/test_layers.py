@@ -73,7 +73,9 @@ def test_norm_without_statistics_does_not_fold():
 def test_scale_folds():
     conv, scale = nn.Conv2d(4, 6, 1).double(), torch.randn(6, dtype=torch.float64)
     x = torch.randn(1, 4, 3, 3, dtype=torch.float64)
-    assert_close('scale', fold_scale_after(conv, scale)(x), conv(x) * scale.reshape(-1, 1, 1), EXACT)
+    assert_close(
+        'scale', fold_scale_after(conv, scale)(x), conv(x) * scale.reshape(-1, 1, 1), EXACT
+    )
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
@@ -87,7 +89,11 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 
 
 def test_drop_path_schedule():
-    assert drop_path_schedule(0.3, (1, 2, 1)) == [[0.0], pytest.approx([0.1, 0.2]), [pytest.approx(0.3)]]
+    assert drop_path_schedule(0.3, (1, 2, 1)) == [
+        [0.0],
+        pytest.approx([0.1, 0.2]),
+        [pytest.approx(0.3)],
+    ]
     with pytest.raises(ValueError, match='1.0'):
         DropPath(1.0)
 

@@ -19,8 +19,12 @@ def test_equals_the_plain_layers_with_and_without_gradients(shape, outputs, gelu
     want = (nn.functional.gelu(layer(x)) if gelu else layer(x)).detach()
     with torch.no_grad():
         assert_close('inference', folded(x), want, TOLERANCE[torch.float32][0])
-        assert_close('strided', folded(x.flip(0))[..., :1], want.flip(0)[..., :1],
-                     TOLERANCE[torch.float32][0])
+        assert_close(
+            'strided',
+            folded(x.flip(0))[..., :1],
+            want.flip(0)[..., :1],
+            TOLERANCE[torch.float32][0],
+        )
     assert_close('with gradients', folded(x), want, TOLERANCE[torch.float32][0])
     assert folded.state_dict().keys() == layer.state_dict().keys()
 
@@ -37,8 +41,9 @@ def test_pointwise_convolution_and_residual(layout, gelu):
     with torch.no_grad():
         assert_close('inference', folded(x), want, TOLERANCE[torch.float32][0])
         assert_close('residual', folded(x, residual), residual + want, TOLERANCE[torch.float32][0])
-    assert_close('with gradients', folded(x, residual), residual + want,
-                 TOLERANCE[torch.float32][0])
+    assert_close(
+        'with gradients', folded(x, residual), residual + want, TOLERANCE[torch.float32][0]
+    )
     assert folded.state_dict().keys() == layer.state_dict().keys()
 
 
@@ -57,17 +62,28 @@ def test_a_changed_weight_is_seen_and_copies_are_independent():
         before = folded(x)
         clone = copy.deepcopy(folded)
         folded.weight.mul_(2)
-        assert_close('changed', folded(x), nn.functional.linear(x, folded.weight, folded.bias),
-                     TOLERANCE[torch.float32][0])
+        assert_close(
+            'changed',
+            folded(x),
+            nn.functional.linear(x, folded.weight, folded.bias),
+            TOLERANCE[torch.float32][0],
+        )
         assert_close('clone', clone(x), before, TOLERANCE[torch.float32][0])
-        assert_close('double', folded.double()(x.double()),
-                     nn.functional.linear(x.double(), folded.weight, folded.bias),
-                     TOLERANCE[torch.float64][0])
+        assert_close(
+            'double',
+            folded.double()(x.double()),
+            nn.functional.linear(x.double(), folded.weight, folded.bias),
+            TOLERANCE[torch.float64][0],
+        )
 
 
 def test_weights_made_in_inference_mode_work():
     with torch.inference_mode():
         folded = FoldedLinear(nn.Linear(8, 4), gelu=True)
         x = torch.randn(3, 8)
-        assert_close('output', folded(x), nn.functional.gelu(
-            nn.functional.linear(x, folded.weight, folded.bias)), TOLERANCE[torch.float32][0])
+        assert_close(
+            'output',
+            folded(x),
+            nn.functional.gelu(nn.functional.linear(x, folded.weight, folded.bias)),
+            TOLERANCE[torch.float32][0],
+        )

@@ -15,7 +15,6 @@ compiles = pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.unav
 
 
 class Half(nn.Module):
-
     def __init__(self, channels, scaled=True, rate=0.0):
         super().__init__()
         self.norm = LayerNorm(channels, eps=1e-6)
@@ -27,8 +26,9 @@ class Half(nn.Module):
             nn.init.normal_(parameter, std=0.3)
 
     def forward(self, x, mixed):
-        return add_normed_mlp(x, mixed, self.norm, self.first, self.act, self.second, self.scale,
-                              self.drop_path)
+        return add_normed_mlp(
+            x, mixed, self.norm, self.first, self.act, self.second, self.scale, self.drop_path
+        )
 
 
 def last(x):
@@ -41,8 +41,12 @@ def outcome(module, maps, cotangent):
     y = module(*maps)
     module.zero_grad()
     y.backward(cotangent.to(y.dtype))
-    return {'y': y, 'x': maps[0].grad, 'mixed': maps[1].grad,
-            **{key: each.grad for key, each in module.named_parameters()}}
+    return {
+        'y': y,
+        'x': maps[0].grad,
+        'mixed': maps[1].grad,
+        **{key: each.grad for key, each in module.named_parameters()},
+    }
 
 
 # Rows below and above what the compiled products take, and where weights are packed first.
@@ -65,8 +69,18 @@ def test_equals_the_layers_in_float64(size, scaled, rate):
 
 
 @compiles
-@pytest.mark.parametrize('frozen', ['norm.weight', 'norm.bias', 'first.weight', 'first.bias',
-                                    'second.weight', 'second.bias', 'scale'])
+@pytest.mark.parametrize(
+    'frozen',
+    [
+        'norm.weight',
+        'norm.bias',
+        'first.weight',
+        'first.bias',
+        'second.weight',
+        'second.bias',
+        'scale',
+    ],
+)
 def test_frozen_parameters_get_no_gradient_and_change_no_other(frozen):
     module = Half(16).train()
     size = 2, 16, 5, 5
@@ -110,6 +124,6 @@ def test_what_must_see_the_layers_sees_them(change, monkeypatch):
 @compiles
 def test_second_derivatives_are_refused():
     module, x = Half(16).train(), last(torch.randn(2, 16, 4, 4)).requires_grad_()
-    grad, = torch.autograd.grad(module(x, x).sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(module(x, x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='second derivatives are not available'):
         grad.sum().backward()

@@ -13,12 +13,12 @@ def channels_last(shape, dtype=torch.float32):
 
 def channel_slice(shape, dtype=torch.float32):
     n, c, h, w = shape
-    return torch.randn((n, c + 5, h, w), dtype=dtype)[:, 2:2 + c]
+    return torch.randn((n, c + 5, h, w), dtype=dtype)[:, 2 : 2 + c]
 
 
 def channels_last_slice(shape, dtype=torch.float32):
     n, c, h, w = shape
-    return channels_last((n, c + 5, h, w), dtype)[:, 2:2 + c]
+    return channels_last((n, c + 5, h, w), dtype)[:, 2 : 2 + c]
 
 
 def expanded(shape, dtype=torch.float32):
@@ -32,8 +32,12 @@ def transposed(shape, dtype=torch.float32):
 
 
 LAYOUTS = {
-    'contiguous': plain, 'channels_last': channels_last, 'channel_slice': channel_slice,
-    'channels_last_slice': channels_last_slice, 'expanded': expanded, 'transposed': transposed,
+    'contiguous': plain,
+    'channels_last': channels_last,
+    'channel_slice': channel_slice,
+    'channels_last_slice': channels_last_slice,
+    'expanded': expanded,
+    'transposed': transposed,
 }
 
 

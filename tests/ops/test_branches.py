@@ -38,7 +38,7 @@ def branches_reference(x, *weights):
 
 def registered_branches(x, *weights):
     parts = torch.ops.mmlk.large_kernel_branches(x, *weights, *(None,) * (3 - len(weights)))
-    return torch.cat(parts[:len(weights)])
+    return torch.cat(parts[: len(weights)])
 
 
 def registered_sum(x, bias, *weights):
@@ -55,8 +55,11 @@ def total_reference(x, bias, *weights):
 
 def inputs(case, layout='contiguous', dtype=torch.float32):
     kernels, shape = CASES[case]
-    return (LAYOUTS[layout](shape, dtype), torch.randn(shape[1]).to(dtype),
-            *(torch.randn(shape[1], 1, *kernel).to(dtype) for kernel in kernels))
+    return (
+        LAYOUTS[layout](shape, dtype),
+        torch.randn(shape[1]).to(dtype),
+        *(torch.randn(shape[1], 1, *kernel).to(dtype) for kernel in kernels),
+    )
 
 
 def check(function, reference, tensors, dtype):
@@ -89,14 +92,14 @@ def test_registered_operators_pass_opcheck(case, layout):
     opcheck(torch.ops.mmlk.large_kernel_branches.default, (leaf(x), *wanted))
     opcheck(torch.ops.mmlk.large_kernel_sum.default, (leaf(x), *wanted, leaf(bias)))
     for mask in ([True, True, True, len(weights) > 2, True], [False, True, False, False, False]):
-        opcheck(torch.ops.mmlk.large_kernel_backward.default,
-                (x, x + 1, x - 1, x, *kernels, mask))
+        opcheck(torch.ops.mmlk.large_kernel_backward.default, (x, x + 1, x - 1, x, *kernels, mask))
 
 
 def test_gradcheck():
     x, bias, *weights = (
         leaf(torch.randn(shape, dtype=torch.float64))
-        for shape in ((1, 2, 5, 6), (2,), (2, 1, 7, 3), (2, 1, 3, 7), (2, 1, 3, 3)))
+        for shape in ((1, 2, 5, 6), (2,), (2, 1, 7, 3), (2, 1, 3, 7), (2, 1, 3, 3))
+    )
     assert torch.autograd.gradcheck(registered_branches, (x, *weights), **GRADCHECK)
     assert torch.autograd.gradcheck(registered_sum, (x, bias, *weights), **GRADCHECK)
 
@@ -105,11 +108,13 @@ def test_compiled_without_graph_breaks_equals_eager():
     torch._dynamo.reset()
     tensors = [leaf(each) for each in inputs('strips')]
     x, bias, *weights = tensors
-    for function, arguments in ((branches, (x, *weights)), (total, (x, bias, *weights)),
-                                (registered_sum, (x, bias, *weights))):
+    for function, arguments in (
+        (branches, (x, *weights)),
+        (total, (x, bias, *weights)),
+        (registered_sum, (x, bias, *weights)),
+    ):
         cotangent = torch.randn_like(function(*arguments))
-        got = outputs_and_gradients(
-            torch.compile(function, fullgraph=True), arguments, cotangent)
+        got = outputs_and_gradients(torch.compile(function, fullgraph=True), arguments, cotangent)
         for mine, theirs in zip(got, outputs_and_gradients(function, arguments, cotangent)):
             assert_close('result', mine, theirs, TOLERANCE[torch.float32][1])
 
@@ -145,15 +150,23 @@ def test_flops_are_those_of_the_kernels():
     assert counter.get_total_flops() == 2 * once
 
 
-@pytest.mark.parametrize('change,message', [
-    (lambda x, bias, *weights: (x[0], weights, bias), 'x has shape'),
-    (lambda x, bias, *weights: (x, weights[:1], bias), 'got 1 kernels, expected 2 or 3'),
-    (lambda x, bias, *weights: (x, (weights[0], weights[1][:2]), bias), r'weights\[1\] has shape'),
-    (lambda x, bias, *weights: (x, (weights[0], weights[1][..., 1:]), bias),
-     r'weights\[1\] has the even kernel'),
-    (lambda x, bias, *weights: (x.half(), weights, bias), 'x is torch.float16 but'),
-    (lambda x, bias, *weights: (x, weights, bias[1:]), 'bias has shape'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (lambda x, bias, *weights: (x[0], weights, bias), 'x has shape'),
+        (lambda x, bias, *weights: (x, weights[:1], bias), 'got 1 kernels, expected 2 or 3'),
+        (
+            lambda x, bias, *weights: (x, (weights[0], weights[1][:2]), bias),
+            r'weights\[1\] has shape',
+        ),
+        (
+            lambda x, bias, *weights: (x, (weights[0], weights[1][..., 1:]), bias),
+            r'weights\[1\] has the even kernel',
+        ),
+        (lambda x, bias, *weights: (x.half(), weights, bias), 'x is torch.float16 but'),
+        (lambda x, bias, *weights: (x, weights, bias[1:]), 'bias has shape'),
+    ],
+)
 def test_what_does_not_fit_is_named(change, message):
     with pytest.raises(ValueError, match=f'large_kernel_sum: {message}'):
         large_kernel_sum(*change(*inputs('strips')))

@@ -10,7 +10,13 @@ from tests.ops.helpers import double, leaf, outputs_and_gradients
 
 # Rows on both sides of the switch in the order of the weight gradient, widths that are no multiples
 # of a vector, outputs wider and narrower than the input.
-SHAPES = [((2, 5, 3, 13), 52, 13), ((700, 9), 31, 9), ((700, 31), 9, 12), ((1, 249), 7, 3), ((7,), 5, 6)]
+SHAPES = [
+    ((2, 5, 3, 13), 52, 13),
+    ((700, 9), 31, 9),
+    ((700, 31), 9, 12),
+    ((1, 249), 7, 3),
+    ((7,), 5, 6),
+]
 
 
 def parameters(channels, hidden, outputs, dtype=torch.float32):
@@ -21,7 +27,7 @@ def parameters(channels, hidden, outputs, dtype=torch.float32):
 @pytest.mark.parametrize('scaled', [True, False])
 @pytest.mark.parametrize(('shape', 'hidden', 'outputs'), SHAPES)
 def test_output_and_gradients_equal_the_definition_in_float64(shape, hidden, outputs, scaled):
-    tensors = [torch.randn(shape), *parameters(shape[-1], hidden, outputs)][:6 if scaled else 5]
+    tensors = [torch.randn(shape), *parameters(shape[-1], hidden, outputs)][: 6 if scaled else 5]
     tensors = [leaf(each) for each in tensors]
     wanted = [double(each) for each in tensors]
     cotangent = torch.randn(*shape[:-1], outputs)
@@ -59,8 +65,10 @@ def test_a_strided_map_and_a_strided_gradient():
 def test_gradcheck():
     tensors = [torch.randn(3, 4, dtype=torch.float64), *parameters(4, 5, 3, torch.float64)]
     assert torch.autograd.gradcheck(
-        lambda *args: channel_mlp(*args, backend='cpu'), [leaf(each) for each in tensors],
-        **GRADCHECK)
+        lambda *args: channel_mlp(*args, backend='cpu'),
+        [leaf(each) for each in tensors],
+        **GRADCHECK,
+    )
 
 
 @pytest.mark.parametrize('frozen', range(6))
@@ -101,17 +109,21 @@ def test_compiled_exported_and_transformed_calls_take_the_plain_layers():
 
     graph = torch.export.export(Mixer(), tuple(tensors)).graph
     called = [str(node.target) for node in graph.nodes if node.op == 'call_function']
-    assert called == ['aten.linear.default', 'aten.gelu.default', 'aten.linear.default',
-                      'aten.mul.Tensor']
+    assert called == [
+        'aten.linear.default',
+        'aten.gelu.default',
+        'aten.linear.default',
+        'aten.mul.Tensor',
+    ]
 
 
 def test_second_derivatives_are_refused_and_the_reference_has_them():
     tensors = [leaf(torch.randn(3, 4)), *map(leaf, parameters(4, 5, 3))]
-    first, = torch.autograd.grad(channel_mlp(*tensors).sum(), tensors[0], create_graph=True)
+    (first,) = torch.autograd.grad(channel_mlp(*tensors).sum(), tensors[0], create_graph=True)
     with pytest.raises(RuntimeError, match='channel_mlp: second derivatives are not'):
         first.sum().backward()
     y = channel_mlp(*tensors, backend='reference').sum()
-    first, = torch.autograd.grad(y, tensors[0], create_graph=True)
+    (first,) = torch.autograd.grad(y, tensors[0], create_graph=True)
     first.sum().backward()
     assert tensors[1].grad.abs().sum() > 0
 

@@ -31,17 +31,39 @@ def _loops(request, monkeypatch):
     monkeypatch.setenv('MMLK_JIT', '1' if request.param == 'compiled' else '0')
 
 
-FILES = ('construct1d', 'construct2d-v0', 'construct2d-v1', 'construct2d-max', 'construct2d-gauss',
-         'construct3d')
+FILES = (
+    'construct1d',
+    'construct2d-v0',
+    'construct2d-v1',
+    'construct2d-max',
+    'construct2d-gauss',
+    'construct3d',
+)
 RECORDS = {name: load_golden(f'dcls_convnext/operator-{name}')['cases'] for name in FILES}
-CASES = [pytest.param(record, id='-'.join((
-    record['version'], 'x'.join(map(str, record['dilated_kernel_size'])), record['positions'],
-    str(record.get('sigma', 'plain')), str(i))))
-    for name in FILES for i, record in enumerate(RECORDS[name])]
-KERNELS = dict(separable=(dcls_kernel1d, dcls_kernel2d, dcls_kernel3d),
-               reference=(dcls_kernel1d_reference, dcls_kernel2d_reference, dcls_kernel3d_reference))
-LAYERS = {name: load_golden(f'dcls_convnext/operator-{name}')['cases']
-          for name in ('conv2d', 'conv-other')}
+CASES = [
+    pytest.param(
+        record,
+        id='-'.join(
+            (
+                record['version'],
+                'x'.join(map(str, record['dilated_kernel_size'])),
+                record['positions'],
+                str(record.get('sigma', 'plain')),
+                str(i),
+            )
+        ),
+    )
+    for name in FILES
+    for i, record in enumerate(RECORDS[name])
+]
+KERNELS = dict(
+    separable=(dcls_kernel1d, dcls_kernel2d, dcls_kernel3d),
+    reference=(dcls_kernel1d_reference, dcls_kernel2d_reference, dcls_kernel3d_reference),
+)
+LAYERS = {
+    name: load_golden(f'dcls_convnext/operator-{name}')['cases']
+    for name in ('conv2d', 'conv-other')
+}
 VERSIONS = ('v0', 'v1', 'max', 'gauss')
 
 
@@ -52,8 +74,10 @@ def tensor(record, dtype=torch.float32):
 def arguments(version, shape=(3, 2, 4), dims=2, spread=2.0, dtype=torch.float32, seed=0):
     """Weight, positions and, where the version has it, sigma, away from integers."""
     generator = torch.Generator().manual_seed(seed)
-    draw = [torch.randn(size, generator=generator, dtype=torch.float64)
-            for size in (shape, (dims, *shape), (dims, *shape))]
+    draw = [
+        torch.randn(size, generator=generator, dtype=torch.float64)
+        for size in (shape, (dims, *shape), (dims, *shape))
+    ]
     draw[1] = (draw[1] * spread).round(decimals=1) + 0.03
     count = 3 if version in ('max', 'gauss') else 2
     return [each.to(dtype).requires_grad_() for each in draw[:count]]
@@ -79,14 +103,16 @@ def test_kernel_and_gradients_match_the_authors(record, route, monkeypatch):
         profiles_everywhere(monkeypatch)
     build = KERNELS.get(route, KERNELS['separable'])[len(record['dilated_kernel_size']) - 1]
     names = [name for name in ('weight', 'P', 'SIG') if name in record]
-    inputs = [recentred(record, torch.float32) if name == 'P' else tensor(record[name])
-              for name in names]
+    inputs = [
+        recentred(record, torch.float32) if name == 'P' else tensor(record[name]) for name in names
+    ]
     inputs = [each.requires_grad_() for each in inputs]
     kernel = build(*inputs, kernel_size=record['dilated_kernel_size'], version=record['version'])
     gradients = torch.autograd.grad(kernel, inputs, golden_input(kernel.shape, seed=1))
     keys = ['kernel', *(f'grad_{name}' for name in names)]
     for key, got, noise in zip(
-            keys, (kernel, *gradients), record['float64_max_abs_diff'], strict=True):
+        keys, (kernel, *gradients), record['float64_max_abs_diff'], strict=True
+    ):
         # Sums that nearly cancel are known to the recorded distance from float64 only.
         want = tensor(record[key])
         slack = 4 * noise / max(want.abs().max().item(), 1e-6)
@@ -95,8 +121,10 @@ def test_kernel_and_gradients_match_the_authors(record, route, monkeypatch):
 
 @pytest.mark.parametrize('route', ['sampling', 'profiles'])
 @pytest.mark.parametrize('version', VERSIONS)
-@pytest.mark.parametrize(('dims', 'size'), [(1, (7,)), (2, (5, 9)), (2, (17, 17)), (2, (6, 3)),
-                                            (3, (3, 5, 4)), (3, (5, 5, 5))])
+@pytest.mark.parametrize(
+    ('dims', 'size'),
+    [(1, (7,)), (2, (5, 9)), (2, (17, 17)), (2, (6, 3)), (3, (3, 5, 4)), (3, (5, 5, 5))],
+)
 def test_separable_equals_the_definition_in_float64(version, dims, size, route, monkeypatch):
     if route == 'profiles':
         profiles_everywhere(monkeypatch)
@@ -107,9 +135,13 @@ def test_separable_equals_the_definition_in_float64(version, dims, size, route, 
     upstream = golden_input(want.shape).double()
     output, parameter = TOLERANCE[torch.float64]
     assert_close('kernel', kernel, want, output)
-    for i, (got, expected) in enumerate(zip(
+    for i, (got, expected) in enumerate(
+        zip(
             torch.autograd.grad(kernel, inputs, upstream),
-            torch.autograd.grad(want, inputs, upstream), strict=True)):
+            torch.autograd.grad(want, inputs, upstream),
+            strict=True,
+        )
+    ):
         assert_close(f'gradient {i}', got, expected, parameter)
 
 
@@ -121,20 +153,34 @@ def test_sampling_follows_the_definition_at_integers_and_borders(version, size, 
         positions[..., ::2] = positions[..., ::2].round()
         for component, axis in enumerate(driven_axes(version, 2)):
             positions[component].clamp_(-(size[axis] // 2), size[axis] // 2)
-    assert dcls_construct._sampling_grid(positions.detach().flatten(1, 2), size, version) is not None
+    assert (
+        dcls_construct._sampling_grid(positions.detach().flatten(1, 2), size, version) is not None
+    )
     kernel = dcls_kernel2d(weight, positions, kernel_size=size, version=version)
     want = dcls_kernel2d_reference(weight, positions, kernel_size=size, version=version)
     output, parameter = TOLERANCE[torch.float64]
     assert_close('kernel', kernel, want, output)
     upstream = golden_input(want.shape).double()
-    for got, expected in zip(torch.autograd.grad(kernel, (weight, positions), upstream),
-                             torch.autograd.grad(want, (weight, positions), upstream), strict=True):
+    for got, expected in zip(
+        torch.autograd.grad(kernel, (weight, positions), upstream),
+        torch.autograd.grad(want, (weight, positions), upstream),
+        strict=True,
+    ):
         assert_close('gradient', got, expected, parameter)
 
 
-@pytest.mark.parametrize(('version', 'size', 'position'), [
-    ('max', (5, 5), 0.0), ('v0', (7, 7), 0.0), ('v0', (4, 5), 0.0), ('v0', (1, 5), 0.0),
-    ('v0', (5, 5), math.nan), ('v0', (5, 5), -math.inf), ('v1', (5, 9), 2.5)])
+@pytest.mark.parametrize(
+    ('version', 'size', 'position'),
+    [
+        ('max', (5, 5), 0.0),
+        ('v0', (7, 7), 0.0),
+        ('v0', (4, 5), 0.0),
+        ('v0', (1, 5), 0.0),
+        ('v0', (5, 5), math.nan),
+        ('v0', (5, 5), -math.inf),
+        ('v1', (5, 9), 2.5),
+    ],
+)
 def test_sampling_leaves_to_the_profiles_what_it_cannot_do(version, size, position):
     p = torch.zeros(2, 3, 4)
     p[1, 2, 1] = position
@@ -169,7 +215,7 @@ def test_slopes_at_integers_and_at_the_border(route, monkeypatch):
         ramp = F.pad(upstream, (0, 1))[0, 0]
         at = int(position) + 3
         bilinear = dcls_kernel1d(torch.ones(1, 1, 1), p, kernel_size=7, version='v0')
-        slope, = torch.autograd.grad(bilinear, p, upstream)
+        (slope,) = torch.autograd.grad(bilinear, p, upstream)
         assert slope.item() == pytest.approx((ramp[at + 1] - ramp[at]).item(), rel=1e-6)
         triangle = dcls_kernel1d(torch.ones(1, 1, 1), p, kernel_size=7, version='v1')
         assert torch.autograd.grad(triangle, p, upstream)[0].item() == 0
@@ -220,8 +266,7 @@ def test_autocast_leaves_the_construction_alone():
 def test_registration(version):
     inputs = arguments(version, shape=(2, 1, 3), dtype=torch.float64)
     sigma = inputs[2] if len(inputs) == 3 else None
-    torch.library.opcheck(
-        torch.ops.mmlk.dcls_kernel.default, (*inputs[:2], sigma, [5, 5], version))
+    torch.library.opcheck(torch.ops.mmlk.dcls_kernel.default, (*inputs[:2], sigma, [5, 5], version))
 
     def build(*each):
         return dcls_kernel2d(*each, kernel_size=5, version=version)
@@ -240,7 +285,8 @@ def test_compiles_as_one_graph_and_trains():
     x = torch.randn(1, 4, 9, 9)
     want = torch.autograd.grad(both(x).square().sum(), layer.P)[0]
     got = torch.autograd.grad(
-        torch.compile(both, fullgraph=True, backend='aot_eager')(x).square().sum(), layer.P)[0]
+        torch.compile(both, fullgraph=True, backend='aot_eager')(x).square().sum(), layer.P
+    )[0]
     assert_close('gradient', got, want, TOLERANCE[torch.float32][1])
 
 
@@ -269,15 +315,23 @@ def plain_kernel(record):
     # One of the authors' classes has a wider least Gaussian, 1 instead of 0.27.
     wide = record['class'] == 'Dcls2_1d' and record['version'] == 'gauss'
     sigma = sigma.abs() + 0.73 if wide else sigma
-    kernel = dcls_kernel1d(weight.reshape(pairs), tensor(record['P']).reshape(1, *pairs), sigma,
-                           kernel_size=size, version=record['version'])
+    kernel = dcls_kernel1d(
+        weight.reshape(pairs),
+        tensor(record['P']).reshape(1, *pairs),
+        sigma,
+        kernel_size=size,
+        version=record['version'],
+    )
     return kernel.reshape(*weight.shape[:-1], -1)
 
 
 LAYER_CLASSES = dict(Dcls1d=DCLSConv1d, Dcls2d=DCLSConv2d, Dcls3d=DCLSConv3d)
-GENERAL = [pytest.param(record, id=f'{record["class"]}-{record["version"]}-{i}')
-           for cases in LAYERS.values() for i, record in enumerate(cases)
-           if record['class'] in LAYER_CLASSES]
+GENERAL = [
+    pytest.param(record, id=f'{record["class"]}-{record["version"]}-{i}')
+    for cases in LAYERS.values()
+    for i, record in enumerate(cases)
+    if record['class'] in LAYER_CLASSES
+]
 
 
 @pytest.mark.parametrize('record', GENERAL)
@@ -288,32 +342,51 @@ def test_layer_matches_the_authors(record):
     x = golden_input(record['input_shape']).requires_grad_()
     y = layer(x)
     (y * golden_input(y.shape, seed=1)).sum().backward()
-    results = dict(out=y, kernel=layer.kernel(), grad_input=x.grad,
-                   **{f'grad_{key}': layer.get_parameter(key).grad for key in names})
+    results = dict(
+        out=y,
+        kernel=layer.kernel(),
+        grad_input=x.grad,
+        **{f'grad_{key}': layer.get_parameter(key).grad for key in names},
+    )
     for key, value in results.items():
         got, want = sampled(value, record[key])
         assert_close(key, got, want, 2 * GOLDEN_OPERATOR)
 
 
-@pytest.mark.parametrize('record', [
-    pytest.param(record, id=f'{record["class"]}-{record["version"]}-{i}')
-    for i, record in enumerate(LAYERS['conv-other'])
-    if record['class'] in ('Dcls2dK1d', 'Dcls3_1d', 'Dcls2_1d')])
+@pytest.mark.parametrize(
+    'record',
+    [
+        pytest.param(record, id=f'{record["class"]}-{record["version"]}-{i}')
+        for i, record in enumerate(LAYERS['conv-other'])
+        if record['class'] in ('Dcls2dK1d', 'Dcls3_1d', 'Dcls2_1d')
+    ],
+)
 def test_one_axis_layers_follow_from_the_1d_kernel(record):
     kernel, bias = plain_kernel(record), tensor(record['bias'])
     x, settings = golden_input(record['input_shape']), record['kwargs']
     if record['class'] == 'Dcls2dK1d':
         kernel = kernel.unsqueeze(3 if settings['flat_dim'] == 0 else 2)
     convolve = F.conv3d if record['class'] == 'Dcls3_1d' else F.conv2d
-    y = convolve(x, kernel, bias, settings.get('stride', 1), settings.get('padding', 0), 1,
-                 settings.get('groups', 1))
+    y = convolve(
+        x,
+        kernel,
+        bias,
+        settings.get('stride', 1),
+        settings.get('padding', 0),
+        1,
+        settings.get('groups', 1),
+    )
     got, want = sampled(y, record['out'])
     assert_close('out', got, want, 2 * GOLDEN_OPERATOR)
 
 
-@pytest.mark.parametrize('record', [
-    pytest.param(record, id=str(i))
-    for i, record in enumerate(load_golden('dcls_convnext/operator-repulsion')['cases'])])
+@pytest.mark.parametrize(
+    'record',
+    [
+        pytest.param(record, id=str(i))
+        for i, record in enumerate(load_golden('dcls_convnext/operator-repulsion')['cases'])
+    ],
+)
 def test_repulsive_loss_matches_the_authors(record):
     positions = [tensor(each).requires_grad_() for each in record['P']]
     loss = torch.stack([repulsive_loss(each) for each in positions]).mean()
@@ -344,20 +417,26 @@ BAD_CALLS = [
 ]
 
 
-@pytest.mark.parametrize(('change', 'message'), BAD_CALLS, ids=[message for _, message in BAD_CALLS])
+@pytest.mark.parametrize(
+    ('change', 'message'), BAD_CALLS, ids=[message for _, message in BAD_CALLS]
+)
 def test_bad_arguments_of_the_function_are_named(change, message):
     call = dict(weight=torch.ones(2, 1, 3), positions=torch.ones(2, 2, 1, 3), kernel_size=5)
     with pytest.raises(ValueError, match=f'dcls_kernel2d: .*{message}'):
         dcls_kernel2d(**{**call, **change})
 
 
-@pytest.mark.parametrize(('make', 'message'), [
-    (lambda: DCLSDepthwiseConv2d(4, version='bilinear'), "version 'bilinear' is not one of"),
-    (lambda: DCLSDepthwiseConv2d(4, kernel_size=8), r'kernel_size \(8, 8\) must be odd'),
-    (lambda: DCLSDepthwiseConv2d(4, kernel_count=0), 'kernel_count 0 must be at least 1'),
-    (lambda: DCLSConv2d(4, 6, 3, groups=4), 'groups 4 must divide'),
-    (lambda: DCLSConv2d(4, 4, 3, dilated_kernel_size=(3, 3, 3)), r'kernel_size \(3, 3, 3\)'),
-], ids=['version', 'even', 'count', 'groups', 'rank'])
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: DCLSDepthwiseConv2d(4, version='bilinear'), "version 'bilinear' is not one of"),
+        (lambda: DCLSDepthwiseConv2d(4, kernel_size=8), r'kernel_size \(8, 8\) must be odd'),
+        (lambda: DCLSDepthwiseConv2d(4, kernel_count=0), 'kernel_count 0 must be at least 1'),
+        (lambda: DCLSConv2d(4, 6, 3, groups=4), 'groups 4 must divide'),
+        (lambda: DCLSConv2d(4, 4, 3, dilated_kernel_size=(3, 3, 3)), r'kernel_size \(3, 3, 3\)'),
+    ],
+    ids=['version', 'even', 'count', 'groups', 'rank'],
+)
 def test_bad_arguments_of_the_layers_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -18,8 +18,9 @@ def pair_of_layers(version='gauss'):
 
 
 def fresh_kernel(layer):
-    return dcls_kernel2d(layer.weight, layer.P, layer.SIG, kernel_size=layer.kernel_size,
-                         version=layer.version)
+    return dcls_kernel2d(
+        layer.weight, layer.P, layer.SIG, kernel_size=layer.kernel_size, version=layer.version
+    )
 
 
 @torch.no_grad()
@@ -43,15 +44,18 @@ def test_a_gradient_is_never_lost_to_the_kept_kernel():
 
 CHANGES = {
     'load': lambda layer: layer.load_state_dict(
-        {key: value + 0.3 for key, value in layer.state_dict().items()}),
+        {key: value + 0.3 for key, value in layer.state_dict().items()}
+    ),
     'assign': lambda layer: layer.load_state_dict(
-        {key: value + 0.3 for key, value in layer.state_dict().items()}, assign=True),
+        {key: value + 0.3 for key, value in layer.state_dict().items()}, assign=True
+    ),
     'in place': lambda layer: layer.P.add_(0.3),
     'replaced data': lambda layer: setattr(layer.P, 'data', layer.P.data + 0.3),
     'averaged weights': lambda layer: (layer.P.data.add_(0.3), layer.eval()),
     'optimizer': lambda layer: (
         [setattr(p, 'grad', torch.ones_like(p)) for p in layer.parameters()],
-        torch.optim.SGD(layer.parameters(), lr=0.3).step()),
+        torch.optim.SGD(layer.parameters(), lr=0.3).step(),
+    ),
     'clamp': lambda layer: (layer.P.mul_(50), layer.clamp_parameters()),
     'dtype': lambda layer: layer.double(),
     'train and back': lambda layer: (layer.train(), layer.P.data.add_(0.3), layer.eval()),
@@ -99,9 +103,16 @@ def test_shared_positions_are_one_parameter_with_two_keys():
     owner, follower = layers
     assert follower.P is owner.P and follower.SIG is owner.SIG
     assert [name for name, _ in layers.named_parameters()] == [
-        '0.weight', '0.P', '0.SIG', '0.bias', '1.weight', '1.bias']
+        '0.weight',
+        '0.P',
+        '0.SIG',
+        '0.bias',
+        '1.weight',
+        '1.bias',
+    ]
     assert list(layers.state_dict()) == [
-        f'{i}.{name}' for i in (0, 1) for name in ('weight', 'P', 'SIG', 'bias')]
+        f'{i}.{name}' for i in (0, 1) for name in ('weight', 'P', 'SIG', 'bias')
+    ]
     storages = {value.untyped_storage().data_ptr() for value in layers.state_dict().values()}
     assert len(storages) == 8, 'safetensors refuses aliases'
 
@@ -137,8 +148,8 @@ def test_copies_share_among_themselves_and_moves_keep_the_sharing():
 def test_gradients_of_both_layers_meet_in_the_shared_tensor():
     owner, follower = pair_of_layers()
     x = torch.randn(1, 4, 8, 8)
-    one, = torch.autograd.grad(owner(x).sum(), owner.P)
-    two, = torch.autograd.grad(follower(x).sum(), owner.P)
+    (one,) = torch.autograd.grad(owner(x).sum(), owner.P)
+    (two,) = torch.autograd.grad(follower(x).sum(), owner.P)
     (owner(x).sum() + follower(x).sum()).backward()
     assert_close('sum', owner.P.grad, one + two, TOLERANCE[torch.float32][1])
 
@@ -169,12 +180,16 @@ def test_deploy_form_is_a_plain_convolution_with_the_same_output(version, stride
     assert_close('conv2d', plain(x), by_torch, TOLERANCE[torch.float32][0])
 
 
-@pytest.mark.parametrize('settings', [
-    dict(padding='same', dilated_kernel_size=7, groups=6),
-    dict(padding=(1, 2), stride=(2, 1), dilated_kernel_size=(4, 5)),
-    dict(padding=2, dilated_kernel_size=5, padding_mode='reflect', groups=3),
-    dict(padding=3, dilated_kernel_size=7, groups=6, stride=2),
-], ids=lambda settings: '-'.join(map(str, settings.values())))
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(padding='same', dilated_kernel_size=7, groups=6),
+        dict(padding=(1, 2), stride=(2, 1), dilated_kernel_size=(4, 5)),
+        dict(padding=2, dilated_kernel_size=5, padding_mode='reflect', groups=3),
+        dict(padding=3, dilated_kernel_size=7, groups=6, stride=2),
+    ],
+    ids=lambda settings: '-'.join(map(str, settings.values())),
+)
 @torch.no_grad()
 def test_general_layer_equals_a_plain_one_with_its_kernel(settings):
     layer = DCLSConv2d(6, 6, 4, **settings)

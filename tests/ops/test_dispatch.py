@@ -31,7 +31,8 @@ def test_explain_gives_the_reason_of_a_refusal(arguments):
 
 def test_explain_follows_a_forced_backend(arguments, monkeypatch):
     assert "cpu: not used, 'reference' is forced" in explain(
-        depthwise_conv2d, *arguments, backend='reference')
+        depthwise_conv2d, *arguments, backend='reference'
+    )
     monkeypatch.setenv('MMLK_BACKEND', 'reference')
     assert 'reference: used' in explain(depthwise_conv2d, *arguments)
 
@@ -71,9 +72,14 @@ def extra_backend():
 
 def test_a_new_backend_slots_in_before_the_others(arguments, extra_backend):
     wanted = torch.zeros(1)
-    dispatch.register('depthwise_conv2d', dispatch.Backend(
-        'triton', lambda *args: wanted,
-        lambda x, *_: None if x.shape[1] == 4 else f'{x.shape[1]} channels'))
+    dispatch.register(
+        'depthwise_conv2d',
+        dispatch.Backend(
+            'triton',
+            lambda *args: wanted,
+            lambda x, *_: None if x.shape[1] == 4 else f'{x.shape[1]} channels',
+        ),
+    )
     assert dispatch.backends('depthwise_conv2d') == ('triton', 'cpu', 'reference')
     assert depthwise_conv2d(*arguments) is wanted
     other = torch.randn(1, 3, 9, 9), torch.randn(3, 1, 7, 7)
@@ -101,8 +107,12 @@ def test_traced_graph_holds_plain_operators(arguments):
 def test_functional_transforms_fall_back_to_the_reference():
     x, weight = torch.randn(3, 1, 4, 9, 9), torch.randn(4, 1, 7, 7)
     got = torch.vmap(depthwise_conv2d, in_dims=(0, None))(x, weight)
-    assert_close('y', got.flatten(0, 1), depthwise_conv2d(x.flatten(0, 1), weight),
-                 TOLERANCE[torch.float32][0])
+    assert_close(
+        'y',
+        got.flatten(0, 1),
+        depthwise_conv2d(x.flatten(0, 1), weight),
+        TOLERANCE[torch.float32][0],
+    )
     gradient = torch.func.grad(lambda w: depthwise_conv2d(x[0], w).sum())(weight)
     assert gradient.shape == weight.shape
 
@@ -121,14 +131,17 @@ def test_threads_agree(arguments):
     assert all(torch.equal(each, want) for each in results)
 
 
-@pytest.mark.parametrize('x,weight,kwargs,message', [
-    ((4, 9, 9), (4, 1, 3, 3), {}, 'x has shape'),
-    ((1, 4, 9, 9), (5, 1, 3, 3), {}, 'weight has shape'),
-    ((1, 4, 9, 9), (4, 2, 3, 3), {}, 'weight has shape'),
-    ((1, 4, 9, 9), (4, 1, 4, 3), {}, 'is even'),
-    ((1, 4, 9, 9), (4, 1, 3, 3), {'stride': 0}, 'must be positive'),
-    ((1, 4, 9, 9), (4, 1, 3, 3), {'bias': torch.zeros(3)}, 'bias has shape'),
-])
+@pytest.mark.parametrize(
+    'x,weight,kwargs,message',
+    [
+        ((4, 9, 9), (4, 1, 3, 3), {}, 'x has shape'),
+        ((1, 4, 9, 9), (5, 1, 3, 3), {}, 'weight has shape'),
+        ((1, 4, 9, 9), (4, 2, 3, 3), {}, 'weight has shape'),
+        ((1, 4, 9, 9), (4, 1, 4, 3), {}, 'is even'),
+        ((1, 4, 9, 9), (4, 1, 3, 3), {'stride': 0}, 'must be positive'),
+        ((1, 4, 9, 9), (4, 1, 3, 3), {'bias': torch.zeros(3)}, 'bias has shape'),
+    ],
+)
 def test_depthwise_says_what_is_wrong(x, weight, kwargs, message):
     with pytest.raises(ValueError, match=f'depthwise_conv2d: .*{message}'):
         depthwise_conv2d(torch.randn(x), torch.randn(weight), **kwargs)

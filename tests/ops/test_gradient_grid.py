@@ -26,26 +26,30 @@ def correlation(image, template, sizes, offsets):
     spectrum = torch.fft.rfft2(image.double(), size)
     spectrum = spectrum * torch.fft.rfft2(template.double(), size).conj()
     full = torch.roll(torch.fft.irfft2(spectrum, size), offsets, (2, 3))
-    return full[..., :sizes[0], :sizes[1]]
+    return full[..., : sizes[0], : sizes[1]]
 
 
 def closed_forms(x, weight, cotangent):
     """Output, input gradient and weight gradient as three correlations."""
     centre = [k // 2 for k in weight.shape[2:]]
     taps, size = weight.transpose(0, 1), x.shape[2:]
-    return (correlation(x, taps, size, centre),
-            correlation(cotangent, taps.flip(2, 3), size, centre),
-            correlation(x, cotangent, weight.shape[2:], centre).sum(0).unsqueeze(1))
+    return (
+        correlation(x, taps, size, centre),
+        correlation(cotangent, taps.flip(2, 3), size, centre),
+        correlation(x, cotangent, weight.shape[2:], centre).sum(0).unsqueeze(1),
+    )
 
 
 def check(height, kernel, width=9):
     x, weight = torch.randn(1, 8, height, width), torch.randn(8, 1, *kernel)
     cotangent = torch.randn_like(x)
     got = outputs_and_gradients(depthwise_conv2d, [leaf(x), leaf(weight)], cotangent)
-    for name, mine, theirs in zip(('y', 'grad_x', 'grad_weight'), got,
-                                  closed_forms(x, weight, cotangent)):
-        assert_close(f'{name} of {kernel} on height {height}', mine, theirs,
-                     TOLERANCE[torch.float32][1])
+    for name, mine, theirs in zip(
+        ('y', 'grad_x', 'grad_weight'), got, closed_forms(x, weight, cotangent)
+    ):
+        assert_close(
+            f'{name} of {kernel} on height {height}', mine, theirs, TOLERANCE[torch.float32][1]
+        )
 
 
 @pytest.mark.parametrize('kernel_width', (1, 3))

@@ -15,8 +15,10 @@ from tests.golden_weights import (
 )
 
 DEPTHWISE = load_golden('slak/operator-depthwise')['cases']
-MODULES = [*load_golden('slak/operator-reparam-decom')['cases'],
-           *load_golden('slak/operator-reparam-full')['cases']]
+MODULES = [
+    *load_golden('slak/operator-reparam-decom')['cases'],
+    *load_golden('slak/operator-reparam-full')['cases'],
+]
 EVAL_WITH_NORMS = [case for case in MODULES if case['bn'] and not case['train_mode']]
 
 
@@ -28,8 +30,12 @@ def case_id(case):
 
 def golden_module(case):
     module = LargeKernelDWConv2d(
-        case['channels'], case['kernel_size'], case['small_kernel'], case['Decom'],
-        norm=nn.SyncBatchNorm if case['bn'] else None)
+        case['channels'],
+        case['kernel_size'],
+        case['small_kernel'],
+        case['Decom'],
+        norm=nn.SyncBatchNorm if case['bn'] else None,
+    )
     return load_golden_weights(module).train(case['train_mode'])
 
 
@@ -43,15 +49,17 @@ def test_strips_and_squares_match_the_authors(case, backend):
     (y * golden_input(y.shape, seed=1)).sum().backward()
     assert_matches('output', y, case['output'], GOLDEN_OPERATOR)
     assert_matches('input gradient', x.grad, case['grad_input'], GOLDEN_OPERATOR)
-    assert_matches('weight gradient', weight.grad, case['grad_params']['weight'],
-                   TOLERANCE[torch.float32][1])
+    assert_matches(
+        'weight gradient', weight.grad, case['grad_params']['weight'], TOLERANCE[torch.float32][1]
+    )
 
 
 @pytest.mark.parametrize('case', MODULES, ids=case_id)
 def test_module_matches_the_authors(case):
     module = golden_module(case)
     assert [[k, list(v.shape)] for k, v in module.state_dict().items()] == [
-        key[:2] for key in case['keys']]
+        key[:2] for key in case['keys']
+    ]
     x = golden_input(case['input_shape']).requires_grad_()
     y = module(x)
     (y * golden_input(y.shape, seed=1)).sum().backward()
@@ -86,7 +94,8 @@ def test_dense_kernel_is_the_recorded_one(case):
     module = golden_module(case).switch_to_deploy(dense=True)
     record = case.get('derived_one_KxK_kernel') or {
         key.removeprefix('lkb_reparam.').replace('weight', 'kernel'): value
-        for key, value in case['official_merged'].items()}
+        for key, value in case['official_merged'].items()
+    }
     assert_matches('kernel', module.lkb_reparam.weight, record['kernel'], GOLDEN_OPERATOR)
     assert_matches('bias', module.lkb_reparam.bias, record['bias'], GOLDEN_OPERATOR)
 
@@ -94,7 +103,10 @@ def test_dense_kernel_is_the_recorded_one(case):
 def test_two_strips_are_left_of_three_branches():
     module = LargeKernelDWConv2d(6, 51).switch_to_deploy()
     assert {key: tuple(value.shape) for key, value in module.state_dict().items()} == {
-        'tall.weight': (6, 1, 51, 5), 'tall.bias': (6,), 'wide.weight': (6, 1, 5, 51)}
+        'tall.weight': (6, 1, 51, 5),
+        'tall.bias': (6,),
+        'wide.weight': (6, 1, 5, 51),
+    }
 
 
 def test_folding_keeps_double_precision_and_the_function():
@@ -109,22 +121,33 @@ def test_folding_keeps_double_precision_and_the_function():
     assert_close('folded', module.switch_to_deploy()(x), want, 10 * TOLERANCE[torch.float64][0])
 
 
-@pytest.mark.parametrize(('sizes', 'message'), [
-    ((50, 5), 'size 50 '), ((51, 4), 'size 4 '), ((129, 5), 'size 129 '), ((0, 5), 'size 0 '),
-    ((-3, 5), 'size -3 '), ((7.0, 3), 'size 7.0 '), ((7, 100), 'size 100 '),
-])
+@pytest.mark.parametrize(
+    ('sizes', 'message'),
+    [
+        ((50, 5), 'size 50 '),
+        ((51, 4), 'size 4 '),
+        ((129, 5), 'size 129 '),
+        ((0, 5), 'size 0 '),
+        ((-3, 5), 'size -3 '),
+        ((7.0, 3), 'size 7.0 '),
+        ((7, 100), 'size 100 '),
+    ],
+)
 def test_bad_kernel_sizes_are_named(sizes, message):
     with pytest.raises(ValueError, match=f'{message}must be an odd number from 1 to 127'):
         LargeKernelDWConv2d(4, *sizes)
 
 
 def test_even_small_kernel_is_accepted_where_it_is_not_used():
-    assert 'small_conv' not in dict(LargeKernelDWConv2d(4, 7, 100, decomposed=False).named_children())
+    assert 'small_conv' not in dict(
+        LargeKernelDWConv2d(4, 7, 100, decomposed=False).named_children()
+    )
 
 
 def test_wrong_channels_and_untracked_statistics_are_named():
     module = LargeKernelDWConv2d(
-        4, 7, 3, norm=lambda channels: nn.BatchNorm2d(channels, track_running_stats=False))
+        4, 7, 3, norm=lambda channels: nn.BatchNorm2d(channels, track_running_stats=False)
+    )
     with pytest.raises(ValueError, match=r'\(1, 5, 8, 8\), expected \(N, 4, H, W\)'):
         module(torch.zeros(1, 5, 8, 8))
     with pytest.raises(ValueError, match='BatchNorm2d keeps no running statistics'):

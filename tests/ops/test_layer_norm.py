@@ -25,10 +25,13 @@ def test_output_and_gradients_equal_the_definition_in_float64(shape, affine):
         tensors += [leaf(torch.randn(shape[-1])) for _ in range(2)]
     cotangent = torch.randn(shape)
     got = outputs_and_gradients(
-        lambda *args: layer_norm(*args, eps=1e-6, backend='cpu'), tensors, cotangent)
+        lambda *args: layer_norm(*args, eps=1e-6, backend='cpu'), tensors, cotangent
+    )
     want = outputs_and_gradients(
-        lambda *args: layer_norm_reference(*args, eps=1e-6), [double(each) for each in tensors],
-        cotangent)
+        lambda *args: layer_norm_reference(*args, eps=1e-6),
+        [double(each) for each in tensors],
+        cotangent,
+    )
     for index, (a, b) in enumerate(zip(got, want, strict=True)):
         assert_close(f'tensor {index}', a, b, PARAMETER)
     with torch.no_grad():
@@ -43,7 +46,12 @@ def test_a_mean_far_from_zero_keeps_its_digits():
 
 @compiles
 def test_the_same_on_any_number_of_threads():
-    x, weight, bias, grad = torch.randn(999, 70), torch.randn(70), torch.randn(70), torch.randn(999, 70)
+    x, weight, bias, grad = (
+        torch.randn(999, 70),
+        torch.randn(70),
+        torch.randn(70),
+        torch.randn(999, 70),
+    )
     before = torch.get_num_threads()
     try:
         found = []
@@ -60,7 +68,7 @@ def test_the_same_on_any_number_of_threads():
 def test_rows_that_end_with_their_memory():
     x, weight = torch.randn(3, 37), torch.randn(37)
     memory = torch.full((3 * 37 + 64,), float('nan'))
-    held = memory[:3 * 37].view(3, 37)
+    held = memory[: 3 * 37].view(3, 37)
     held.copy_(x)
     assert torch.equal(layer_norm(held, weight, weight), layer_norm(x, weight, weight))
 
@@ -96,17 +104,23 @@ def test_what_it_leaves_to_torch():
 
 
 def test_parameters_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r'layer_norm: weight and bias of x \(3, 20\) must be \(20,\)'):
+    with pytest.raises(
+        ValueError, match=r'layer_norm: weight and bias of x \(3, 20\) must be \(20,\)'
+    ):
         layer_norm(torch.zeros(3, 20), torch.zeros(19))
     with pytest.raises(ValueError, match='layer_norm: weight'):
-        compiled.forward(torch.zeros(3, 20), torch.zeros(20).double(), torch.zeros(20), 1e-5, keep=False)
+        compiled.forward(
+            torch.zeros(3, 20), torch.zeros(20).double(), torch.zeros(20), 1e-5, keep=False
+        )
     with pytest.raises(ValueError, match='layer_norm: grad'):
-        compiled.backward(torch.zeros(4, 20), torch.zeros(3, 20), None, torch.zeros(3), torch.zeros(3))
+        compiled.backward(
+            torch.zeros(4, 20), torch.zeros(3, 20), None, torch.zeros(3), torch.zeros(3)
+        )
 
 
 @compiles
 def test_second_derivatives_are_refused():
     x = torch.randn(3, 20, requires_grad=True)
-    grad, = torch.autograd.grad(layer_norm(x).square().sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(layer_norm(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="layer_norm: second .* backend='reference'"):
         grad.sum().backward()

@@ -19,7 +19,8 @@ def loops(request, monkeypatch):
 
 def module_of(channels, kernel_size, small, **norm):
     module = LargeKernelDWConv2d(
-        channels, kernel_size, small, norm=lambda width: nn.BatchNorm2d(width, **norm))
+        channels, kernel_size, small, norm=lambda width: nn.BatchNorm2d(width, **norm)
+    )
     for branch in module.children():
         nn.init.uniform_(branch.bn.weight, 0.5, 1.5)
         nn.init.normal_(branch.bn.bias)
@@ -32,7 +33,8 @@ def norms_of(module):
 
 def refusal(module, x):
     return normed_branches.refuses(
-        x, [branch.conv.weight for branch in module.children()], norms_of(module))
+        x, [branch.conv.weight for branch in module.children()], norms_of(module)
+    )
 
 
 def separate(monkeypatch):
@@ -40,8 +42,10 @@ def separate(monkeypatch):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize(('shape', 'kernel_size', 'small'), [
-    ((2, 6, 13, 9), 13, 5), ((1, 7, 5, 6), 9, 3), ((3, 4, 1, 2), 5, 5), ((2, 3, 24, 20), 31, 5)])
+@pytest.mark.parametrize(
+    ('shape', 'kernel_size', 'small'),
+    [((2, 6, 13, 9), 13, 5), ((1, 7, 5, 6), 9, 3), ((3, 4, 1, 2), 5, 5), ((2, 3, 24, 20), 31, 5)],
+)
 def test_outputs_gradients_and_statistics(shape, kernel_size, small, layout, monkeypatch):
     module = module_of(shape[1], kernel_size, small)
     wanted = copy.deepcopy(module).double()
@@ -49,11 +53,9 @@ def test_outputs_gradients_and_statistics(shape, kernel_size, small, layout, mon
     x64 = x.detach().double().requires_grad_()
     cotangent = torch.randn(shape)
     assert refusal(module, x) is None
-    got = outputs_and_gradients(
-        lambda *_: module(x), [x, *module.parameters()], cotangent)
+    got = outputs_and_gradients(lambda *_: module(x), [x, *module.parameters()], cotangent)
     separate(monkeypatch)
-    want = outputs_and_gradients(
-        lambda *_: wanted(x64), [x64, *wanted.parameters()], cotangent)
+    want = outputs_and_gradients(lambda *_: wanted(x64), [x64, *wanted.parameters()], cotangent)
     for index, (a, b) in enumerate(zip(got, want, strict=True)):
         assert_close(f'tensor {index}', a, b, 2 * TOLERANCE[torch.float32][1])
     for (name, a), b in zip(module.named_buffers(), wanted.buffers(), strict=True):
@@ -97,7 +99,8 @@ def test_what_wants_no_gradient_gets_none(index):
     parameters[index].requires_grad_(False)
     module(torch.randn(2, 3, 6, 6)).sum().backward()
     assert [each.grad is None for each in parameters] == [
-        position == index for position in range(len(parameters))]
+        position == index for position in range(len(parameters))
+    ]
 
 
 def test_where_the_separate_modules_are_used():
@@ -120,6 +123,6 @@ def test_compiled_training_equals_eager():
 
 def test_second_derivatives_are_refused():
     x = leaf(torch.randn(2, 3, 8, 7))
-    first, = torch.autograd.grad(module_of(3, 5, 3)(x).sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(module_of(3, 5, 3)(x).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='LargeKernelDWConv2d: second derivatives are not'):
         first.sum().backward()

@@ -33,17 +33,22 @@ def test_the_layout_of_the_map_is_kept(form):
 
 
 def test_gradcheck():
-    tensors = [torch.randn(shape, dtype=torch.float64) for shape in ((1, 2, 5, 4), (3, 2, 2, 2), (3,))]
+    tensors = [
+        torch.randn(shape, dtype=torch.float64) for shape in ((1, 2, 5, 4), (3, 2, 2, 2), (3,))
+    ]
     assert torch.autograd.gradcheck(
-        lambda *args: patch_conv2d(*args, backend='cpu'), [leaf(each) for each in tensors],
-        **GRADCHECK)
+        lambda *args: patch_conv2d(*args, backend='cpu'),
+        [leaf(each) for each in tensors],
+        **GRADCHECK,
+    )
 
 
 def test_compiled_exported_and_watched_calls_are_convolutions():
     module, x = PatchConv2d(4, 3, 2), torch.randn(1, 4, 5, 6)
     torch._dynamo.reset()
-    assert_close('compiled', torch.compile(module, fullgraph=True)(x), module(x),
-                 TOLERANCE[torch.float32][0])
+    assert_close(
+        'compiled', torch.compile(module, fullgraph=True)(x), module(x), TOLERANCE[torch.float32][0]
+    )
     graph = torch.export.export(module, (x,)).graph
     called = [str(node.target) for node in graph.nodes if node.op == 'call_function']
     assert called == ['aten.conv2d.default']

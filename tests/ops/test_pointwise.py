@@ -38,7 +38,7 @@ def test_product_is_taken_for_channels_last_maps_only():
 def test_exported_graph_holds_a_convolution():
     module = PointwiseConv2d(4, 6)
     x = golden_input((1, 4, 5, 5)).contiguous(memory_format=torch.channels_last)
-    graph = torch.export.export(module, (x, )).graph
+    graph = torch.export.export(module, (x,)).graph
     called = [str(node.target) for node in graph.nodes if node.op == 'call_function']
     assert called == ['aten.conv2d.default']
 

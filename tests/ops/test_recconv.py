@@ -11,15 +11,18 @@ from mmlk.ops import RecConv2d, explain, recconv2d, recconv2d_reference
 from tests.cases import GOLDEN_OPERATOR, TOLERANCE, assert_close
 from tests.golden_weights import golden_input, load_golden, load_golden_weights, sampled
 
-GOLDENS = [(mode, index) for mode, count in (('bilinear', 11), ('nearest', 8))
-           for index in range(count)]
+GOLDENS = [
+    (mode, index) for mode, count in (('bilinear', 11), ('nearest', 8)) for index in range(count)
+]
 SIZES = [(1, 1), (1, 7), (2, 2), (5, 3), (7, 7), (13, 9), (16, 16), (40, 24), (97, 131)]
 
 
 def parameters(channels, kernel, levels, dtype=torch.float32, seed=0):
     draw = torch.Generator().manual_seed(seed)
-    kernels = torch.randn(levels + 2, channels, 1, kernel, kernel, generator=draw,
-                          dtype=torch.float64) / kernel
+    kernels = (
+        torch.randn(levels + 2, channels, 1, kernel, kernel, generator=draw, dtype=torch.float64)
+        / kernel
+    )
     down, *weights = (each.to(dtype).requires_grad_() for each in kernels)
     return down, weights
 
@@ -53,9 +56,9 @@ def interpolation(small, large, mode):
 def convolution(x, weight, stride=1):
     """Depthwise correlation tap by tap."""
     radius, (h, w) = weight.shape[-1] // 2, x.shape[2:]
-    padded = F.pad(x, (radius, ) * 4)
+    padded = F.pad(x, (radius,) * 4)
     taps = [(i, j) for i in range(2 * radius + 1) for j in range(2 * radius + 1)]
-    full = sum(weight[:, 0, i, j, None, None] * padded[:, :, i:i + h, j:j + w] for i, j in taps)
+    full = sum(weight[:, 0, i, j, None, None] * padded[:, :, i : i + h, j : j + w] for i, j in taps)
     return full[:, :, ::stride, ::stride]
 
 
@@ -86,8 +89,9 @@ def test_reference_is_the_published_formula(levels, size, mode):
 @pytest.mark.parametrize(('mode', 'index'), GOLDENS)
 def test_module_matches_the_authors(mode, index):
     case = load_golden(f'recnext/operator-recconv-{mode}')['cases'][index]
-    module = load_golden_weights(RecConv2d(
-        case['channels'], case['kernel_size'], level=case['level'], mode=case['mode']))
+    module = load_golden_weights(
+        RecConv2d(case['channels'], case['kernel_size'], level=case['level'], mode=case['mode'])
+    )
     assert [[k, list(v.shape)] for k, v in module.state_dict().items()] == case['state_dict']
     x = golden_input(case['input_shape']).requires_grad_()
     y = module(x)
@@ -112,7 +116,7 @@ def test_cpu_backend_equals_the_reference_in_float64(levels, size, mode):
     down64, *weights64 = (each.detach().double().requires_grad_() for each in (down, *weights))
     want = outcome(recconv2d_reference, x.double(), down64, weights64, mode=mode)
     output, parameter = TOLERANCE[torch.float32]
-    for name, a, b in zip(('output', 'grad x', 'grad down', *('grad kernel', ) * 9), got, want):
+    for name, a, b in zip(('output', 'grad x', 'grad down', *('grad kernel',) * 9), got, want):
         assert_close(name, a, b, output if name in ('output', 'grad x') else parameter)
 
 
@@ -120,12 +124,16 @@ def expanded(x):
     return x[:, :, :1].expand_as(x)
 
 
-@pytest.mark.parametrize('arrange', [
-    lambda x: x.contiguous(memory_format=torch.channels_last),
-    lambda x: F.pad(x, (0, 0, 0, 0, 1, 2))[:, 1:-2],
-    lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-    expanded,
-], ids=['channels-last', 'channel-slice', 'transposed', 'expanded'])
+@pytest.mark.parametrize(
+    'arrange',
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: F.pad(x, (0, 0, 0, 0, 1, 2))[:, 1:-2],
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        expanded,
+    ],
+    ids=['channels-last', 'channel-slice', 'transposed', 'expanded'],
+)
 @pytest.mark.parametrize('kernel', [3, 7])
 def test_strides_of_the_input_change_no_value(kernel, arrange):
     down, weights = parameters(6, kernel, 3)
@@ -153,7 +161,10 @@ def test_only_wanted_gradients_are_computed(frozen):
         weight.requires_grad_(frozen != 'weights')
     recconv2d(x, down, weights).sum().backward()
     assert (x.grad is None, down.grad is None, weights[1].grad is None) == (
-        frozen == 'x', frozen == 'down', frozen == 'weights')
+        frozen == 'x',
+        frozen == 'down',
+        frozen == 'weights',
+    )
 
 
 def test_gradients_agree_with_finite_differences():
@@ -181,7 +192,7 @@ def test_whole_graph_compiles():
 
 def test_exported_graph_holds_plain_operators_only():
     module = RecConv2d(3, 5, level=2)
-    graph = torch.export.export(module, (image(1, 3, 9, 8), )).graph
+    graph = torch.export.export(module, (image(1, 3, 9, 8),)).graph
     called = {str(node.target) for node in graph.nodes if node.op == 'call_function'}
     assert called and not any('mmlk' in name for name in called)
 
@@ -207,7 +218,7 @@ def test_bfloat16_autocast_stays_within_two_percent(levels, backend):
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_sixteen_bit_input_is_rounded_once(dtype):
-    down, weights = (parameters(4, 5, 3, dtype))
+    down, weights = parameters(4, 5, 3, dtype)
     x = image(2, 4, 19, 16).to(dtype)
     got = outcome(recconv2d, x, down, weights, backend='cpu')
     down64, *weights64 = (each.detach().double().requires_grad_() for each in (down, *weights))
@@ -228,7 +239,7 @@ def test_float16_overflow_is_reported_once_with_the_remedy(caplog):
         module(x)
     assert not torch.isfinite(y).all()
     assert torch.isfinite(module(x)).all(), 'float32 has the range'
-    (record, ) = caplog.records
+    (record,) = caplog.records
     assert 'use bfloat16 or float32' in record.message
 
 
@@ -239,12 +250,15 @@ def test_float16_within_range_is_not_reported(caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(level=-1), 'RecConv2d: level -1'),
-    (dict(kernel_size=4), 'RecConv2d: kernel_size 4 must be odd'),
-    (dict(kernel_size=0), 'RecConv2d: kernel_size 0 must be odd'),
-    (dict(mode='bicubic'), "RecConv2d: mode 'bicubic' is not one of bilinear, nearest"),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(level=-1), 'RecConv2d: level -1'),
+        (dict(kernel_size=4), 'RecConv2d: kernel_size 4 must be odd'),
+        (dict(kernel_size=0), 'RecConv2d: kernel_size 0 must be odd'),
+        (dict(mode='bicubic'), "RecConv2d: mode 'bicubic' is not one of bilinear, nearest"),
+    ],
+)
 def test_bad_constructor_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         RecConv2d(8, **arguments)
@@ -256,17 +270,25 @@ def wrong(**change):
     return {**call, **change}
 
 
-@pytest.mark.parametrize(('call', 'message'), [
-    (wrong(mode='cubic'), "recconv2d: mode 'cubic' is not one of bilinear, nearest"),
-    (wrong(weights=[]), 'recconv2d: weights is empty, expected L \\+ 1 kernels'),
-    (wrong(x=torch.zeros(4, 6, 6)), r'recconv2d: x has shape \(4, 6, 6\)'),
-    (wrong(x=torch.zeros(1, 3, 6, 6)), r'recconv2d: down_weight has shape .* for 3 channels'),
-    (wrong(down_weight=torch.zeros(4, 1, 4, 4)), r'recconv2d: down_weight has the even kernel'),
-    (wrong(weights=[torch.zeros(4, 1, 5, 5), torch.zeros(4, 1, 6, 6)]),
-     r'recconv2d: weights\[1\] has the even kernel \(6, 6\)'),
-    (wrong(x=torch.zeros(1, 4, 6, 6, dtype=torch.float64)),
-     'recconv2d: x is torch.float64 but down_weight is torch.float32'),
-], ids=['mode', 'empty', 'rank', 'channels', 'even-down', 'even-kernel', 'dtype'])
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (wrong(mode='cubic'), "recconv2d: mode 'cubic' is not one of bilinear, nearest"),
+        (wrong(weights=[]), 'recconv2d: weights is empty, expected L \\+ 1 kernels'),
+        (wrong(x=torch.zeros(4, 6, 6)), r'recconv2d: x has shape \(4, 6, 6\)'),
+        (wrong(x=torch.zeros(1, 3, 6, 6)), r'recconv2d: down_weight has shape .* for 3 channels'),
+        (wrong(down_weight=torch.zeros(4, 1, 4, 4)), r'recconv2d: down_weight has the even kernel'),
+        (
+            wrong(weights=[torch.zeros(4, 1, 5, 5), torch.zeros(4, 1, 6, 6)]),
+            r'recconv2d: weights\[1\] has the even kernel \(6, 6\)',
+        ),
+        (
+            wrong(x=torch.zeros(1, 4, 6, 6, dtype=torch.float64)),
+            'recconv2d: x is torch.float64 but down_weight is torch.float32',
+        ),
+    ],
+    ids=['mode', 'empty', 'rank', 'channels', 'even-down', 'even-kernel', 'dtype'],
+)
 def test_bad_call_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         recconv2d(**call)

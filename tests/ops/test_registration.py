@@ -16,15 +16,21 @@ REGISTERED = ['k3', 'k5-stride2', 'k17', 'k5x51', 'k31', 'k61x61-clipped']
 def depthwise_arguments(case, layout='contiguous', dtype=torch.float32):
     shape, kernel, stride = DEPTHWISE_CASES[case]
     stride = torch.broadcast_to(torch.tensor(stride), (2,)).tolist()
-    return (LAYOUTS[layout](shape, dtype), torch.randn(shape[1], 1, *kernel, dtype=dtype),
-            torch.randn(shape[1], dtype=dtype), stride)
+    return (
+        LAYOUTS[layout](shape, dtype),
+        torch.randn(shape[1], 1, *kernel, dtype=dtype),
+        torch.randn(shape[1], dtype=dtype),
+        stride,
+    )
 
 
 def inception_arguments(layout='contiguous', dtype=torch.float32, channels=10, size=(7, 6)):
     g = channels // 4
     shapes = ((g, 1, 3, 3), (g,), (g, 1, 1, 11), (g,), (g, 1, 11, 1), (g,))
-    return (LAYOUTS[layout]((2, channels, *size), dtype),
-            *(torch.randn(shape, dtype=dtype) for shape in shapes))
+    return (
+        LAYOUTS[layout]((2, channels, *size), dtype),
+        *(torch.randn(shape, dtype=dtype) for shape in shapes),
+    )
 
 
 def wanting_gradients(arguments):
@@ -43,10 +49,14 @@ def test_opcheck_depthwise(case, layout):
 def test_opcheck_depthwise_backward(case, layout):
     x, weight, bias, stride = depthwise_arguments(case, layout)
     grad = torch.ops.mmlk.depthwise_conv2d(x, weight, bias, stride)
-    opcheck(torch.ops.mmlk.depthwise_conv2d_backward.default,
-            (grad, x, weight, stride, [True, True, True]))
-    opcheck(torch.ops.mmlk.depthwise_conv2d_backward.default,
-            (grad, x, weight, stride, [False, True, False]))
+    opcheck(
+        torch.ops.mmlk.depthwise_conv2d_backward.default,
+        (grad, x, weight, stride, [True, True, True]),
+    )
+    opcheck(
+        torch.ops.mmlk.depthwise_conv2d_backward.default,
+        (grad, x, weight, stride, [False, True, False]),
+    )
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'channels_last_slice'])
@@ -54,21 +64,27 @@ def test_opcheck_inception(layout):
     arguments = inception_arguments(layout)
     x, hw, _, w, _, h, _ = arguments
     opcheck(torch.ops.mmlk.inception_dwconv2d.default, wanting_gradients(arguments))
-    opcheck(torch.ops.mmlk.inception_dwconv2d_backward.default,
-            (torch.randn_like(x), x, hw, w, h, [True] * 7))
-    opcheck(torch.ops.mmlk.inception_dwconv2d_backward.default,
-            (torch.randn_like(x), x, hw, w, h, [False, True, False, False, True, False, False]))
+    opcheck(
+        torch.ops.mmlk.inception_dwconv2d_backward.default,
+        (torch.randn_like(x), x, hw, w, h, [True] * 7),
+    )
+    opcheck(
+        torch.ops.mmlk.inception_dwconv2d_backward.default,
+        (torch.randn_like(x), x, hw, w, h, [False, True, False, False, True, False, False]),
+    )
 
 
-@pytest.mark.parametrize('kernel,size,stride', [
-    ((3, 3), (5, 4), 1), ((5, 3), (5, 6), 2), ((5, 7), (6, 5), 1), ((3, 17), (4, 12), 1)])
+@pytest.mark.parametrize(
+    'kernel,size,stride',
+    [((3, 3), (5, 4), 1), ((5, 3), (5, 6), 2), ((5, 7), (6, 5), 1), ((3, 17), (4, 12), 1)],
+)
 def test_gradcheck_depthwise(kernel, size, stride):
     x = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 1, *kernel, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda *args: depthwise_conv2d(*args, stride, backend='cpu'), (x, weight, bias),
-        **GRADCHECK)
+        lambda *args: depthwise_conv2d(*args, stride, backend='cpu'), (x, weight, bias), **GRADCHECK
+    )
 
 
 @pytest.mark.parametrize('kernel,size', [((17, 17), (40, 41)), ((5, 21), (24, 24))])
@@ -153,12 +169,15 @@ def test_compiled_with_changing_map_sizes():
     weight = torch.randn(4, 1, 7, 7)
     for size in ((9, 8), (17, 12), (30, 31)):
         x = torch.randn(2, 4, *size)
-        assert_close(f'{size}', compiled(x, weight), depthwise_conv2d(x, weight),
-                     TOLERANCE[torch.float32][0])
+        assert_close(
+            f'{size}', compiled(x, weight), depthwise_conv2d(x, weight), TOLERANCE[torch.float32][0]
+        )
 
 
-@pytest.mark.parametrize('case,layout', itertools.product(
-    REGISTERED + ['k7', 'k17-large-map'], ['contiguous', 'channels_last']))
+@pytest.mark.parametrize(
+    'case,layout',
+    itertools.product(REGISTERED + ['k7', 'k17-large-map'], ['contiguous', 'channels_last']),
+)
 def test_two_runs_agree_to_the_bit(case, layout):
     arguments = depthwise_arguments(case, layout)
     torch.use_deterministic_algorithms(True)
@@ -172,11 +191,15 @@ def test_two_runs_agree_to_the_bit(case, layout):
 def test_eager_calls_and_the_registered_operator_agree_to_the_bit(case, layout):
     arguments = depthwise_arguments(case, layout)
     eager = run(depthwise_conv2d, arguments)
-    assert all(torch.equal(a, b) for a, b in zip(
-        eager, run(torch.ops.mmlk.depthwise_conv2d.default, arguments)))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(eager, run(torch.ops.mmlk.depthwise_conv2d.default, arguments))
+    )
 
 
-@pytest.mark.parametrize('wanted', [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize(
+    'wanted', [(True, False, False), (False, True, False), (False, False, True)]
+)
 def test_eager_calls_compute_what_is_wanted(wanted):
     x, weight, bias, stride = depthwise_arguments('k17')
     tensors = [each.requires_grad_(needed) for each, needed in zip((x, weight, bias), wanted)]
@@ -186,10 +209,10 @@ def test_eager_calls_compute_what_is_wanted(wanted):
 
 def test_second_derivatives_are_refused_and_the_reference_has_them():
     x, weight = leaf(torch.randn(1, 2, 9, 9)), leaf(torch.randn(2, 1, 7, 7))
-    first, = torch.autograd.grad(depthwise_conv2d(x, weight).pow(2).sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(depthwise_conv2d(x, weight).pow(2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='depthwise_conv2d_backward: second derivatives are not'):
         first.sum().backward()
     y = depthwise_conv2d(x, weight, backend='reference').pow(2).sum()
-    first, = torch.autograd.grad(y, x, create_graph=True)
+    (first,) = torch.autograd.grad(y, x, create_graph=True)
     first.sum().backward()
     assert weight.grad.abs().sum() > 0

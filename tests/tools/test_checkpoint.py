@@ -47,10 +47,15 @@ def flip_a_byte(path):
         file.write(bytes([byte[0] ^ 0xFF]))
 
 
-@pytest.mark.parametrize('spoil, hint', [
-    (truncate, 'not a complete'), (flip_a_byte, 'damaged at'), (os.remove, 'no such file'),
-    (lambda path: os.truncate(path, 0), r'not a complete checkpoint \(0 bytes\)'),
-])
+@pytest.mark.parametrize(
+    'spoil, hint',
+    [
+        (truncate, 'not a complete'),
+        (flip_a_byte, 'damaged at'),
+        (os.remove, 'no such file'),
+        (lambda path: os.truncate(path, 0), r'not a complete checkpoint \(0 bytes\)'),
+    ],
+)
 def test_spoilt_file_is_recognised(cfg, spoil, hint):
     path = save(cfg, 'iter_2.pth')
     assert fault(path) is None
@@ -89,9 +94,15 @@ def test_resume_steps_back_to_the_newest_whole_file(cfg, spoil):
     assert 'iter_6.pth' in notes[0]
 
 
-@pytest.mark.parametrize('leave_record', [
-    lambda cfg: None, lambda cfg: point_at(cfg, ''), lambda cfg: point_at(cfg, '/gone/iter_9.pth')],
-    ids=['absent', 'empty', 'stale'])
+@pytest.mark.parametrize(
+    'leave_record',
+    [
+        lambda cfg: None,
+        lambda cfg: point_at(cfg, ''),
+        lambda cfg: point_at(cfg, '/gone/iter_9.pth'),
+    ],
+    ids=['absent', 'empty', 'stale'],
+)
 def test_resume_without_a_usable_record_takes_the_newest_file(cfg, leave_record):
     save(cfg, 'iter_2.pth', age=9)
     save(cfg, 'iter_4.pth')
@@ -175,6 +186,7 @@ class _Payload:
 
 def test_pickle_is_not_executed(tmp_path, monkeypatch):
     from mmengine.runner.checkpoint import load_checkpoint
+
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
     loading.read_only_tensors()
     torch.save(dict(state_dict={}, extra=_Payload(str(tmp_path / 'executed'))), tmp_path / 'x.pth')
@@ -206,6 +218,7 @@ def test_own_logs_load_and_no_other_lookup_does(tmp_path, monkeypatch):
 
 def test_pickle_is_executed_where_the_user_asks(tmp_path, monkeypatch):
     from mmengine.runner.checkpoint import load_checkpoint
+
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
     loading.read_only_tensors(trust=True)
     torch.save(dict(state_dict={}, extra=_Payload(str(tmp_path / 'executed'))), tmp_path / 'x.pth')
@@ -215,13 +228,21 @@ def test_pickle_is_executed_where_the_user_asks(tmp_path, monkeypatch):
 
 def test_foreign_checkpoint_is_refused_in_a_test():
     from mmengine.runner.checkpoint import _load_checkpoint_to_model
-    model = torch.nn.ModuleDict(dict(
-        head=torch.nn.Linear(2, 2), auxiliary_head=torch.nn.Linear(2, 2),
-        norm=torch.nn.BatchNorm1d(2)))
+
+    model = torch.nn.ModuleDict(
+        dict(
+            head=torch.nn.Linear(2, 2),
+            auxiliary_head=torch.nn.Linear(2, 2),
+            norm=torch.nn.BatchNorm1d(2),
+        )
+    )
     loading.require_coverage(model)
     own = {key: value for key, value in model.state_dict().items() if key.startswith('head')}
-    norm = {key: value for key, value in model.state_dict().items()
-            if key in ('norm.weight', 'norm.bias', 'norm.running_mean', 'norm.running_var')}
+    norm = {
+        key: value
+        for key, value in model.state_dict().items()
+        if key in ('norm.weight', 'norm.bias', 'norm.running_mean', 'norm.running_var')
+    }
     _load_checkpoint_to_model(model, dict(state_dict={**own, **norm}))
     with pytest.raises(RuntimeError, match="lacks 2 of the model's tensors.*head.weight"):
         _load_checkpoint_to_model(model, dict(state_dict=norm))

@@ -27,7 +27,8 @@ def losses_of(name, until):
     anchors += [tuple(point[:2]) for point in CURVES[name]['losses']['points']]
     for step in range(50, until + 1, 50):
         (a, left), (b, right) = next(
-            pair for pair in zip(anchors, anchors[1:]) if pair[0][0] < step <= pair[1][0])
+            pair for pair in zip(anchors, anchors[1:]) if pair[0][0] < step <= pair[1][0]
+        )
         yield step, left + (right - left) * (step - a) / (b - a)
 
 
@@ -38,8 +39,10 @@ def write(path, entries):
 
 
 def mmengine_seg(change=lambda step, value: value, until=8000):
-    entries = [dict(lr=1e-4, loss=change(step, value), iter=step, step=step,
-                    **{'decode.loss_ce': value}) for step, value in losses_of(SEG, until)]
+    entries = [
+        dict(lr=1e-4, loss=change(step, value), iter=step, step=step, **{'decode.loss_ce': value})
+        for step, value in losses_of(SEG, until)
+    ]
     return [*entries, dict(aAcc=77.39, mIoU=32.8, mAcc=43.06, step=8000)]
 
 
@@ -65,8 +68,15 @@ def test_mmcv_segmentation_log_reads_the_same(tmp_path):
     new = write(tmp_path / 'new.json', mmengine_seg())
     old = [dict(env_info='...')]
     for entry in mmengine_seg()[:-1]:
-        old.append(dict(mode='train', epoch=1, iter=entry['iter'], loss=entry['loss'],
-                        **{'decode.loss_ce': entry['loss']}))
+        old.append(
+            dict(
+                mode='train',
+                epoch=1,
+                iter=entry['iter'],
+                loss=entry['loss'],
+                **{'decode.loss_ce': entry['loss']},
+            )
+        )
     old.append(dict(mode='val', epoch=13, iter=250, aAcc=0.7739, mIoU=0.328, mAcc=0.4306))
     want, got = tool.read_log(new), tool.read_log(write(tmp_path / 'old.log.json', old))
     assert got.losses == want.losses
@@ -77,15 +87,23 @@ def test_mmcv_segmentation_log_reads_the_same(tmp_path):
 @pytest.mark.parametrize('old', [True, False], ids=['mmcv', 'mmengine'])
 def test_detection_log_counts_iterations_over_epochs(tmp_path, old):
     train = {True: dict(mode='train'), False: dict(step=7330 + 50)}[old]
-    scores = {True: dict(mode='val', bbox_mAP=0.3028, segm_mAP=0.2964),
-              False: {'step': 2, 'coco/bbox_mAP': 0.3028, 'coco/segm_mAP': 0.2964}}[old]
-    log = tool.read_log(write(tmp_path / 'x.json', [
-        dict(epoch=2, iter=50, loss=0.9, loss_cls=0.3, acc=90.0, **train),
-        dict(epoch=2, iter=5000, **scores)]))
+    scores = {
+        True: dict(mode='val', bbox_mAP=0.3028, segm_mAP=0.2964),
+        False: {'step': 2, 'coco/bbox_mAP': 0.3028, 'coco/segm_mAP': 0.2964},
+    }[old]
+    log = tool.read_log(
+        write(
+            tmp_path / 'x.json',
+            [
+                dict(epoch=2, iter=50, loss=0.9, loss_cls=0.3, acc=90.0, **train),
+                dict(epoch=2, iter=5000, **scores),
+            ],
+        )
+    )
     assert log.losses == {'loss': [(7380, 0.9)], 'loss_cls': [(7380, 0.3)]}
     assert log.metrics['bbox_mAP'] == [(14660, pytest.approx(30.28))]
     rows = list(tool.compare(log, CURVES[DET], 0.15, 1.5))
-    (row, ) = [row for row in rows if row.name == 'bbox_mAP' and row.found is not None]
+    (row,) = [row for row in rows if row.name == 'bbox_mAP' and row.found is not None]
     assert (row.step, row.published, row.off) == (14660, 30.28, False)
 
 
@@ -102,9 +120,16 @@ def test_anchors_are_complete_and_end_at_the_published_results():
     assert len(CURVES) == 12
     finals = {name: run['metrics']['points'][-1] for name, run in CURVES.items()}
     assert [finals[f'fpn_recnext_{size}_ade20k'][:2] for size in ('m3', 'm5', 'a3', 'a5')] == [
-        [80000, 40.98], [80000, 46.01], [80000, 41.93], [80000, 46.53]]
+        [80000, 40.98],
+        [80000, 46.01],
+        [80000, 41.93],
+        [80000, 46.53],
+    ]
     assert [finals[f'mask_rcnn_recnext_{size}_coco'][1] for size in ('m3', 'm4', 'a5')] == [
-        41.74, 43.17, 44.01]
+        41.74,
+        43.17,
+        44.01,
+    ]
     for run in CURVES.values():
         for table in (run['losses'], run['means'], run['metrics']):
             steps = [point[0] for point in table['points']]

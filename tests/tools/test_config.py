@@ -19,7 +19,8 @@ def cfg(config):
 def test_data_root_reaches_every_dataset(cfg):
     cfg.test_evaluator = dict(type='CocoMetric', ann_file=f'{cfg.data_root}/annotations/x.json')
     cfg.train_dataloader.dataset = dict(
-        type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset)
+        type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset
+    )
 
     apply_overrides(cfg, {'data_root': '/elsewhere/'})
 
@@ -37,23 +38,25 @@ def test_data_root_leaves_similar_paths_alone(cfg):
 
 
 def test_explicit_dataset_root_wins_over_the_common_one(cfg):
-    apply_overrides(
-        cfg, {'train_dataloader.dataset.data_root': '/mine', 'data_root': '/elsewhere'})
+    apply_overrides(cfg, {'train_dataloader.dataset.data_root': '/mine', 'data_root': '/elsewhere'})
     assert cfg.train_dataloader.dataset.data_root == '/mine'
     assert cfg.val_dataloader.dataset.data_root == '/elsewhere'
 
 
-@pytest.mark.parametrize('key, value', [
-    ('optim_wrapper.optimizer.lr', 0.5),
-    ('optim_wrapper.clip_grad.max_norm', 1.0),
-    ('optim_wrapper.accumulative_counts', 4),
-    ('param_scheduler.0.end', 7),
-    ('randomness.seed', 3),
-    ('model.backbone.init_cfg', None),
-    ('find_unused_parameters', True),
-    ('+brand_new', 1),
-    ('+train_dataloader.batchsize', 1),
-])
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('optim_wrapper.optimizer.lr', 0.5),
+        ('optim_wrapper.clip_grad.max_norm', 1.0),
+        ('optim_wrapper.accumulative_counts', 4),
+        ('param_scheduler.0.end', 7),
+        ('randomness.seed', 3),
+        ('model.backbone.init_cfg', None),
+        ('find_unused_parameters', True),
+        ('+brand_new', 1),
+        ('+train_dataloader.batchsize', 1),
+    ],
+)
 def test_meaningful_override_is_merged(cfg, key, value):
     apply_overrides(cfg, {key: value})
     node = cfg
@@ -62,15 +65,18 @@ def test_meaningful_override_is_merged(cfg, key, value):
     assert node == value
 
 
-@pytest.mark.parametrize('key, hint', [
-    ('optim_wraper.optimizer.lr', 'optim_wrapper'),
-    ('optim_wrapper.optimzer.lr', 'optimizer'),
-    ('train_dataloader.batchsize', 'batch_size'),
-    ('model.decode_head.num_class', 'num_classes'),
-    ('param_scheduler.3.end', 'list of 1'),
-    ('crop_size', 'model.data_preprocessor.size'),
-    ('qwertyuiop', 'unknown key'),
-])
+@pytest.mark.parametrize(
+    'key, hint',
+    [
+        ('optim_wraper.optimizer.lr', 'optim_wrapper'),
+        ('optim_wrapper.optimzer.lr', 'optimizer'),
+        ('train_dataloader.batchsize', 'batch_size'),
+        ('model.decode_head.num_class', 'num_classes'),
+        ('param_scheduler.3.end', 'list of 1'),
+        ('crop_size', 'model.data_preprocessor.size'),
+        ('qwertyuiop', 'unknown key'),
+    ],
+)
 def test_misspelt_override_is_refused(cfg, key, hint):
     before = copy.deepcopy(cfg._cfg_dict)
     with pytest.raises(ValueError, match=hint) as caught:
@@ -99,11 +105,14 @@ def test_packaged_config_is_found_by_prefix():
     assert cfg.work_dir == 'work_dirs/upernet_inceptionnext_b_ade20k'
 
 
-@pytest.mark.parametrize('text, hint', [
-    ('_base_ = "./absent.py"', 'absent.py'),
-    ('a = (', 'SyntaxError'),
-    ('a = undefined_name', 'undefined_name'),
-])
+@pytest.mark.parametrize(
+    'text, hint',
+    [
+        ('_base_ = "./absent.py"', 'absent.py'),
+        ('a = (', 'SyntaxError'),
+        ('a = undefined_name', 'undefined_name'),
+    ],
+)
 def test_broken_config_is_one_message(tmp_path, text, hint):
     path = tmp_path / 'broken.py'
     path.write_text(text)
@@ -118,14 +127,17 @@ def test_environment_sets_the_data_root(tmp_path, monkeypatch):
     assert cfg.train_dataloader.dataset.data_root == '/from/environment'
 
 
-@pytest.mark.parametrize('key, wrong, right', [
-    ('model.backbone.type', 'mmlk.InceptionNext', 'mmlk.InceptionNeXt'),
-    ('model.type', 'EncodeDecoder', 'EncoderDecoder'),
-    ('train_dataloader.dataset.type', 'ADE20kDataset', 'ADE20KDataset'),
-    ('train_dataloader.dataset.pipeline.1.type', 'LoadAnnotation', 'LoadAnnotations'),
-    ('optim_wrapper.optimizer.type', 'AdamWW', 'AdamW'),
-    ('default_hooks.checkpoint.type', 'mmlk.SafeCheckpointhook', 'mmlk.SafeCheckpointHook'),
-])
+@pytest.mark.parametrize(
+    'key, wrong, right',
+    [
+        ('model.backbone.type', 'mmlk.InceptionNext', 'mmlk.InceptionNeXt'),
+        ('model.type', 'EncodeDecoder', 'EncoderDecoder'),
+        ('train_dataloader.dataset.type', 'ADE20kDataset', 'ADE20KDataset'),
+        ('train_dataloader.dataset.pipeline.1.type', 'LoadAnnotation', 'LoadAnnotations'),
+        ('optim_wrapper.optimizer.type', 'AdamWW', 'AdamW'),
+        ('default_hooks.checkpoint.type', 'mmlk.SafeCheckpointhook', 'mmlk.SafeCheckpointHook'),
+    ],
+)
 def test_misspelt_type_names_the_right_one(cfg, key, wrong, right):
     cfg.merge_from_dict({key: wrong})
     with pytest.raises(ValueError, match=right) as caught:

@@ -22,9 +22,12 @@ SMALL = [each for each in gpu_cases.PARITY if math.prod(each.shape) <= 12_000]
 
 
 def test_without_a_gpu_it_says_so(tmp_path):
-    run = subprocess.run([sys.executable, TOOLS / 'run_gpu_checks.py', '--out', tmp_path],
-                         capture_output=True, text=True,
-                         env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''})
+    run = subprocess.run(
+        [sys.executable, TOOLS / 'run_gpu_checks.py', '--out', tmp_path],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'CUDA_VISIBLE_DEVICES': ''},
+    )
     assert run.returncode == 2
     assert 'torch sees no CUDA device, nothing was checked' in run.stderr
     assert not list(tmp_path.iterdir())
@@ -46,8 +49,10 @@ def test_every_timed_case_has_positive_traffic():
 @pytest.fixture
 def on_cpu(monkeypatch):
     def inputs(case, dtype, form):
-        return [each.to(memory_format=form) if each.dim() == 4 else each
-                for each in (each.requires_grad_() for each in case.inputs())]
+        return [
+            each.to(memory_format=form) if each.dim() == 4 else each
+            for each in (each.requires_grad_() for each in case.inputs())
+        ]
 
     monkeypatch.setattr(gpu_correctness, 'inputs', inputs)
 
@@ -56,8 +61,10 @@ def test_parity_tells_right_from_wrong(on_cpu):
     case = depthwise((1, 3, 6, 5), (3, 3))
     wrong = case._replace(ours=lambda *args: 1.001 * case.ours(*args))
     unwritten = case._replace(ours=lambda x, weight: case.ours(x, weight) + torch.empty(1))
-    results = [gpu_correctness.check_case(each, torch.float32, 'contiguous')['result']
-               for each in (case, wrong, unwritten)]
+    results = [
+        gpu_correctness.check_case(each, torch.float32, 'contiguous')['result']
+        for each in (case, wrong, unwritten)
+    ]
     assert results[0] == 'ok'
     assert results[1].startswith('failed: error ')
     assert results[2].startswith('failed: error inf')
@@ -70,7 +77,10 @@ def twice(value):
 @pytest.mark.parametrize('jobs', [1, 2])
 def test_tasks_keep_their_order_and_their_time(jobs):
     assert gpu_correctness.in_processes(jobs, 60, twice, [(1,), (2,), (3,)]) == [
-        {'result': '2'}, {'result': '4'}, {'result': '6'}]
+        {'result': '2'},
+        {'result': '4'},
+        {'result': '6'},
+    ]
 
 
 def test_tasks_out_of_time_are_told():

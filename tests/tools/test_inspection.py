@@ -56,11 +56,14 @@ def test_count_of_known_layers():
 # Recomputed from the architecture, convolutions and linear layers only, within 0.1 % of Tables 6
 # and 7 of the InceptionNeXt paper.
 @pytest.mark.slow
-@pytest.mark.parametrize('name, shape, parameters, gigamacs', [
-    ('upernet_inceptionnext_t_ade20k', (512, 2048), 56.40, 932.8),
-    ('fpn_inceptionnext_s_ade20k', (512, 512), 49.67, 65.3),
-    ('fpn_inceptionnext_b_ade20k', (512, 512), 84.94, 99.4),
-])
+@pytest.mark.parametrize(
+    'name, shape, parameters, gigamacs',
+    [
+        ('upernet_inceptionnext_t_ade20k', (512, 2048), 56.40, 932.8),
+        ('fpn_inceptionnext_s_ade20k', (512, 512), 49.67, 65.3),
+        ('fpn_inceptionnext_b_ade20k', (512, 512), 84.94, 99.4),
+    ],
+)
 def test_count_of_published_networks(name, shape, parameters, gigamacs):
     parts = complexity.measure(complexity.build_model(load_config(f'mmlk::{name}.py')), shape)
     assert sum(part.parameters for part in parts) / 1e6 == pytest.approx(parameters, abs=0.006)
@@ -86,7 +89,8 @@ def test_exported_file_computes_what_the_model_does(cfg, tmp_path, part):
 def test_export_notices_a_wrong_result(cfg, tmp_path, monkeypatch):
     module = export.load_part(cfg, 'backbone', checkpoint=None)
     monkeypatch.setattr(
-        export, '_write_pt2', lambda program, image, out: [torch.zeros(1, 16, 2, 3)])
+        export, '_write_pt2', lambda program, image, out: [torch.zeros(1, 16, 2, 3)]
+    )
     with pytest.raises(RuntimeError, match='differ'):
         export.export(module, torch.randn(1, 3, 64, 96), tmp_path / 'model.pt2')
 
@@ -103,8 +107,9 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
 
 
 def test_doctor_reports_this_machine():
-    done = subprocess.run([sys.executable, str(ROOT / 'tools/doctor.py')], text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools/doctor.py')], text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     for subject in ('Python', 'torch ', 'mmseg', 'mmcv operators', 'GPU', 'mmlk', 'operators'):
         assert f'\n{subject}' in f'\n{done.stdout}'
@@ -112,8 +117,9 @@ def test_doctor_reports_this_machine():
 
 def test_doctor_survives_an_empty_machine():
     """Without site-packages nothing can be imported, and every package comes with its remedy."""
-    done = subprocess.run([sys.executable, '-I', '-S', str(ROOT / 'tools/doctor.py')], text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, '-I', '-S', str(ROOT / 'tools/doctor.py')], text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
     assert 'torch: needed for everything: pip install torch' in done.stdout
     assert 'mmdet: needed for detection: pip install onedl-mmdetection' in done.stdout

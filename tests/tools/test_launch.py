@@ -156,10 +156,13 @@ def test_everything_else_is_left_alone(cfg, device, name, launcher):
     assert cfg.pretty_text == before
 
 
-@pytest.mark.parametrize('size, synchronised, hooks', [
-    (1, False, [dict(type='mmlk.SingleImageNormHook')]), (1, True, None), (2, False, None)])
+@pytest.mark.parametrize(
+    'size, synchronised, hooks',
+    [(1, False, [dict(type='mmlk.SingleImageNormHook')]), (1, True, None), (2, False, None)],
+)
 def test_single_images_get_the_norm_hook_where_norms_are_not_synchronised(
-        cfg, size, synchronised, hooks):
+    cfg, size, synchronised, hooks
+):
     cfg.train_dataloader.batch_size = size
     notes = batch.allow_single_images(cfg, synchronised)
     assert cfg.get('custom_hooks') == hooks
@@ -173,7 +176,8 @@ def test_norm_with_one_value_per_channel_uses_running_statistics():
         norm(torch.ones(1, 3, 1, 1))
     SingleImageNormHook().before_train(SimpleNamespace(model=torch.nn.Sequential(norm)))
     torch.testing.assert_close(
-        norm(torch.full((1, 3, 1, 1), 5.0)), torch.full((1, 3, 1, 1), 3.0), rtol=1e-4, atol=0)
+        norm(torch.full((1, 3, 1, 1), 5.0)), torch.full((1, 3, 1, 1), 3.0), rtol=1e-4, atol=0
+    )
     assert norm.training
     assert norm.running_mean.tolist() == [2.0] * 3
 
@@ -182,14 +186,28 @@ def test_norm_with_one_value_per_channel_uses_running_statistics():
     assert norm.running_mean.tolist() != [2.0] * 3
 
 
-@pytest.mark.parametrize('launcher, variables', [
-    ('pytorch', dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1')),
-    ('slurm', dict(SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_LOCALID='0', MASTER_ADDR='127.0.0.1')),
-    ('mpi', dict(OMPI_COMM_WORLD_RANK='0', OMPI_COMM_WORLD_SIZE='1',
-                 OMPI_COMM_WORLD_LOCAL_RANK='0', MASTER_ADDR='127.0.0.1')),
-])
+@pytest.mark.parametrize(
+    'launcher, variables',
+    [
+        ('pytorch', dict(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1')),
+        (
+            'slurm',
+            dict(SLURM_PROCID='0', SLURM_NTASKS='1', SLURM_LOCALID='0', MASTER_ADDR='127.0.0.1'),
+        ),
+        (
+            'mpi',
+            dict(
+                OMPI_COMM_WORLD_RANK='0',
+                OMPI_COMM_WORLD_SIZE='1',
+                OMPI_COMM_WORLD_LOCAL_RANK='0',
+                MASTER_ADDR='127.0.0.1',
+            ),
+        ),
+    ],
+)
 def test_group_is_opened_from_each_launchers_variables(
-        cfg, device, monkeypatch, launcher, variables):
+    cfg, device, monkeypatch, launcher, variables
+):
     device('cpu')
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.setenv(name, 'x')  # so that the context restores what is set below
@@ -198,7 +216,8 @@ def test_group_is_opened_from_each_launchers_variables(
         monkeypatch.setenv(name, value)
     opened = []
     monkeypatch.setattr(
-        torch.distributed, 'init_process_group', lambda *args, **kwargs: opened.append(args))
+        torch.distributed, 'init_process_group', lambda *args, **kwargs: opened.append(args)
+    )
     cfg.launcher = launcher
     launch.adapt_to_device(cfg)
     launch.open_process_group(cfg)

@@ -14,8 +14,12 @@ CONFIG = 'configs/upernet_dcls_convnext_n_ade20k_mini.py'
 
 
 def plot(*arguments):
-    return subprocess.run([sys.executable, 'tools/plot_dcls.py', *map(str, arguments)], cwd=ROOT,
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, 'tools/plot_dcls.py', *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_draws_initial_and_loaded_positions(tmp_path):
@@ -28,18 +32,32 @@ def test_draws_initial_and_loaded_positions(tmp_path):
     with torch.no_grad():
         backbone.stages[1][0].dwconv.P.mul_(10)
     backbone.clamp_parameters()
-    torch.save({'state_dict': {f'backbone.{key}': value
-                               for key, value in backbone.state_dict().items()}}, tmp_path / 'a.pth')
-    run = plot(CONFIG, tmp_path / 'loaded.png', '--channels', 3, '--checkpoint', tmp_path / 'a.pth',
-               '--layer', 'stages.1.1')
+    torch.save(
+        {'state_dict': {f'backbone.{key}': value for key, value in backbone.state_dict().items()}},
+        tmp_path / 'a.pth',
+    )
+    run = plot(
+        CONFIG,
+        tmp_path / 'loaded.png',
+        '--channels',
+        3,
+        '--checkpoint',
+        tmp_path / 'a.pth',
+        '--layer',
+        'stages.1.1',
+    )
     assert run.returncode == 0, run.stderr
     initial, loaded = (Image.open(tmp_path / f'{name}.png') for name in ('initial', 'loaded'))
     assert min(initial.size) > 200 and initial.tobytes() != loaded.tobytes()
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    ((CONFIG, 'x.png', '--layer', 'stages.9.0'), "layer 'stages.9.0' is not one of stages.0.0"),
-    (('configs/upernet_inceptionnext_t_ade20k.py', 'x.png'), 'has no learnable spacings')])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((CONFIG, 'x.png', '--layer', 'stages.9.0'), "layer 'stages.9.0' is not one of stages.0.0"),
+        (('configs/upernet_inceptionnext_t_ade20k.py', 'x.png'), 'has no learnable spacings'),
+    ],
+)
 def test_refusals_are_clear(arguments, message):
     run = plot(*arguments)
     assert run.returncode != 0 and message in run.stderr and 'Traceback' not in run.stderr

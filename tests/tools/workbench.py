@@ -100,7 +100,8 @@ def write_dataset(root: Path, size: int = 64) -> Path:
             name = f'ADE_{split}_{index:08d}'
             Image.fromarray(image.astype(np.uint8)).save(root / 'images' / split / f'{name}.jpg')
             Image.fromarray(label.astype(np.uint8)).save(
-                root / 'annotations' / split / f'{name}.png')
+                root / 'annotations' / split / f'{name}.png'
+            )
     return root
 
 
@@ -114,17 +115,28 @@ def write_config(folder: Path, data_root: Path, **replacements: str) -> Path:
 
 def environment(**changes: str) -> dict:
     """Environment of a child process: this checkout, one thread, no launcher variables."""
-    inherited = {key: value for key, value in os.environ.items()
-                 if key not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')}
-    return dict(inherited, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='-1', OMP_NUM_THREADS='1',
-                **changes)
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+    }
+    return dict(
+        inherited, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES='-1', OMP_NUM_THREADS='1', **changes
+    )
 
 
 def run_tool(tool: str, *args, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
     """Run ``tools/<tool>`` to its end; stdout and stderr come together as text."""
     return subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)], cwd=cwd, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(), timeout=300, **kwargs)
+        [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(),
+        timeout=300,
+        **kwargs,
+    )
 
 
 def call_tool(tool: str, *args, monkeypatch, cwd: Path) -> None:
@@ -154,6 +166,9 @@ def _descendants(base: type) -> list[type]:
 
 def scalars(work_dir: Path, key: str) -> list[float]:
     """Values of one logged quantity, in order, over all runs in a work folder."""
-    lines = [line for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
-             for line in file.read_text().splitlines()]
+    lines = [
+        line
+        for file in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for line in file.read_text().splitlines()
+    ]
     return [record[key] for record in map(json.loads, lines) if key in record]

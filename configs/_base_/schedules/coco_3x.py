@@ -6,8 +6,8 @@ warmup_iters = 500
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=warmup_iters + 1, by_epoch=False),
     dict(
-        type='MultiStepLR', milestones=[27, 33], gamma=0.1, begin=0, end=max_epochs,
-        by_epoch=True),
+        type='MultiStepLR', milestones=[27, 33], gamma=0.1, begin=0, end=max_epochs, by_epoch=True
+    ),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
 val_cfg = dict(type='ValLoop')

@@ -64,8 +64,10 @@ class _Head:
 
     def read(self, pointer, place) -> list:
         """The head's vectors of the pixel at ``place``, zero behind its channels."""
-        return [self.k.load_some(pointer, place + c * LANES, count, self.slot)
-                for c, count in enumerate(self.counts())]
+        return [
+            self.k.load_some(pointer, place + c * LANES, count, self.slot)
+            for c, count in enumerate(self.counts())
+        ]
 
     def store(self, vectors: list, pointer, place) -> None:
         for c, (vector, count) in enumerate(zip(vectors, self.counts(), strict=True)):
@@ -85,8 +87,9 @@ class _Head:
         result = []
         for c, x in enumerate(vectors):
             above = k.compare('>', x, k.zero)
-            value = b.select(above, b.fadd(x, k.splat(1.0)),
-                             exponential(k, b.select(above, k.zero, x)))
+            value = b.select(
+                above, b.fadd(x, k.splat(1.0)), exponential(k, b.select(above, k.zero, x))
+            )
             here = min(LANES, self.depth - c * LANES)
             inside = k.lanes([1.0] * here + [0.0] * (LANES - here))
             result.append(value if here == LANES else b.fmul(value, inside))
@@ -129,7 +132,8 @@ class _Head:
             with k.loop(0, self.wide) as c:
                 sums = [k.variable(k.zero) for _ in lines]
                 add_products(
-                    k, sums, lines, 1, k.at(matrix, c * (self.depth * LANES)), LANES, self.depth)
+                    k, sums, lines, 1, k.at(matrix, c * (self.depth * LANES)), LANES, self.depth
+                )
                 for r, each in enumerate(sums):
                     k.store(k.read(each), self.done, (c + r * self.wide) * LANES)
             with k.loop(0, k.min(self.tile, count - first)) as r:
@@ -141,7 +145,8 @@ class _Head:
         with k.loop(0, self.depth) as a, k.loop(0, self.depth) as v:
             k.copy_float(
                 k.at(source, ((v // LANES) * self.depth + a) * LANES + v % LANES),
-                k.at(target, ((a // LANES) * self.depth + v) * LANES + a % LANES))
+                k.at(target, ((a // LANES) * self.depth + v) * LANES + a % LANES),
+            )
 
     def clear(self, matrix, vectors: int | None = None) -> None:
         k = self.k
@@ -170,8 +175,9 @@ def _attend(k: Kernel, x, scores, out, summary, heads, length, epsilon, *, depth
             key = head.positive(head.read(scores, place))
             head.keep(key, keys, pixel * head.row)
             head.keep([k.b.fadd(*pair) for pair in zip(head.load(weights), key)], weights)
-            head.keep(head.read(x, (first + pixel) * channels + head.channel), values,
-                      pixel * head.row)
+            head.keep(
+                head.read(x, (first + pixel) * channels + head.channel), values, pixel * head.row
+            )
         head.summarise(matrix, keys, values, count)
 
     def answer(first, count):
@@ -181,8 +187,11 @@ def _attend(k: Kernel, x, scores, out, summary, heads, length, epsilon, *, depth
 
         def write(pixel, mixed):
             total = head.total(head.load(keys, pixel * head.row), head.load(weights), epsilon)
-            head.store([k.b.fdiv(each, total) for each in mixed], out,
-                       (first + pixel) * channels + head.channel)
+            head.store(
+                [k.b.fdiv(each, total) for each in mixed],
+                out,
+                (first + pixel) * channels + head.channel,
+            )
 
         head.multiply(keys, matrix, count, write)
 
@@ -191,8 +200,22 @@ def _attend(k: Kernel, x, scores, out, summary, heads, length, epsilon, *, depth
 
 
 @kernel('grad_p x_p scores_p out_p summary_p grad_scores_p grad_x_p heads length epsilon')
-def _gradient(k: Kernel, grad, x, scores, out, summary, grad_scores, grad_x, heads, length, epsilon,
-              *, depth, tile):
+def _gradient(
+    k: Kernel,
+    grad,
+    x,
+    scores,
+    out,
+    summary,
+    grad_scores,
+    grad_x,
+    heads,
+    length,
+    epsilon,
+    *,
+    depth,
+    tile,
+):
     """Gradients of the scores and of the values."""
     head = _Head(k, heads, length, depth, tile)
     both, channels, b = head.channels * 2, head.channels, k.b
@@ -207,8 +230,10 @@ def _gradient(k: Kernel, grad, x, scores, out, summary, grad_scores, grad_x, hea
     def through_elu(positive, flow):
         """The derivative of elu(a) + 1 is 1 above zero and the function itself below."""
         one = k.splat(1.0)
-        return [b.fmul(f, b.select(k.compare('>', p, one), one, p))
-                for p, f in zip(positive, flow, strict=True)]
+        return [
+            b.fmul(f, b.select(k.compare('>', p, one), one, p))
+            for p, f in zip(positive, flow, strict=True)
+        ]
 
     def queries(first, count):
         with k.loop(0, count) as pixel:
@@ -220,15 +245,20 @@ def _gradient(k: Kernel, grad, x, scores, out, summary, grad_scores, grad_x, hea
             head.keep(query, left, pixel * head.row)
             head.keep([b.fdiv(each, total) for each in given], right, pixel * head.row)
             k.store(less, lost, pixel * LANES)
-            head.keep([k.fma(q, less, c) for q, c in zip(query, head.load(collected_weights))],
-                      collected_weights)
+            head.keep(
+                [k.fma(q, less, c) for q, c in zip(query, head.load(collected_weights))],
+                collected_weights,
+            )
         head.summarise(collected, left, right, count)
 
         def write(pixel, flow):
             less = k.load(lost, pixel * LANES)
             flow = [k.fma(less, w, f) for w, f in zip(head.load(weights), flow)]
-            head.store(through_elu(head.load(left, pixel * head.row), flow), grad_scores,
-                       (first + pixel) * both + head.channel)
+            head.store(
+                through_elu(head.load(left, pixel * head.row), flow),
+                grad_scores,
+                (first + pixel) * both + head.channel,
+            )
 
         head.multiply(right, turned, count, write)
 
@@ -236,16 +266,20 @@ def _gradient(k: Kernel, grad, x, scores, out, summary, grad_scores, grad_x, hea
         with k.loop(0, count) as pixel:
             place = (first + pixel) * both + channels + head.channel
             head.keep(head.positive(head.read(scores, place)), left, pixel * head.row)
-            head.keep(head.read(x, (first + pixel) * channels + head.channel), right,
-                      pixel * head.row)
+            head.keep(
+                head.read(x, (first + pixel) * channels + head.channel), right, pixel * head.row
+            )
 
         def write_value(pixel, flow):
             head.store(flow, grad_x, (first + pixel) * channels + head.channel)
 
         def write_key(pixel, flow):
             flow = [b.fadd(*pair) for pair in zip(head.load(collected_weights), flow)]
-            head.store(through_elu(head.load(left, pixel * head.row), flow), grad_scores,
-                       (first + pixel) * both + channels + head.channel)
+            head.store(
+                through_elu(head.load(left, pixel * head.row), flow),
+                grad_scores,
+                (first + pixel) * both + channels + head.channel,
+            )
 
         head.multiply(left, collected, count, write_value)
         head.multiply(right, turned, count, write_key)
@@ -258,7 +292,8 @@ def _gradient(k: Kernel, grad, x, scores, out, summary, grad_scores, grad_x, hea
 def takes(depth: int, *maps: Tensor) -> bool:
     """Whether heads of that many channels fit, and all maps are float32 on a CPU."""
     return depth <= _DEEPEST and all(
-        each.dtype == torch.float32 and each.device.type == 'cpu' for each in maps)
+        each.dtype == torch.float32 and each.device.type == 'cpu' for each in maps
+    )
 
 
 def _options(length: int, depth: int) -> dict:
@@ -269,8 +304,10 @@ def _options(length: int, depth: int) -> dict:
 
 def _check(name: str, pixels: Tensor, shape: tuple[int, ...]) -> None:
     if pixels.shape != shape or not pixels.is_contiguous() or pixels.dtype != torch.float32:
-        raise ValueError(f'attention: {name} {tuple(pixels.shape)}, {pixels.dtype}, strides '
-                         f'{pixels.stride()}, is not {shape} in float32, contiguous')
+        raise ValueError(
+            f'attention: {name} {tuple(pixels.shape)}, {pixels.dtype}, strides '
+            f'{pixels.stride()}, is not {shape} in float32, contiguous'
+        )
 
 
 def forward(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -295,13 +332,28 @@ def forward(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> tuple[Tens
     out = torch.empty_like(x)
     summary = x.new_empty(n, heads, depth + 1, -(-depth // LANES) * LANES)
     _attend(**_options(length, depth))(
-        n * heads, 3 * x.numel() * depth, x.data_ptr(), scores.data_ptr(), out.data_ptr(),
-        summary.data_ptr(), heads, length, bits(epsilon))
+        n * heads,
+        3 * x.numel() * depth,
+        x.data_ptr(),
+        scores.data_ptr(),
+        out.data_ptr(),
+        summary.data_ptr(),
+        heads,
+        length,
+        bits(epsilon),
+    )
     return out, summary
 
 
-def backward(grad: Tensor, x: Tensor, scores: Tensor, out: Tensor, summary: Tensor, heads: int,
-             epsilon: float) -> tuple[Tensor, Tensor]:
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    scores: Tensor,
+    out: Tensor,
+    summary: Tensor,
+    heads: int,
+    epsilon: float,
+) -> tuple[Tensor, Tensor]:
     """Gradients of scores and values; the arguments are those and the results of `forward`.
 
     Args:
@@ -315,7 +367,17 @@ def backward(grad: Tensor, x: Tensor, scores: Tensor, out: Tensor, summary: Tens
     _check('grad', grad, x.shape)
     grad_scores, grad_x = torch.empty_like(scores), torch.empty_like(x)
     _gradient(**_options(length, depth))(
-        n * heads, 6 * x.numel() * depth, grad.data_ptr(), x.data_ptr(), scores.data_ptr(),
-        out.data_ptr(), summary.data_ptr(), grad_scores.data_ptr(), grad_x.data_ptr(), heads,
-        length, bits(epsilon))
+        n * heads,
+        6 * x.numel() * depth,
+        grad.data_ptr(),
+        x.data_ptr(),
+        scores.data_ptr(),
+        out.data_ptr(),
+        summary.data_ptr(),
+        grad_scores.data_ptr(),
+        grad_x.data_ptr(),
+        heads,
+        length,
+        bits(epsilon),
+    )
     return grad_scores, grad_x

@@ -57,8 +57,11 @@ class _Task:
         def run(load, store):
             def body(row, chain):
                 place = row * self.channels + self.channel
-                write(chain, lambda pointer: load(pointer, place),
-                      lambda value, pointer: store(value, pointer, place))
+                write(
+                    chain,
+                    lambda pointer: load(pointer, place),
+                    lambda value, pointer: store(value, pointer, place),
+                )
 
             whole = self.end - (self.end - self.first) % _CHAINS
             with k.loop(self.first, whole, _CHAINS) as row:
@@ -71,9 +74,12 @@ class _Task:
             with full:
                 run(k.load, k.store)
             with part:
-                run(lambda pointer, place: k.load_some(pointer, place, self.count, self.slot),
+                run(
+                    lambda pointer, place: k.load_some(pointer, place, self.count, self.slot),
                     lambda value, pointer, place: k.store_some(
-                        value, pointer, place, self.count, self.slot))
+                        value, pointer, place, self.count, self.slot
+                    ),
+                )
 
     def partial(self, band, which: int) -> Int:
         """Place of a band's sum."""
@@ -121,15 +127,34 @@ def _combine(k: Kernel, task: _Task, partial):
     return mean, k.read(squares)
 
 
-@kernel('x_p y_p residual_p weight_p bias_p running_mean_p running_variance_p mean_p deviation_p '
-        f'partial_p epsilon momentum {_SHAPE}')
-def _normalise(k: Kernel, x, y, residual, weight, bias, running_mean, running_variance, out_mean,
-               out_deviation, partial, epsilon, momentum, *shape, gelu, add):
+@kernel(
+    'x_p y_p residual_p weight_p bias_p running_mean_p running_variance_p mean_p deviation_p '
+    f'partial_p epsilon momentum {_SHAPE}'
+)
+def _normalise(
+    k: Kernel,
+    x,
+    y,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_variance,
+    out_mean,
+    out_deviation,
+    partial,
+    epsilon,
+    momentum,
+    *shape,
+    gelu,
+    add,
+):
     task = _Task(k, shape)
     mean, squares = _combine(k, task, partial)
     variance = k.b.fdiv(squares, k.number(task.pixels))
-    deviation = k.b.fdiv(k.splat(1.0), k.intrinsic(
-        'llvm.sqrt', k.b.fadd(variance, k.float_of_bits(epsilon))))
+    deviation = k.b.fdiv(
+        k.splat(1.0), k.intrinsic('llvm.sqrt', k.b.fadd(variance, k.float_of_bits(epsilon)))
+    )
     with k.when(task.band < 1):
         task.store(mean, out_mean)
         task.store(deviation, out_deviation)
@@ -172,10 +197,12 @@ def _collect(k: Kernel, grad, x, weight, bias, mean, deviation, flow, partial, *
     k.store(task.total(products), partial, task.partial(task.band, 1))
 
 
-@kernel('flow_p x_p weight_p mean_p deviation_p out_p grad_weight_p grad_bias_p partial_p '
-        f'{_SHAPE}')
-def _gradient(k: Kernel, flow, x, weight, mean, deviation, out, grad_weight, grad_bias, partial,
-              *shape):
+@kernel(
+    f'flow_p x_p weight_p mean_p deviation_p out_p grad_weight_p grad_bias_p partial_p {_SHAPE}'
+)
+def _gradient(
+    k: Kernel, flow, x, weight, mean, deviation, out, grad_weight, grad_bias, partial, *shape
+):
     task = _Task(k, shape)
     totals = [k.variable(k.zero) for _ in range(2)]
     with k.loop(0, task.bands) as band:
@@ -208,17 +235,31 @@ def _shape(pixels: int, channels: int) -> tuple[int, int, int, int, int]:
 
 def takes(*tensors: Tensor) -> bool:
     """Whether all are float32, on a CPU and dense, maps (N, C, H, W) channels-last."""
-    for each in tensors:  # a training step asks of a thousand tensors: a generator costs twice as much
-        dense = (each.is_contiguous(memory_format=torch.channels_last) if each.dim() == 4
-                 else each.is_contiguous())
+    for (
+        each
+    ) in tensors:  # a training step asks of a thousand tensors: a generator costs twice as much
+        dense = (
+            each.is_contiguous(memory_format=torch.channels_last)
+            if each.dim() == 4
+            else each.is_contiguous()
+        )
         if not (dense and each.dtype is torch.float32 and each.is_cpu):
             return False
     return True
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_variance: Tensor,
-            momentum: float, epsilon: float, *, gelu: bool = False,
-            residual: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_variance: Tensor,
+    momentum: float,
+    epsilon: float,
+    *,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """``[residual +] [gelu] norm(x)`` with the statistics of ``x``; running ones are updated.
 
     Args:
@@ -240,16 +281,35 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, runni
     tasks, cost = bands * blocks, 4 * x.numel()
     _moments()(tasks, cost, x.data_ptr(), partial.data_ptr(), *shape)
     _normalise(gelu=gelu, add=residual is not None)(
-        tasks, cost * 4 if gelu else cost, x.data_ptr(), y.data_ptr(),
-        y.data_ptr() if residual is None else residual.data_ptr(), weight.data_ptr(),
-        bias.data_ptr(), running_mean.data_ptr(), running_variance.data_ptr(), mean.data_ptr(),
-        deviation.data_ptr(), partial.data_ptr(), bits(epsilon), bits(momentum), *shape)
+        tasks,
+        cost * 4 if gelu else cost,
+        x.data_ptr(),
+        y.data_ptr(),
+        y.data_ptr() if residual is None else residual.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
+        running_mean.data_ptr(),
+        running_variance.data_ptr(),
+        mean.data_ptr(),
+        deviation.data_ptr(),
+        partial.data_ptr(),
+        bits(epsilon),
+        bits(momentum),
+        *shape,
+    )
     return y, mean, deviation
 
 
-def backward(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, deviation: Tensor, *,
-             gelu_bias: Tensor | None = None,
-             out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    deviation: Tensor,
+    *,
+    gelu_bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of map, weight and bias.
 
     Args:
@@ -273,12 +333,30 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, deviation: T
     flow = out if gelu else grad
     tasks, cost = bands * blocks, 4 * x.numel()
     _collect(gelu=gelu)(
-        tasks, cost * 4 if gelu else cost, grad.data_ptr(), x.data_ptr(), weight.data_ptr(),
-        (gelu_bias if gelu else weight).data_ptr(), mean.data_ptr(), deviation.data_ptr(),
+        tasks,
+        cost * 4 if gelu else cost,
+        grad.data_ptr(),
+        x.data_ptr(),
+        weight.data_ptr(),
+        (gelu_bias if gelu else weight).data_ptr(),
+        mean.data_ptr(),
+        deviation.data_ptr(),
         flow.data_ptr(),
-        partial.data_ptr(), *shape)
+        partial.data_ptr(),
+        *shape,
+    )
     _gradient()(
-        tasks, cost, flow.data_ptr(), x.data_ptr(), weight.data_ptr(), mean.data_ptr(),
-        deviation.data_ptr(), out.data_ptr(), grad_weight.data_ptr(), grad_bias.data_ptr(),
-        partial.data_ptr(), *shape)
+        tasks,
+        cost,
+        flow.data_ptr(),
+        x.data_ptr(),
+        weight.data_ptr(),
+        mean.data_ptr(),
+        deviation.data_ptr(),
+        out.data_ptr(),
+        grad_weight.data_ptr(),
+        grad_bias.data_ptr(),
+        partial.data_ptr(),
+        *shape,
+    )
     return out, grad_weight, grad_bias

@@ -37,12 +37,14 @@ class _Channels:
         self.count, self.slot = channels - self.first, k.variable(k.zero)
 
     def load(self, pointer, row=0):
-        return self.k.load_some(pointer, self.first + self.k.int(row) * self.channels, self.count,
-                                self.slot)
+        return self.k.load_some(
+            pointer, self.first + self.k.int(row) * self.channels, self.count, self.slot
+        )
 
     def store(self, value, pointer, row=0) -> None:
-        self.k.store_some(value, pointer, self.first + self.k.int(row) * self.channels, self.count,
-                          self.slot)
+        self.k.store_some(
+            value, pointer, self.first + self.k.int(row) * self.channels, self.count, self.slot
+        )
 
 
 # ------------------------------------------------------------------------------------ forward
@@ -52,17 +54,21 @@ _FIELDS = len(_NORM.split())
 _NORMS = ' '.join(_NORM.format(index) for index in range(branches.BRANCHES))
 
 
-@kernel(f'{_NORMS} moments_p table_p channels height width parts '
-        'row_bands band_rows column_bands band_columns')
+@kernel(
+    f'{_NORMS} moments_p table_p channels height width parts '
+    'row_bands band_rows column_bands band_columns'
+)
 def _statistics(k: Kernel, *arguments, count):
     """The table, and the running statistics, from the moments of all parts."""
-    moments, table, channels, height, width, parts, *bands = arguments[branches.BRANCHES * _FIELDS:]
+    moments, table, channels, height, width, parts, *bands = arguments[
+        branches.BRANCHES * _FIELDS :
+    ]
     task, pixels = _Channels(k, channels), height * width
     images = parts // (bands[0] * bands[2])
     total = k.number(images * pixels)
     shift = k.variable(k.zero)
     for index in range(count):
-        weight, bias, mean, variance, epsilon, momentum = arguments[index * _FIELDS:][:_FIELDS]
+        weight, bias, mean, variance, epsilon, momentum = arguments[index * _FIELDS :][:_FIELDS]
         start = task.load(moments, 2 * index)
         off, squares = k.variable(k.zero), k.variable(k.zero)
 
@@ -74,10 +80,13 @@ def _statistics(k: Kernel, *arguments, count):
         shifted = k.b.fdiv(k.read(off), total)
         with k.loop(0, parts) as number:
             apart = k.b.fsub(away(number), shifted)
-            k.add_product(squares, k.b.fmul(apart, apart),
-                          k.number(_pixels(k, number, height, width, bands)))
-            k.write(squares, k.b.fadd(k.read(squares), task.load(
-                moments, (number * count + index) * 2 + 1)))
+            k.add_product(
+                squares, k.b.fmul(apart, apart), k.number(_pixels(k, number, height, width, bands))
+            )
+            k.write(
+                squares,
+                k.b.fadd(k.read(squares), task.load(moments, (number * count + index) * 2 + 1)),
+            )
         centre = k.b.fadd(start, shifted)
         missing = k.b.fsub(k.b.fsub(centre, start), shifted)
         deviation = k.b.fadd(k.b.fdiv(k.read(squares), total), k.float_of_bits(epsilon))
@@ -113,8 +122,10 @@ def _affine(k: Kernel, z_0, z_1, z_2, table, y, channels, pixels, chunks, *, cou
         def row(number):
             return k.load_some(table, channel + number * channels, width, slot)
 
-        numbers = [(row(len(_ROWS) * index + _MEAN), row(len(_ROWS) * index + _SCALE))
-                   for index in range(count)]
+        numbers = [
+            (row(len(_ROWS) * index + _MEAN), row(len(_ROWS) * index + _SCALE))
+            for index in range(count)
+        ]
         shift, start = row(len(_ROWS) * count), (image * blocks + block) * pixels
         with k.loop(first, end) as pixel:
             total = shift
@@ -124,8 +135,14 @@ def _affine(k: Kernel, z_0, z_1, z_2, table, y, channels, pixels, chunks, *, cou
             k.store_some(total, y, (image * pixels + pixel) * channels + channel, width, slot)
 
 
-def statistics(moments: Tensor, shape: tuple, bands: tuple, norms: Sequence[Sequence[Tensor]],
-               epsilons: Sequence[float], momenta: Sequence[float]) -> Tensor:
+def statistics(
+    moments: Tensor,
+    shape: tuple,
+    bands: tuple,
+    norms: Sequence[Sequence[Tensor]],
+    epsilons: Sequence[float],
+    momenta: Sequence[float],
+) -> Tensor:
     """What is to be known of the branches; running statistics are updated.
 
     Args:
@@ -148,8 +165,16 @@ def statistics(moments: Tensor, shape: tuple, bands: tuple, norms: Sequence[Sequ
         arguments += [bits(epsilon), bits(momentum)]
     arguments += [0] * (branches.BRANCHES * _FIELDS - len(arguments))
     _statistics(count=count)(
-        -(-channels // LANES), moments.numel(), *arguments, moments.data_ptr(), table.data_ptr(),
-        channels, *shape[2:], parts, *bands)
+        -(-channels // LANES),
+        moments.numel(),
+        *arguments,
+        moments.data_ptr(),
+        table.data_ptr(),
+        channels,
+        *shape[2:],
+        parts,
+        *bands,
+    )
     return table
 
 
@@ -168,21 +193,47 @@ def affine(maps: Tensor, table: Tensor, like: Tensor) -> Tensor:
     n, channels, height, width = like.shape
     pixels = height * width
     chunks = -(-pixels // _CHUNK)
-    _affine(count=len(maps))(n * chunks, 8 * y.numel(), *branches.stacked(maps), table.data_ptr(),
-                             y.data_ptr(), channels, pixels, chunks)
+    _affine(count=len(maps))(
+        n * chunks,
+        8 * y.numel(),
+        *branches.stacked(maps),
+        table.data_ptr(),
+        y.data_ptr(),
+        channels,
+        pixels,
+        chunks,
+    )
     return y
 
 
 # ------------------------------------------------------------------------------------ backward
 
+
 @kernel(f'z_0_p z_1_p z_2_p grad_p table_p totals_p {branches.SHAPE}')
-def _totals(k: Kernel, z_0, z_1, z_2, grad, table, totals, channels, height, width, parts, group,
-            _room, *bands, count):
+def _totals(
+    k: Kernel,
+    z_0,
+    z_1,
+    z_2,
+    grad,
+    table,
+    totals,
+    channels,
+    height,
+    width,
+    parts,
+    group,
+    _room,
+    *bands,
+    count,
+):
     block = Block(k, channels, height, width, parts, group)
     with block.each_part() as number, block.each_half() as half:
         part = Part(block, number, bands)
-        incoming, maps = part.map(grad, half), [
-            part.stored(each, half) for each in (z_0, z_1, z_2)[:count]]
+        incoming, maps = (
+            part.map(grad, half),
+            [part.stored(each, half) for each in (z_0, z_1, z_2)[:count]],
+        )
         centres = [block.row_of(table, len(_ROWS) * index + _MEAN, half) for index in range(count)]
         sums = [k.variable(k.zero) for _ in range(count + 1)]
         # Sums of rows first: the error of a long sum grows with its length.
@@ -208,13 +259,13 @@ def _combine(k: Kernel, totals, table, sums, flows, channels, parts, pixels, *, 
     added = [k.variable(k.zero) for _ in range(count + 1)]
     with k.loop(0, parts) as number:
         for index, each in enumerate(added):
-            k.write(each, k.b.fadd(
-                k.read(each), task.load(totals, number * (count + 1) + index)))
+            k.write(each, k.b.fadd(k.read(each), task.load(totals, number * (count + 1) + index)))
     total, *products = (k.read(each) for each in added)
     task.store(total, sums)
     for index, product in enumerate(products):
         mean, scale, missing, inverse = (
-            task.load(table, len(_ROWS) * index + row) for row in _ROWS)
+            task.load(table, len(_ROWS) * index + row) for row in _ROWS
+        )
         by_scale = k.b.fmul(k.fma(missing, total, product), inverse)
         task.store(by_scale, sums, index + 1)
         by_map = k.b.fmul(k.b.fmul(scale, inverse), k.b.fmul(by_scale, share))
@@ -240,10 +291,27 @@ def totals(grad: Tensor, maps: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     bands = branches.bands_of(grad, size)
     parts = n * bands.row_bands * bands.column_bands
     partial = grad.new_empty((parts, count + 1, channels))
-    branches.run(_totals(count=count), grad, bands, size, 2 * count, *branches.stacked(maps),
-                 grad.data_ptr(), table.data_ptr(), partial.data_ptr())
+    branches.run(
+        _totals(count=count),
+        grad,
+        bands,
+        size,
+        2 * count,
+        *branches.stacked(maps),
+        grad.data_ptr(),
+        table.data_ptr(),
+        partial.data_ptr(),
+    )
     sums, flows = grad.new_empty((count + 1, channels)), grad.new_empty((count, 4, channels))
-    _combine(count=count)(-(-channels // LANES), partial.numel(), partial.data_ptr(),
-                          table.data_ptr(), sums.data_ptr(), flows.data_ptr(), channels, parts,
-                          n * height * width)
+    _combine(count=count)(
+        -(-channels // LANES),
+        partial.numel(),
+        partial.data_ptr(),
+        table.data_ptr(),
+        sums.data_ptr(),
+        flows.data_ptr(),
+        channels,
+        parts,
+        n * height * width,
+    )
     return sums, flows

@@ -42,8 +42,27 @@ SHAPE = 'channels height width parts group room row_bands band_rows column_bands
 
 
 @kernel(f'x_p first_p second_p third_p bias_p table_p {SHAPE}')
-def _forward(k: Kernel, x, first, second, third, bias, table, channels, height, width, parts, group,
-             room, *bands, sizes, tiles, has_bias, summed, has_moments):
+def _forward(
+    k: Kernel,
+    x,
+    first,
+    second,
+    third,
+    bias,
+    table,
+    channels,
+    height,
+    width,
+    parts,
+    group,
+    room,
+    *bands,
+    sizes,
+    tiles,
+    has_bias,
+    summed,
+    has_moments,
+):
     """The addresses of the results are further arguments."""
     block = Block(k, channels, height, width, parts, group)
     strips = [Strip(block, *each) for each in zip(sizes, tiles)]
@@ -62,10 +81,16 @@ def _forward(k: Kernel, x, first, second, third, bias, table, channels, height, 
                 plane, form = view.fill(memory, room, part.halves(x), 0), strip.form
             with block.each_half() as half:
                 begins, moments = has_bias and position == 0, Moments(k) if has_moments else None
-                convolve(view, plane, half, strip.of_half(taps[index], half),
-                         block.row_of(bias, 0, half) if begins else k.zero,
-                         (part.stored if has_moments else part.map)(target, half),
-                         summed and position > 0, moments)
+                convolve(
+                    view,
+                    plane,
+                    half,
+                    strip.of_half(taps[index], half),
+                    block.row_of(bias, 0, half) if begins else k.zero,
+                    (part.stored if has_moments else part.map)(target, half),
+                    summed and position > 0,
+                    moments,
+                )
                 if has_moments:
                     for each, value in enumerate(moments.read(part.pixels())):
                         block.set_row(value, table, (number * len(sizes) + index) * 2 + each, half)
@@ -94,8 +119,15 @@ def _sizes(weights: Sequence[Tensor]) -> tuple:
     return tuple([tuple(each.shape[2:]) for each in weights])
 
 
-def run(compiled: Compiled, x: Tensor, bands: Bands, sizes, passes: int, *arguments: int,
-        further: Sequence[int] = ()) -> None:
+def run(
+    compiled: Compiled,
+    x: Tensor,
+    bands: Bands,
+    sizes,
+    passes: int,
+    *arguments: int,
+    further: Sequence[int] = (),
+) -> None:
     """Run a kernel whose arguments end with `SHAPE`, and ``further`` ones.
 
     Args:
@@ -106,8 +138,19 @@ def run(compiled: Compiled, x: Tensor, bands: Bands, sizes, passes: int, *argume
     n, c, height, width = x.shape
     parts = n * bands.row_bands * bands.column_bands
     cost = passes * x.numel() * sum([min(kh, 2 * height) * min(kw, 2 * width) for kh, kw in sizes])
-    compiled(-(-c // LANES) * -(-parts // bands.group), cost, *arguments, c, height, width, parts,
-             bands.group, bands.room, *bands[:4], *further)
+    compiled(
+        -(-c // LANES) * -(-parts // bands.group),
+        cost,
+        *arguments,
+        c,
+        height,
+        width,
+        parts,
+        bands.group,
+        bands.room,
+        *bands[:4],
+        *further,
+    )
 
 
 def bands_of(x: Tensor, sizes) -> Bands:
@@ -129,10 +172,26 @@ def summed(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> Tensor:
     """
     x, sizes = channels_last(x), _sizes(weights)
     y, bands = torch.empty_like(x), bands_of(x, sizes)
-    compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=bias is not None, summed=True,
-                        has_moments=False, lanes=lanes())
-    run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights),
-        0 if bias is None else bias.data_ptr(), 0, further=[y.data_ptr()])
+    compiled = _forward(
+        sizes=sizes,
+        tiles=bands.tiles,
+        has_bias=bias is not None,
+        summed=True,
+        has_moments=False,
+        lanes=lanes(),
+    )
+    run(
+        compiled,
+        x,
+        bands,
+        sizes,
+        1,
+        x.data_ptr(),
+        *_addresses(weights),
+        0 if bias is None else bias.data_ptr(),
+        0,
+        further=[y.data_ptr()],
+    )
     return y
 
 
@@ -152,12 +211,34 @@ def apart(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     return maps
 
 
-def _apart(x: Tensor, weights: Sequence[Tensor], sizes: tuple, bands: Bands, moments: Tensor | None,
-           maps: Sequence[int]) -> None:
-    compiled = _forward(sizes=sizes, tiles=bands.tiles, has_bias=False, summed=False,
-                        has_moments=moments is not None, lanes=lanes())
-    run(compiled, x, bands, sizes, 1, x.data_ptr(), *_addresses(weights), 0,
-        0 if moments is None else moments.data_ptr(), further=maps)
+def _apart(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    sizes: tuple,
+    bands: Bands,
+    moments: Tensor | None,
+    maps: Sequence[int],
+) -> None:
+    compiled = _forward(
+        sizes=sizes,
+        tiles=bands.tiles,
+        has_bias=False,
+        summed=False,
+        has_moments=moments is not None,
+        lanes=lanes(),
+    )
+    run(
+        compiled,
+        x,
+        bands,
+        sizes,
+        1,
+        x.data_ptr(),
+        *_addresses(weights),
+        0,
+        0 if moments is None else moments.data_ptr(),
+        further=maps,
+    )
 
 
 def with_moments(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple]:
@@ -176,6 +257,7 @@ def with_moments(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, 
 
 
 # ------------------------------------------------------------------------------------ backward
+
 
 class _Gradient(NamedTuple):
     """Gradient of a branch through its norm, ``A g + B (z - mean) + C``, as a source of planes."""
@@ -197,25 +279,57 @@ class _Gradient(NamedTuple):
         self.branch.prefetch(k, y, x)
 
 
-@kernel('x_p grad_0_p grad_1_p grad_2_p z_0_p z_1_p z_2_p table_p first_p second_p third_p out_p '
-        f'taps_0_p taps_1_p taps_2_p {SHAPE}')
-def _backward(k: Kernel, x, grad_0, grad_1, grad_2, z_0, z_1, z_2, table, first, second, third, out,
-              taps_0, taps_1, taps_2, channels, height, width, parts, group, room, *bands, sizes,
-              tiles, normed, wants_map, wants_taps):
+@kernel(
+    'x_p grad_0_p grad_1_p grad_2_p z_0_p z_1_p z_2_p table_p first_p second_p third_p out_p '
+    f'taps_0_p taps_1_p taps_2_p {SHAPE}'
+)
+def _backward(
+    k: Kernel,
+    x,
+    grad_0,
+    grad_1,
+    grad_2,
+    z_0,
+    z_1,
+    z_2,
+    table,
+    first,
+    second,
+    third,
+    out,
+    taps_0,
+    taps_1,
+    taps_2,
+    channels,
+    height,
+    width,
+    parts,
+    group,
+    room,
+    *bands,
+    sizes,
+    tiles,
+    normed,
+    wants_map,
+    wants_taps,
+):
     block = Block(k, channels, height, width, parts, group)
     branches = [index for index in range(len(sizes)) if wants_map or wants_taps[index]]
     strips = [Strip(block, *each) for each in zip(sizes, tiles)]
     memory = k.scratch(room * block.halves)
     pixels = Own(block, bands) if any(wants_taps) else None
     taps, sums = ([each.taps() for each in strips] for _ in range(2))
-    numbers = [[block.rows_of(table, 4 * index + i) for i in range(4)] if normed else None
-               for index in range(len(sizes))]
+    numbers = [
+        [block.rows_of(table, 4 * index + i) for i in range(4)] if normed else None
+        for index in range(len(sizes))
+    ]
     with block.each_half() as half:
         for index in branches:
             strip = strips[index]
             if wants_map:
-                strip.kernels.pack(half, (first, second, third)[index],
-                                   strip.of_half(taps[index], half), True)
+                strip.kernels.pack(
+                    half, (first, second, third)[index], strip.of_half(taps[index], half), True
+                )
             if wants_taps[index]:
                 strip.clear(strip.of_half(sums[index], half))
     with block.each_part() as number:
@@ -226,26 +340,46 @@ def _backward(k: Kernel, x, grad_0, grad_1, grad_2, z_0, z_1, z_2, table, first,
             strip, view = strips[index], View(part, strips[index])
             sources = part.halves((grad_0, grad_1, grad_2)[index])
             if normed:
-                sources = [_Gradient(*each) for each in zip(
-                    sources, part.halves((z_0, z_1, z_2)[index], stored=True), *numbers[index])]
+                sources = [
+                    _Gradient(*each)
+                    for each in zip(
+                        sources, part.halves((z_0, z_1, z_2)[index], stored=True), *numbers[index]
+                    )
+                ]
             plane = view.fill(memory, room, sources, strip.tap_rows - 1 if wants_taps[index] else 0)
             with block.each_half() as half:
                 if wants_map:
-                    convolve(view, plane, half, strip.of_half(taps[index], half), k.zero,
-                             part.map(out, half), position > 0)
+                    convolve(
+                        view,
+                        plane,
+                        half,
+                        strip.of_half(taps[index], half),
+                        k.zero,
+                        part.map(out, half),
+                        position > 0,
+                    )
                 if wants_taps[index]:
                     sum_taps(view, plane, half, pixels.map(half), strip.of_half(sums[index], half))
     with block.each_half() as half:
         for index in branches:
             if wants_taps[index]:
                 strip, shift = strips[index], block.number * channels * strips[index].kernels.count
-                strip.kernels.unpack(half, strip.of_half(sums[index], half),
-                                     k.at((taps_0, taps_1, taps_2)[index], shift))
+                strip.kernels.unpack(
+                    half,
+                    strip.of_half(sums[index], half),
+                    k.at((taps_0, taps_1, taps_2)[index], shift),
+                )
 
 
-def gradients(grads: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], wants_map: bool,
-              wants_taps: Sequence[bool], maps: Tensor | None = None, table: Tensor | None = None
-              ) -> tuple[Tensor | None, list[Tensor | None]]:
+def gradients(
+    grads: Sequence[Tensor],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    wants_map: bool,
+    wants_taps: Sequence[bool],
+    maps: Tensor | None = None,
+    table: Tensor | None = None,
+) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradients of the map, summed over the branches, and of the kernels.
 
     Args:
@@ -268,14 +402,33 @@ def gradients(grads: Sequence[Tensor], x: Tensor, weights: Sequence[Tensor], wan
     groups = -(-n * bands.row_bands * bands.column_bands // bands.group)
     out = torch.empty_like(x) if wants_map else None
     several = (groups,) if groups > 1 else ()
-    taps = [x.new_empty((*several, c, 1, *size)) if want else None
-            for size, want in zip(sizes, wants_taps)]
-    compiled = _backward(sizes=sizes, tiles=bands.tiles, normed=table is not None,
-                         wants_map=wants_map, wants_taps=wants_taps, lanes=lanes())
+    taps = [
+        x.new_empty((*several, c, 1, *size)) if want else None
+        for size, want in zip(sizes, wants_taps)
+    ]
+    compiled = _backward(
+        sizes=sizes,
+        tiles=bands.tiles,
+        normed=table is not None,
+        wants_map=wants_map,
+        wants_taps=wants_taps,
+        lanes=lanes(),
+    )
     given = [0 if each is None else each.data_ptr() for each in (*taps, None)[:BRANCHES]]
-    run(compiled, x, bands, sizes, 2, x.data_ptr(), *_addresses(grads), *stacked(maps),
-        0 if table is None else table.data_ptr(), *_addresses(weights),
-        out.data_ptr() if wants_map else 0, *given)
+    run(
+        compiled,
+        x,
+        bands,
+        sizes,
+        2,
+        x.data_ptr(),
+        *_addresses(grads),
+        *stacked(maps),
+        0 if table is None else table.data_ptr(),
+        *_addresses(weights),
+        out.data_ptr() if wants_map else 0,
+        *given,
+    )
     if groups > 1:
         taps = [None if each is None else each.sum(0) for each in taps]
     return out, taps

@@ -31,16 +31,20 @@ def _gather(k: Kernel, target, source, row, rows, elements) -> None:
         k.store(k.zero, target, element * LANES)
     with k.loop(0, rows) as lane:
         with k.loop(0, elements) as element:
-            k.copy_float(k.at(source, (row + lane) * elements + element),
-                         k.at(target, element * LANES + lane))
+            k.copy_float(
+                k.at(source, (row + lane) * elements + element),
+                k.at(target, element * LANES + lane),
+            )
 
 
 def _scatter(k: Kernel, source, target, row, rows, elements) -> None:
     """The way back of `_gather`."""
     with k.loop(0, rows) as lane:
         with k.loop(0, elements) as element:
-            k.copy_float(k.at(source, element * LANES + lane),
-                         k.at(target, (row + lane) * elements + element))
+            k.copy_float(
+                k.at(source, element * LANES + lane),
+                k.at(target, (row + lane) * elements + element),
+            )
 
 
 def _distance(k: Kernel, positions, element, cell, size):
@@ -95,9 +99,24 @@ def _block(k: Kernel, channels):
     return row, k.min(channels - row, LANES)
 
 
-@kernel('weight_p first_p second_p first_width_p second_width_p out_p channels elements height width')
-def _construct(k: Kernel, weight, first, second, first_width, second_width, out, channels, elements,
-               height, width, *, version):
+@kernel(
+    'weight_p first_p second_p first_width_p second_width_p out_p channels elements height width'
+)
+def _construct(
+    k: Kernel,
+    weight,
+    first,
+    second,
+    first_width,
+    second_width,
+    out,
+    channels,
+    elements,
+    height,
+    width,
+    *,
+    version,
+):
     row, rows = _block(k, channels)
     vertical = _Axis(k, version, first, first_width, row, rows, elements, height)
     horizontal = _Axis(k, version, second, second_width, row, rows, elements, width)
@@ -105,15 +124,19 @@ def _construct(k: Kernel, weight, first, second, first_width, second_width, out,
     _gather(k, scales, weight, row, rows, elements)
     if version != 'v0':
         with k.loop(0, elements) as element:
-            mass = k.b.fadd(k.b.fmul(vertical.mass(element), horizontal.mass(element)),
-                            k.splat(_EPSILON))
+            mass = k.b.fadd(
+                k.b.fmul(vertical.mass(element), horizontal.mass(element)), k.splat(_EPSILON)
+            )
             k.store(k.b.fdiv(k.load(scales, element * LANES), mass), scales, element * LANES)
     # The scale goes into the vertical profiles.
     with k.loop(0, height) as y:
         with k.loop(0, elements) as element:
             place = (y * elements + element) * LANES
-            k.store(k.b.fmul(k.load(vertical.values, place), k.load(scales, element * LANES)),
-                    vertical.values, place)
+            k.store(
+                k.b.fmul(k.load(vertical.values, place), k.load(scales, element * LANES)),
+                vertical.values,
+                place,
+            )
     cells = k.scratch(height * width)
     _sum_products(k, vertical.values, horizontal.values, cells, height, width, elements)
     _scatter(k, cells, out, row, rows, height * width)
@@ -121,6 +144,7 @@ def _construct(k: Kernel, weight, first, second, first_width, second_width, out,
 
 def _sum_products(k: Kernel, rows, columns, out, height, width, depth) -> None:
     """``out[y, x] = sum over d of rows[y, d] * columns[x, d]``."""
+
     def tile(y, high, x, wide):
         sums = [[k.variable(k.zero) for _ in range(wide)] for _ in range(high)]
         with k.loop(0, depth) as d:
@@ -145,11 +169,30 @@ def _sum_products(k: Kernel, rows, columns, out, height, width, depth) -> None:
         line(y, 1)
 
 
-@kernel('grad_p weight_p first_p second_p first_width_p second_width_p by_weight_p by_first_p '
-        'by_second_p by_first_width_p by_second_width_p channels elements height width')
-def _gradients(k: Kernel, grad, weight, first, second, first_width, second_width, by_weight, by_first,
-               by_second, by_first_width, by_second_width, channels, elements, height, width, *,
-               version):
+@kernel(
+    'grad_p weight_p first_p second_p first_width_p second_width_p by_weight_p by_first_p '
+    'by_second_p by_first_width_p by_second_width_p channels elements height width'
+)
+def _gradients(
+    k: Kernel,
+    grad,
+    weight,
+    first,
+    second,
+    first_width,
+    second_width,
+    by_weight,
+    by_first,
+    by_second,
+    by_first_width,
+    by_second_width,
+    channels,
+    elements,
+    height,
+    width,
+    *,
+    version,
+):
     row, rows = _block(k, channels)
     vertical = _Axis(k, version, first, first_width, row, rows, elements, height)
     horizontal = _Axis(k, version, second, second_width, row, rows, elements, width)
@@ -179,8 +222,9 @@ def _gradients(k: Kernel, grad, weight, first, second, first_width, second_width
             scale, by_scale = k.b.fdiv(scale, mass), k.b.fdiv(by_scale, mass)
             shift = k.b.fmul(k.b.fmul(by_scale, scale), k.splat(-1.0))
         k.store(by_scale, results[0], lane)
-        for index, (axis, other, along) in enumerate((
-                (vertical, horizontal, along_y), (horizontal, vertical, along_x))):
+        for index, (axis, other, along) in enumerate(
+            ((vertical, horizontal, along_y), (horizontal, vertical, along_x))
+        ):
             moved, widened = k.variable(k.zero), k.variable(k.zero)
             offset = k.zero if shift is None else k.b.fmul(shift, other.mass(element))
             with k.loop(0, axis.size) as cell:
@@ -195,13 +239,15 @@ def _gradients(k: Kernel, grad, weight, first, second, first_width, second_width
             k.store(by_position, results[1 + index], lane)
             k.store(by_width, results[3 + index], lane)
     wanted = 5 if version in ('max', 'gauss') else 3
-    for source, target in zip(results[:wanted], (
-            by_weight, by_first, by_second, by_first_width, by_second_width)):
+    for source, target in zip(
+        results[:wanted], (by_weight, by_first, by_second, by_first_width, by_second_width)
+    ):
         _scatter(k, source, target, row, rows, elements)
 
 
 def _sum_lines(k: Kernel, lines, profiles, out, count, elements, depth) -> None:
     """``out[y, m] = sum over x of lines[y, x] * profiles[x, m]``."""
+
     def tile(y, m, wide):
         sums = [k.variable(k.zero) for _ in range(wide)]
         with k.loop(0, depth) as x:
@@ -249,12 +295,17 @@ _LIMIT = 16_384
 def refuses(elements: int, height: int, width: int) -> str | None:
     """Reason why windows of that size are not taken, or None."""
     if 2 * height * width + 2 * elements * (height + width) + 16 * elements > _LIMIT:
-        return f'{elements} elements in a window of {height}x{width} exceed a thread\'s stack'
+        return f"{elements} elements in a window of {height}x{width} exceed a thread's stack"
     return None
 
 
-def construct(weight: Tensor, positions: tuple[Tensor, Tensor],
-              widths: tuple[Tensor, Tensor] | None, size: tuple[int, int], version: str) -> Tensor:
+def construct(
+    weight: Tensor,
+    positions: tuple[Tensor, Tensor],
+    widths: tuple[Tensor, Tensor] | None,
+    size: tuple[int, int],
+    version: str,
+) -> Tensor:
     """Kernels (B, height, width).
 
     Args:
@@ -269,13 +320,24 @@ def construct(weight: Tensor, positions: tuple[Tensor, Tensor],
     out = weight.new_empty((channels, height, width))
     widths = widths or (None, None)
     _construct(version=version)(
-        -(-channels // LANES), channels * elements * height * width,
-        *map(_address, (weight, *positions, *widths, out)), channels, elements, height, width)
+        -(-channels // LANES),
+        channels * elements * height * width,
+        *map(_address, (weight, *positions, *widths, out)),
+        channels,
+        elements,
+        height,
+        width,
+    )
     return out
 
 
-def gradients(grad: Tensor, weight: Tensor, positions: tuple[Tensor, Tensor],
-              widths: tuple[Tensor, Tensor] | None, version: str) -> list[Tensor]:
+def gradients(
+    grad: Tensor,
+    weight: Tensor,
+    positions: tuple[Tensor, Tensor],
+    widths: tuple[Tensor, Tensor] | None,
+    version: str,
+) -> list[Tensor]:
     """Gradients (B, m) of weight, positions along rows and columns, and widths if there are.
 
     Args:
@@ -287,7 +349,12 @@ def gradients(grad: Tensor, weight: Tensor, positions: tuple[Tensor, Tensor],
     targets = [*results, None, None][:5]
     widths = widths or (None, None)
     _gradients(version=version)(
-        -(-channels // LANES), 2 * channels * elements * height * width,
-        *map(_address, (grad, weight, *positions, *widths, *targets)), channels, elements, height,
-        width)
+        -(-channels // LANES),
+        2 * channels * elements * height * width,
+        *map(_address, (grad, weight, *positions, *widths, *targets)),
+        channels,
+        elements,
+        height,
+        width,
+    )
     return results

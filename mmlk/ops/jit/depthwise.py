@@ -49,13 +49,49 @@ class _Sum(NamedTuple):
         return k.b.fadd(value, self.coarse.read(k, y // 2, x // 2, slot))
 
 
-@kernel('x_p weight_p bias_p y_p channels height width rows columns x_image x_row x_column '
-        'y_image y_row y_column parts row_bands band_rows column_bands band_columns tiles kh kw '
-        'coarse_p coarse_image coarse_row coarse_column')
-def _forward(k: Kernel, x, weight, bias, y, channels, height, width, rows, columns, x_image, x_row,
-             x_column, y_image, y_row, y_column, parts, row_bands, band_rows, column_bands,
-             band_columns, tiles, kh, kw, coarse, coarse_image, coarse_row, coarse_column, *, unrolled,
-             stride, tile, flip, has_bias, accumulate, adds):
+@kernel(
+    'x_p weight_p bias_p y_p channels height width rows columns x_image x_row x_column '
+    'y_image y_row y_column parts row_bands band_rows column_bands band_columns tiles kh kw '
+    'coarse_p coarse_image coarse_row coarse_column'
+)
+def _forward(
+    k: Kernel,
+    x,
+    weight,
+    bias,
+    y,
+    channels,
+    height,
+    width,
+    rows,
+    columns,
+    x_image,
+    x_row,
+    x_column,
+    y_image,
+    y_row,
+    y_column,
+    parts,
+    row_bands,
+    band_rows,
+    column_bands,
+    band_columns,
+    tiles,
+    kh,
+    kw,
+    coarse,
+    coarse_image,
+    coarse_row,
+    coarse_column,
+    *,
+    unrolled,
+    stride,
+    tile,
+    flip,
+    has_bias,
+    accumulate,
+    adds,
+):
     """``unrolled`` is the width of the kernel if its columns are written out, else 0."""
     sh, sw = stride
     kw = unrolled or kw
@@ -74,10 +110,13 @@ def _forward(k: Kernel, x, weight, bias, y, channels, height, width, rows, colum
     taps = k.scratch(kh * kw)
     source = planes.Map(x, image * x_image + channel, x_row, x_column, count)
     if adds:
-        source = _Sum(source, planes.Map(
-            coarse, image * coarse_image + channel, coarse_row, coarse_column, count))
-    planes.fill(k, plane, source, (first, copied), (left * sw - kw // 2, padded), (height, width),
-                slot)
+        source = _Sum(
+            source,
+            planes.Map(coarse, image * coarse_image + channel, coarse_row, coarse_column, count),
+        )
+    planes.fill(
+        k, plane, source, (first, copied), (left * sw - kw // 2, padded), (height, width), slot
+    )
     planes.pack_kernel(k, taps, weight, channel, count, kh * kw, flip)
     start = k.load_some(bias, channel, count, slot) if has_bias else k.zero
 
@@ -92,19 +131,21 @@ def _forward(k: Kernel, x, weight, bias, y, channels, height, width, rows, colum
             def add(line, taps_line, j):
                 factor = k.load(taps, (taps_line + j) * LANES)
                 for pixel, each in enumerate(sums):
-                    k.add_product(
-                        each, k.load(plane, (line + j + pixel * sw) * LANES), factor)
+                    k.add_product(each, k.load(plane, (line + j + pixel * sw) * LANES), factor)
 
             with k.loop(*rows_of_taps) as i:
                 line, taps_line = (above + i - first) * padded + column * sw, i * kw
                 if unrolled:
                     for j in range(unrolled):
                         add(line, taps_line, j)
-                        k.forget(plane)  # pixels shared with the next tap would not fit the registers
+                        k.forget(
+                            plane
+                        )  # pixels shared with the next tap would not fit the registers
                 else:
                     before = (left + column) * sw - kw // 2
-                    with k.loop(k.max(0, 0 - before - (tile - 1) * sw),
-                                k.min(kw, width - before)) as j:
+                    with k.loop(
+                        k.max(0, 0 - before - (tile - 1) * sw), k.min(kw, width - before)
+                    ) as j:
                         add(line, taps_line, j)
             for pixel, each in enumerate(sums):
                 place = left + column + pixel
@@ -148,8 +189,10 @@ def _bands(images: int, rows: int, columns: int, size, stride) -> tuple[int, int
 def _check(*tensors: Tensor | None) -> None:
     for each in tensors:
         if each is not None and not (each.is_cpu and each.dtype == torch.float32):
-            raise ValueError(f'depthwise: {each.dtype} on {each.device}, expected float32 on the CPU '
-                             'like the map')
+            raise ValueError(
+                f'depthwise: {each.dtype} on {each.device}, expected float32 on the CPU '
+                'like the map'
+            )
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
@@ -157,9 +200,17 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
     return image, row, column
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int] = (1, 1), *,
-            out: Tensor | None = None, flip: bool = False, accumulate: bool = False,
-            coarse: Tensor | None = None) -> Tensor:
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, int] = (1, 1),
+    *,
+    out: Tensor | None = None,
+    flip: bool = False,
+    accumulate: bool = False,
+    coarse: Tensor | None = None,
+) -> Tensor:
     """The convolution, zero padded by ``k // 2``.
 
     Args:
@@ -188,29 +239,86 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
     if out is None:
         out = x.new_empty((n, rows, columns, c)).permute(0, 3, 1, 2)
     if coarse is not None and (n, c, height, width) != (
-            *coarse.shape[:2], 2 * coarse.shape[2], 2 * coarse.shape[3]):
-        raise ValueError(f'depthwise: coarse map {tuple(coarse.shape)} is not half of '
-                         f'{tuple(x.shape)}')
+        *coarse.shape[:2],
+        2 * coarse.shape[2],
+        2 * coarse.shape[3],
+    ):
+        raise ValueError(
+            f'depthwise: coarse map {tuple(coarse.shape)} is not half of {tuple(x.shape)}'
+        )
     added = x if coarse is None else coarse
     blocks = -(-c // LANES)
     row_bands, band_rows, column_bands, band_columns, tile = _bands(
-        n * blocks, rows, columns, size, stride)
-    compiled = _forward(unrolled=kw if kw <= _UNROLLED else 0, stride=stride, tile=tile, flip=flip,
-                        has_bias=bias is not None, accumulate=accumulate,
-                        adds=coarse is not None)
-    compiled(n * blocks * row_bands * column_bands, n * c * rows * columns * kh * kw,
-             x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
-             out.data_ptr(), c, height, width, rows, columns, *_strides(x), *_strides(out),
-             n * row_bands * column_bands, row_bands, band_rows, column_bands, band_columns,
-             -(-band_columns // tile), kh, kw, added.data_ptr(), *_strides(added))
+        n * blocks, rows, columns, size, stride
+    )
+    compiled = _forward(
+        unrolled=kw if kw <= _UNROLLED else 0,
+        stride=stride,
+        tile=tile,
+        flip=flip,
+        has_bias=bias is not None,
+        accumulate=accumulate,
+        adds=coarse is not None,
+    )
+    compiled(
+        n * blocks * row_bands * column_bands,
+        n * c * rows * columns * kh * kw,
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+        c,
+        height,
+        width,
+        rows,
+        columns,
+        *_strides(x),
+        *_strides(out),
+        n * row_bands * column_bands,
+        row_bands,
+        band_rows,
+        column_bands,
+        band_columns,
+        -(-band_columns // tile),
+        kh,
+        kw,
+        added.data_ptr(),
+        *_strides(added),
+    )
     return out
 
 
-@kernel('grad_p x_p out_p bias_p channels height width rows columns grad_image grad_row grad_column '
-        'x_image x_row x_column parts pieces band_rows kh kw')
-def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, rows, columns,
-                     grad_image, grad_row, grad_column, x_image, x_row, x_column, parts, pieces,
-                     band_rows, kh, kw, *, stride, tile, rest):
+@kernel(
+    'grad_p x_p out_p bias_p channels height width rows columns grad_image grad_row grad_column '
+    'x_image x_row x_column parts pieces band_rows kh kw'
+)
+def _weight_gradient(
+    k: Kernel,
+    grad,
+    x,
+    out,
+    bias,
+    channels,
+    height,
+    width,
+    rows,
+    columns,
+    grad_image,
+    grad_row,
+    grad_column,
+    x_image,
+    x_row,
+    x_column,
+    parts,
+    pieces,
+    band_rows,
+    kh,
+    kw,
+    *,
+    stride,
+    tile,
+    rest,
+):
     """Sums of ``tile`` taps, (down, across), and what ``rest`` leaves of the kernel's two sides."""
     (sh, sw), (down, across), (rest_down, rest_across) = stride, tile, rest
     channel, count, part = _block(k, channels, parts)
@@ -229,18 +337,28 @@ def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, row
         top = band * band_rows
         bottom = k.min(top + band_rows, rows)
         above = top * sh - kh // 2
-        planes.fill(k, plane, source, (above, (bottom - top - 1) * sh + kh),
-                    (0 - kw // 2, padded), (height, width), slot)
-        planes.fill(k, grads, incoming, (top, bottom - top), (k.int(0), columns), (rows, columns),
-                    slot)
+        planes.fill(
+            k,
+            plane,
+            source,
+            (above, (bottom - top - 1) * sh + kh),
+            (0 - kw // 2, padded),
+            (height, width),
+            slot,
+        )
+        planes.fill(
+            k, grads, incoming, (top, bottom - top), (k.int(0), columns), (rows, columns), slot
+        )
         with k.loop(0, (bottom - top) * columns) as pixel:
             k.write(bias_sum, k.b.fadd(k.read(bias_sum), k.load(grads, pixel * LANES)))
 
         def add(i, high: int, j, wide: int):
             """Sum ``high`` x ``wide`` taps from (i, j) on over the band."""
             first = [(i + di) * kw + j for di in range(high)]
-            sums = [[k.variable(k.load(taps, (line + dj) * LANES)) for dj in range(wide)]
-                    for line in first]
+            sums = [
+                [k.variable(k.load(taps, (line + dj) * LANES)) for dj in range(wide)]
+                for line in first
+            ]
             # Rows and columns in which at least one of the taps meets the map.
             begin = k.max(0, (kh // 2 + (sh - 1) - (i + high - 1) - top * sh).at_least_zero() // sh)
             end = k.min(bottom - top, k.max(0, height + kh // 2 + (sh - 1) - i - top * sh) // sh)
@@ -252,8 +370,9 @@ def _weight_gradient(k: Kernel, grad, x, out, bias, channels, height, width, row
                     factor = k.load(grads, (row * columns + column) * LANES)
                     for line, each in zip(lines, sums):
                         for dj, variable in enumerate(each):
-                            k.add_product(variable, k.load(
-                                plane, (line + column * sw + dj) * LANES), factor)
+                            k.add_product(
+                                variable, k.load(plane, (line + column * sw + dj) * LANES), factor
+                            )
             for line, each in zip(first, sums):
                 for dj, variable in enumerate(each):
                     k.store(k.read(variable), taps, (line + dj) * LANES)
@@ -291,8 +410,9 @@ def _gradient_rows(rows: int, columns: int, size, stride) -> int:
     return -(-rows // -(-rows // most))
 
 
-def weight_gradient(grad: Tensor, x: Tensor, size: tuple[int, int],
-                    stride: tuple[int, int] = (1, 1)) -> tuple[Tensor, Tensor]:
+def weight_gradient(
+    grad: Tensor, x: Tensor, size: tuple[int, int], stride: tuple[int, int] = (1, 1)
+) -> tuple[Tensor, Tensor]:
     """Gradients of kernel and bias, summed over images and bands of rows in their order.
 
     Args:
@@ -317,18 +437,60 @@ def weight_gradient(grad: Tensor, x: Tensor, size: tuple[int, int],
     across = min(kw, _TAPS)
     down = min(_TAPS // across, kh)
     compiled = _weight_gradient(
-        stride=tuple(stride), tile=(down, across), rest=(kh % down, kw % across))
-    compiled(parts * blocks, n * c * rows * columns * kh * kw, grad.data_ptr(), x.data_ptr(),
-             taps.data_ptr(), bias.data_ptr(), c, height, width, rows, columns, *_strides(grad),
-             *_strides(x), parts, pieces, band_rows, kh, kw)
+        stride=tuple(stride), tile=(down, across), rest=(kh % down, kw % across)
+    )
+    compiled(
+        parts * blocks,
+        n * c * rows * columns * kh * kw,
+        grad.data_ptr(),
+        x.data_ptr(),
+        taps.data_ptr(),
+        bias.data_ptr(),
+        c,
+        height,
+        width,
+        rows,
+        columns,
+        *_strides(grad),
+        *_strides(x),
+        parts,
+        pieces,
+        band_rows,
+        kh,
+        kw,
+    )
     return (taps[0], bias[0]) if parts == 1 else (taps.sum(0), bias.sum(0))
 
 
-@kernel('grad_p weight_p out_p channels height width rows columns grad_image grad_row grad_column '
-        'out_image out_row out_column parts bands band_rows tiles')
-def _strided_input_gradient(k: Kernel, grad, weight, out, channels, height, width, rows, columns,
-                            grad_image, grad_row, grad_column, out_image, out_row, out_column,
-                            parts, bands, band_rows, tiles, *, size, stride, tile):
+@kernel(
+    'grad_p weight_p out_p channels height width rows columns grad_image grad_row grad_column '
+    'out_image out_row out_column parts bands band_rows tiles'
+)
+def _strided_input_gradient(
+    k: Kernel,
+    grad,
+    weight,
+    out,
+    channels,
+    height,
+    width,
+    rows,
+    columns,
+    grad_image,
+    grad_row,
+    grad_column,
+    out_image,
+    out_row,
+    out_column,
+    parts,
+    bands,
+    band_rows,
+    tiles,
+    *,
+    size,
+    stride,
+    tile,
+):
     """``height`` and ``width`` are the result's, ``rows`` and ``columns`` the incoming gradient's."""
     (kh, kw), (sh, sw) = size, stride
     channel, count, rest = _block(k, channels, parts)
@@ -358,17 +520,22 @@ def _strided_input_gradient(k: Kernel, grad, weight, out, channels, height, widt
                             factor = k.load(taps, (i * kw + j) * LANES)
                             begin = (line - first) * padded + index * tile + (border + shift)
                             for pixel, each in enumerate(sums):
-                                k.add_product(
-                                    each, k.load(plane, (begin + pixel) * LANES), factor)
+                                k.add_product(each, k.load(plane, (begin + pixel) * LANES), factor)
                 for pixel, each in enumerate(sums):
                     place = (index * tile + pixel) * sw + parity
                     with k.when(place < width):
                         k.store_some(k.read(each), out, target.pixel(row, place), count, slot)
 
 
-def input_gradient(grad: Tensor, weight: Tensor, shape: tuple[int, ...],
-                   stride: tuple[int, int] = (1, 1), *, out: Tensor | None = None,
-                   accumulate: bool = False) -> Tensor:
+def input_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    shape: tuple[int, ...],
+    stride: tuple[int, int] = (1, 1),
+    *,
+    out: Tensor | None = None,
+    accumulate: bool = False,
+) -> Tensor:
     """Gradient of the map.
 
     Args:
@@ -400,7 +567,22 @@ def input_gradient(grad: Tensor, weight: Tensor, shape: tuple[int, ...],
         band_rows = max(1, min(height, (_LIMIT // padded) * sh - kh))
     bands = -(-height // band_rows)
     compiled = _strided_input_gradient(size=size, stride=stride, tile=tile)
-    compiled(n * blocks * bands, n * c * rows * columns * kh * kw, grad.data_ptr(),
-             weight.data_ptr(), out.data_ptr(), c, height, width, rows, columns, *_strides(grad),
-             *_strides(out), n * bands, bands, band_rows, tiles)
+    compiled(
+        n * blocks * bands,
+        n * c * rows * columns * kh * kw,
+        grad.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        c,
+        height,
+        width,
+        rows,
+        columns,
+        *_strides(grad),
+        *_strides(out),
+        n * bands,
+        bands,
+        band_rows,
+        tiles,
+    )
     return out

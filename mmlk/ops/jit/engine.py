@@ -44,7 +44,8 @@ def _machine():
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3)
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
     return machine, llvm.create_mcjit_compiler(llvm.parse_assembly(''), machine)
 
 
@@ -55,7 +56,9 @@ def _missing() -> str | None:
     if not hasattr(llvm, 'create_pass_builder'):
         return 'llvmlite is older than 0.45'
     if sys.platform == 'win32':
-        return 'large stack frames need a run-time symbol that Windows does not offer to compiled code'
+        return (
+            'large stack frames need a run-time symbol that Windows does not offer to compiled code'
+        )
     try:
         _machine()
     except RuntimeError as error:
@@ -149,8 +152,15 @@ def compile_module(text: str, name: str) -> Compiled:
     """
     with _lock:
         machine, engine = _machine()
-        origin = repr((text, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(),
-                       llvm.llvm_version_info, llvmlite.__version__))
+        origin = repr(
+            (
+                text,
+                llvm.get_host_cpu_name(),
+                llvm.get_host_cpu_features().flatten(),
+                llvm.llvm_version_info,
+                llvmlite.__version__,
+            )
+        )
         unique = f'{name}_{hashlib.sha256(origin.encode()).hexdigest()[:40]}'
         if unique in _loaded:
             return _loaded[unique]

@@ -144,7 +144,8 @@ class Kernel:
         self.module = ir.Module(name)
         self.module.triple = engine.llvm.get_default_triple()
         self._function = ir.Function(
-            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I64, _I64]), f'{name}_task')
+            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I64, _I64]), f'{name}_task'
+        )
         self._function.linkage = 'internal'
         self._words, task, worker = self._function.args
         self._named = engine.HEADER + len(names)
@@ -215,19 +216,29 @@ class Kernel:
             write: Writes the code, given the arguments. It reads no value of the code around it.
         """
         types = [_POINTER if each.endswith('_p') else _I64 for each in arguments.split()]
-        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), types),
-                               f'{self.name}_{next(self._serial)}')
+        function = ir.Function(
+            self.module, ir.FunctionType(ir.VoidType(), types), f'{self.name}_{next(self._serial)}'
+        )
         function.linkage = 'internal'
         function.attributes.add('noinline')
         outer, self.b = self.b, ir.IRBuilder(function.append_basic_block())
-        write(*(each if kind is _POINTER else Int(self, each)
-                for kind, each in zip(types, function.args)))
+        write(
+            *(
+                each if kind is _POINTER else Int(self, each)
+                for kind, each in zip(types, function.args)
+            )
+        )
         self.b.ret_void()
         self.b = outer
 
         def call(*values) -> None:
-            self.b.call(function, [each if kind is _POINTER else self.int(each).value
-                                   for kind, each in zip(types, values, strict=True)])
+            self.b.call(
+                function,
+                [
+                    each if kind is _POINTER else self.int(each).value
+                    for kind, each in zip(types, values, strict=True)
+                ],
+            )
 
         return call
 
@@ -269,14 +280,16 @@ class Kernel:
         """LLVM's ``name`` on vectors."""
         full = f'{name}.v{self.width}f32'
         function = self.module.globals.get(full) or ir.Function(
-            self.module, ir.FunctionType(self._vector, [self._vector] * len(vectors)), full)
+            self.module, ir.FunctionType(self._vector, [self._vector] * len(vectors)), full
+        )
         return self.b.call(function, vectors)
 
     def sum_of_lanes(self, vector):
         """The sum of a vector's floats, in all lanes."""
         for distance in (8, 4, 2, 1):
-            vector = self.b.fadd(vector, self.shuffle(
-                vector, vector, [lane ^ distance for lane in range(LANES)]))
+            vector = self.b.fadd(
+                vector, self.shuffle(vector, vector, [lane ^ distance for lane in range(LANES)])
+            )
         return vector
 
     def power_of_two(self, vector):
@@ -344,7 +357,8 @@ class Kernel:
         """The lanes with these numbers of two vectors of one length, those of ``right`` counting on."""
         lanes = [_I32(each) for each in lanes]
         return self.b.shuffle_vector(
-            left, right, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+            left, right, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
+        )
 
     def store(self, vector, pointer, offset=0) -> None:
         self.b.store(vector, self.at(pointer, offset), align=4)
@@ -376,7 +390,8 @@ class Kernel:
         """Bring the line of the cache that holds that float closer; any address will do."""
         name = 'llvm.prefetch.p0'
         function = self.module.globals.get(name) or ir.Function(
-            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I32, _I32, _I32]), name)
+            self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I32, _I32, _I32]), name
+        )
         self.b.call(function, [self.at(pointer, offset), _I32(int(write)), _I32(3), _I32(1)])
 
     def copy_block(self, source, target, count: Int) -> None:
@@ -405,8 +420,7 @@ class Kernel:
 
     def forget(self, pointer) -> None:
         """Loads from there are made again after this: earlier ones occupy no registers."""
-        nothing = ir.InlineAsm(
-            ir.FunctionType(ir.VoidType(), [_POINTER]), '', 'r,~{memory}', True)
+        nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [_POINTER]), '', 'r,~{memory}', True)
         self.b.call(nothing, [pointer])
 
     # End -------------------------------------------------------------------------------------------
@@ -415,10 +429,12 @@ class Kernel:
         """The module: the task, and a function that takes tasks from the counter until none is left."""
         self.b.ret_void()
         entry = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [_POINTER]), self.name)
-        words, = entry.args
+        (words,) = entry.args
         b = ir.IRBuilder(entry.append_basic_block())
         count = b.load(b.gep(words, [_I64(1)], source_etype=_I64), typ=_I64)
-        worker = b.atomic_rmw('add', b.gep(words, [_I64(2)], source_etype=_I64), _I64(1), 'monotonic')
+        worker = b.atomic_rmw(
+            'add', b.gep(words, [_I64(2)], source_etype=_I64), _I64(1), 'monotonic'
+        )
         head, body, end = (b.append_basic_block() for _ in range(3))
         b.branch(head)
         b.position_at_end(head)

@@ -41,7 +41,9 @@ class _Row:
 
 
 @kernel('x_p weight_p bias_p y_p mean_p deviation_p rows channels band epsilon')
-def _forward(k, x, weight, bias, y, mean, deviation, rows, channels, band, epsilon, *, affine, keep):
+def _forward(
+    k, x, weight, bias, y, mean, deviation, rows, channels, band, epsilon, *, affine, keep
+):
     row_of = _Row(k, channels)
     slot = k.variable(k.zero)
     total = k.variable(k.zero)
@@ -63,8 +65,9 @@ def _forward(k, x, weight, bias, y, mean, deviation, rows, channels, band, epsil
         k.write(total, k.zero)
         row_of.each(add_square)
         variance = row_of.mean(k.read(total))
-        inverse = k.b.fdiv(k.splat(1.0), k.intrinsic(
-            'llvm.sqrt', k.b.fadd(variance, k.float_of_bits(epsilon))))
+        inverse = k.b.fdiv(
+            k.splat(1.0), k.intrinsic('llvm.sqrt', k.b.fadd(variance, k.float_of_bits(epsilon)))
+        )
         if keep:
             for value, place in ((centre, mean), (inverse, deviation)):
                 k.write(slot, value)
@@ -149,15 +152,20 @@ def _band(rows: int, channels: int) -> int:
 def _check(channels: int, **tensors: Tensor | None) -> None:
     for name, each in tensors.items():
         if each is not None and not (
-                each.dtype == torch.float32 and each.is_cpu and each.is_contiguous()
-                and each.shape[-1] == channels >= LANES):
+            each.dtype == torch.float32
+            and each.is_cpu
+            and each.is_contiguous()
+            and each.shape[-1] == channels >= LANES
+        ):
             raise ValueError(
                 f'layer_norm: {name} {tuple(each.shape)}, {each.dtype} on {each.device}, is not '
-                f'contiguous float32 on the CPU with {channels} >= {LANES} channels last')
+                f'contiguous float32 on the CPU with {channels} >= {LANES} channels last'
+            )
 
 
-def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *,
-            keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, keep: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with the biased variance of each row.
 
     Args:
@@ -180,14 +188,25 @@ def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *
     mean, deviation = statistics if keep else (None, None)
     band, affine = _band(rows, channels), weight is not None
     _forward(affine=affine, keep=keep)(
-        -(-rows // band), COST * x.numel(), x.data_ptr(), weight.data_ptr() if affine else 0,
-        bias.data_ptr() if affine else 0, y.data_ptr(), mean.data_ptr() if keep else 0,
-        deviation.data_ptr() if keep else 0, rows, channels, band, bits(eps))
+        -(-rows // band),
+        COST * x.numel(),
+        x.data_ptr(),
+        weight.data_ptr() if affine else 0,
+        bias.data_ptr() if affine else 0,
+        y.data_ptr(),
+        mean.data_ptr() if keep else 0,
+        deviation.data_ptr() if keep else 0,
+        rows,
+        channels,
+        band,
+        bits(eps),
+    )
     return y, mean, deviation
 
 
-def backward(grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor,
-             deviation: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, deviation: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of map, weight and bias, the latter None without a weight.
 
     Args:
@@ -209,11 +228,28 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor,
     tasks = -(-rows // band)
     out, sums = torch.empty_like(x), x.new_empty(tasks, 2, channels) if affine else x
     _backward(affine=affine)(
-        tasks, 2 * COST * x.numel(), grad.data_ptr(), x.data_ptr(), weight.data_ptr() if affine else 0,
-        mean.data_ptr(), deviation.data_ptr(), out.data_ptr(), sums.data_ptr(), rows, channels, band)
+        tasks,
+        2 * COST * x.numel(),
+        grad.data_ptr(),
+        x.data_ptr(),
+        weight.data_ptr() if affine else 0,
+        mean.data_ptr(),
+        deviation.data_ptr(),
+        out.data_ptr(),
+        sums.data_ptr(),
+        rows,
+        channels,
+        band,
+    )
     if not affine:
         return out, None, None
     total = x.new_empty(2, channels)
-    _add_up()(-(-total.numel() // LANES), sums.numel(), sums.data_ptr(), total.data_ptr(), tasks,
-              total.numel())
+    _add_up()(
+        -(-total.numel() // LANES),
+        sums.numel(),
+        sums.data_ptr(),
+        total.data_ptr(),
+        tasks,
+        total.numel(),
+    )
     return out, *total

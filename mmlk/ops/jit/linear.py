@@ -29,11 +29,43 @@ TASK_COST = 2_000_000
 PLAIN_ROWS = 256
 
 
-@kernel('x_p weight_p weight_factors_p bias_p factors_p residual_p before_p y_p rows features depth '
-        'span weight_stride x_stride residual_stride y_stride block groups task_rows task_panels')
-def _product(k, x, weight, weight_factors, bias, factors, residual, before, y, rows, features, depth,
-             span, weight_stride, x_stride, residual_stride, y_stride, block, groups, task_rows,
-             task_panels, *, packed, transposed, scaled, biased, gelu, keep, slope, scale, add):
+@kernel(
+    'x_p weight_p weight_factors_p bias_p factors_p residual_p before_p y_p rows features depth '
+    'span weight_stride x_stride residual_stride y_stride block groups task_rows task_panels'
+)
+def _product(
+    k,
+    x,
+    weight,
+    weight_factors,
+    bias,
+    factors,
+    residual,
+    before,
+    y,
+    rows,
+    features,
+    depth,
+    span,
+    weight_stride,
+    x_stride,
+    residual_stride,
+    y_stride,
+    block,
+    groups,
+    task_rows,
+    task_panels,
+    *,
+    packed,
+    transposed,
+    scaled,
+    biased,
+    gelu,
+    keep,
+    slope,
+    scale,
+    add,
+):
     """Task ``t`` computes row block ``t / groups`` of panel group ``t % groups``.
 
     The weight is packed already, or its pieces are packed here. Every ``block`` features see the next
@@ -61,8 +93,20 @@ def _product(k, x, weight, weight_factors, bias, factors, residual, before, y, r
             weights = k.at(weight, column * depth + start * LANES)
         else:
             weights = near
-            fill(k, near, weight, weight_factors, column, features, start, count, weight_stride, slot,
-                 transposed=transposed, scaled=scaled)
+            fill(
+                k,
+                near,
+                weight,
+                weight_factors,
+                column,
+                features,
+                start,
+                count,
+                weight_stride,
+                slot,
+                transposed=transposed,
+                scaled=scaled,
+            )
             share = (count + (tiles - 1)) // tiles
         seen = k.at(x, column // block * depth + start)
         # What the sums are added to: bias, or the earlier spans.
@@ -74,12 +118,18 @@ def _product(k, x, weight, weight_factors, bias, factors, residual, before, y, r
             def direct():
                 for r, total in enumerate(sums):
                     place = (row + r) * y_stride + column
-                    k.write(total, k.b.fadd(
-                        k.read(total), k.load(earlier, (row + r) * earlier_stride)))
+                    k.write(
+                        total, k.b.fadd(k.read(total), k.load(earlier, (row + r) * earlier_stride))
+                    )
                     if add:
                         with k.when(final):
-                            k.write(total, k.b.fadd(k.read(total), k.load(
-                                residual, (row + r) * residual_stride + column)))
+                            k.write(
+                                total,
+                                k.b.fadd(
+                                    k.read(total),
+                                    k.load(residual, (row + r) * residual_stride + column),
+                                ),
+                            )
                     k.store(k.read(total), y, place)
 
             def one_by_one():
@@ -87,23 +137,40 @@ def _product(k, x, weight, weight_factors, bias, factors, residual, before, y, r
                     k.store(k.read(total), done, r * LANES)
                 with k.loop(0, height) as r:
                     place = (row + r) * y_stride + column
-                    value = k.variable(k.b.fadd(k.load(done, r * LANES), k.load_some(
-                        earlier, (row + r) * earlier_stride, left, slot)))
+                    value = k.variable(
+                        k.b.fadd(
+                            k.load(done, r * LANES),
+                            k.load_some(earlier, (row + r) * earlier_stride, left, slot),
+                        )
+                    )
                     with k.when(final):
                         if keep:
                             k.store_some(k.read(value), before, place, left, slot)
                         if gelu:
                             k.write(value, gelu_of(k, k.read(value)))
                         if slope:
-                            k.write(value, k.b.fmul(
-                                k.read(value),
-                                gelu_slope(k, k.load_some(before, place, left, slot))))
+                            k.write(
+                                value,
+                                k.b.fmul(
+                                    k.read(value),
+                                    gelu_slope(k, k.load_some(before, place, left, slot)),
+                                ),
+                            )
                         if scale:
-                            k.write(value, k.b.fmul(
-                                k.read(value), k.load_some(factors, column, left, slot)))
+                            k.write(
+                                value,
+                                k.b.fmul(k.read(value), k.load_some(factors, column, left, slot)),
+                            )
                         if add:
-                            k.write(value, k.b.fadd(k.read(value), k.load_some(
-                                residual, (row + r) * residual_stride + column, left, slot)))
+                            k.write(
+                                value,
+                                k.b.fadd(
+                                    k.read(value),
+                                    k.load_some(
+                                        residual, (row + r) * residual_stride + column, left, slot
+                                    ),
+                                ),
+                            )
                     k.store_some(k.read(value), y, place, left, slot)
 
             whole = left >= LANES
@@ -116,14 +183,26 @@ def _product(k, x, weight, weight_factors, bias, factors, residual, before, y, r
         for height in range(ROWS, 0, -1):
             others = k.choose(tall.compare('==', height), 0, many)
             begin = others * tall
-            number = k.choose(tall.compare('==', height), many, k.choose(
-                tall.compare('==', height + 1), tiles - many, 0))
+            number = k.choose(
+                tall.compare('==', height),
+                many,
+                k.choose(tall.compare('==', height + 1), tiles - many, 0),
+            )
             with k.loop(0, number) as tile:
                 row = top + begin + tile * height
                 if not packed:
                     line = (others + tile) * share
-                    fetch(k, weight, column + LANES, features, start, weight_stride, line, line + share,
-                          transposed=transposed)
+                    fetch(
+                        k,
+                        weight,
+                        column + LANES,
+                        features,
+                        start,
+                        weight_stride,
+                        line,
+                        line + share,
+                        transposed=transposed,
+                    )
                 # Places of the next tile, which are seldom in the cache: their first and last floats.
                 for r in range(height, 2 * height):
                     for place in (0, LANES - 1):
@@ -144,7 +223,9 @@ def _division(rows: int, count: int, depth: int, packed: bool) -> tuple[int, int
     if not packed:
         # Every block of rows packs the weight again.
         blocks = -(-rows // PLAIN_ROWS)
-        return -(-rows // blocks), -(-count * blocks // max(1, min(TASKS_PER_THREAD * threads, work)))
+        return -(-rows // blocks), -(
+            -count * blocks // max(1, min(TASKS_PER_THREAD * threads, work))
+        )
     wanted = min(TASKS_PER_THREAD * threads, work)
     blocks = -(-rows // TASK_ROWS)
     if blocks >= wanted:
@@ -155,17 +236,31 @@ def _division(rows: int, count: int, depth: int, packed: bool) -> tuple[int, int
 
 
 def _check(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    if not (x.shape == shape and x.dtype == torch.float32 and x.is_cpu
-            and (x.stride(-1) == 1 or shape[-1] == 1)):
+    if not (
+        x.shape == shape
+        and x.dtype == torch.float32
+        and x.is_cpu
+        and (x.stride(-1) == 1 or shape[-1] == 1)
+    ):
         raise ValueError(
             f'linear: {name} {tuple(x.shape)} with strides {x.stride()}, {x.dtype} on {x.device}, '
-            f'is not {shape} with contiguous rows in float32 on the CPU')
+            f'is not {shape} with contiguous rows in float32 on the CPU'
+        )
 
 
-def linear(x: Tensor, weight: Panels | Plain, bias: Tensor | None = None, *, gelu: bool = False,
-           residual: Tensor | None = None, out: Tensor | None = None,
-           before: Tensor | None = None, slope: bool = False, factors: Tensor | None = None,
-           blocks: int = 1) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Panels | Plain,
+    bias: Tensor | None = None,
+    *,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+    before: Tensor | None = None,
+    slope: bool = False,
+    factors: Tensor | None = None,
+    blocks: int = 1,
+) -> Tensor:
     """``[residual +] factors * act(x W^T + b)`` in float32, without gradients.
 
     Args:
@@ -216,15 +311,43 @@ def linear(x: Tensor, weight: Panels | Plain, bias: Tensor | None = None, *, gel
     # A residual that lies in the result must be there to the end.
     spans = 1 if other is out and residual is not None else -(-depth // SPAN)
     span = -(-depth // max(spans, 1)) or 1
-    order = dict(packed=True, transposed=False, scaled=False) if packed else dict(
-        packed=False, transposed=weight.transposed, scaled=weight.factors is not None)
-    _product(**order, biased=bias is not None, gelu=gelu, keep=before is not None and not slope,
-             slope=slope, scale=factors is not None, add=residual is not None)(
-        groups * -(-rows // task_rows), rows * features * depth, x.data_ptr(), matrix.data_ptr(),
-        _address(weight.factors if order['scaled'] else None), _address(bias), _address(factors),
-        other.data_ptr(), _address(before), out.data_ptr(), rows, features, depth, span,
-        0 if packed else weight.stride, x.stride(0), other.stride(0), out.stride(0),
-        features // blocks, groups, task_rows, task_panels)
+    order = (
+        dict(packed=True, transposed=False, scaled=False)
+        if packed
+        else dict(packed=False, transposed=weight.transposed, scaled=weight.factors is not None)
+    )
+    _product(
+        **order,
+        biased=bias is not None,
+        gelu=gelu,
+        keep=before is not None and not slope,
+        slope=slope,
+        scale=factors is not None,
+        add=residual is not None,
+    )(
+        groups * -(-rows // task_rows),
+        rows * features * depth,
+        x.data_ptr(),
+        matrix.data_ptr(),
+        _address(weight.factors if order['scaled'] else None),
+        _address(bias),
+        _address(factors),
+        other.data_ptr(),
+        _address(before),
+        out.data_ptr(),
+        rows,
+        features,
+        depth,
+        span,
+        0 if packed else weight.stride,
+        x.stride(0),
+        other.stride(0),
+        out.stride(0),
+        features // blocks,
+        groups,
+        task_rows,
+        task_panels,
+    )
     return out
 
 

@@ -52,8 +52,21 @@ class Plain(NamedTuple):
         return self.matrix.stride(1 if self.transposed else 0)
 
 
-def fill(k, panel, weight, factors, column, features, start, count, stride, slot, *,
-         transposed: bool, scaled: bool) -> None:
+def fill(
+    k,
+    panel,
+    weight,
+    factors,
+    column,
+    features,
+    start,
+    count,
+    stride,
+    slot,
+    *,
+    transposed: bool,
+    scaled: bool,
+) -> None:
     """Write to ``panel`` the inputs from ``start`` on, ``count`` of them, of 16 features.
 
     Args:
@@ -69,6 +82,7 @@ def fill(k, panel, weight, factors, column, features, start, count, stride, slot
         transposed: `Plain.transposed`.
         scaled: Whether there are factors.
     """
+
     def times_factor(vector, i):
         return k.b.fmul(vector, k.load_splat(factors, start + i)) if scaled else vector
 
@@ -109,8 +123,10 @@ def _columns(k, fours):
     """The four columns, 16 floats each, of 16 rows of four floats."""
     # Four rows at a time: their first floats, their second, third and fourth.
     by_column = [4 * row + column for column in range(4) for row in range(4)]
-    quarters = [k.shuffle(*(k.shuffle(*fours[r:r + 2], range(8)) for r in (first, first + 2)), by_column)
-                for first in range(0, LANES, 4)]
+    quarters = [
+        k.shuffle(*(k.shuffle(*fours[r : r + 2], range(8)) for r in (first, first + 2)), by_column)
+        for first in range(0, LANES, 4)
+    ]
     for column in range(4):
         lanes = [*range(4 * column, 4 * column + 4), *range(16 + 4 * column, 20 + 4 * column)]
         yield k.shuffle(k.shuffle(*quarters[:2], lanes), k.shuffle(*quarters[2:], lanes), range(16))
@@ -120,8 +136,20 @@ def _columns(k, fours):
 def _pack(k, weight, factors, panels, features, depth, stride, *, transposed, scaled):
     """Task ``t`` writes panel ``t``."""
     column = k.task * LANES
-    fill(k, k.at(panels, column * depth), weight, factors, column, features, k.int(0), depth, stride,
-         k.variable(k.zero), transposed=transposed, scaled=scaled)
+    fill(
+        k,
+        k.at(panels, column * depth),
+        weight,
+        factors,
+        column,
+        features,
+        k.int(0),
+        depth,
+        stride,
+        k.variable(k.zero),
+        transposed=transposed,
+        scaled=scaled,
+    )
 
 
 def plain(weight: Tensor, factors: Tensor | None = None) -> Plain:
@@ -136,11 +164,15 @@ def plain(weight: Tensor, factors: Tensor | None = None) -> Plain:
     """
     for name, each in (('weight', weight), ('factors', factors)):
         if each is not None and not (each.dtype == torch.float32 and each.is_cpu):
-            raise ValueError(f'plain: {name} {tuple(each.shape)}, {each.dtype} on {each.device}, is not '
-                             'float32 on the CPU')
+            raise ValueError(
+                f'plain: {name} {tuple(each.shape)}, {each.dtype} on {each.device}, is not '
+                'float32 on the CPU'
+            )
     if factors is not None and (factors.shape != weight.shape[1:] or not factors.is_contiguous()):
-        raise ValueError(f'plain: factors {tuple(factors.shape)} with strides {factors.stride()} are '
-                         f'not {weight.shape[1]} contiguous numbers')
+        raise ValueError(
+            f'plain: factors {tuple(factors.shape)} with strides {factors.stride()} are '
+            f'not {weight.shape[1]} contiguous numbers'
+        )
     if weight.stride(1) != 1 and weight.stride(0) != 1:
         weight = weight.contiguous()
     return Plain(weight, factors)
@@ -153,7 +185,13 @@ def pack(weight: Tensor, factors: Tensor | None = None) -> Panels:
     count = -(-features // LANES)
     panels = weight.new_empty(count, depth, LANES)
     _pack(transposed=source.transposed, scaled=factors is not None)(
-        count, 8 * weight.numel(), source.matrix.data_ptr(),
-        0 if factors is None else factors.data_ptr(), panels.data_ptr(), features, depth,
-        source.stride)
+        count,
+        8 * weight.numel(),
+        source.matrix.data_ptr(),
+        0 if factors is None else factors.data_ptr(),
+        panels.data_ptr(),
+        features,
+        depth,
+        source.stride,
+    )
     return Panels(panels, features)

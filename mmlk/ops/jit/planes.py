@@ -75,7 +75,9 @@ def fill(k: Kernel, plane, source, rows, columns, size, slot) -> None:
                 k.store(k.zero, plane, (line + x) * LANES)
 
 
-def pack_kernel(k: Kernel, target, weight, channel, channels, taps: int, flip: bool = False) -> None:
+def pack_kernel(
+    k: Kernel, target, weight, channel, channels, taps: int, flip: bool = False
+) -> None:
     """Copy the kernels (C, taps) of a block to scratch as one vector a tap.
 
     Args:

@@ -25,8 +25,19 @@ from mmlk.ops.jit.recconv_steps import DOWN, Steps
 KERNEL_TO = 7
 """Side of the largest kernel: the taps of one row are summed in registers."""
 
-FIELDS = ('height', 'width', 'row', 'map', 'merged', 'flow', 'grad', 'up_rows', 'up_columns',
-          'down_rows', 'down_columns')
+FIELDS = (
+    'height',
+    'width',
+    'row',
+    'map',
+    'merged',
+    'flow',
+    'grad',
+    'up_rows',
+    'up_columns',
+    'down_rows',
+    'down_columns',
+)
 """What a plan says of a level: sizes, floats of a plane's row, places of planes and tables."""
 
 
@@ -108,15 +119,27 @@ def _plan(height: int, width: int, levels: int, side: int, mode: str, backward: 
             coarse = sizes[level + 1]
             vertical, across = _pairs(coarse[0], h, mode), _pairs(coarse[1], w, mode)
             tables = [write(vertical, rows[level + 1]), write(across, LANES)]
-            tables += [write(_transposed(vertical, coarse[0]), rows[level]),
-                       write(_transposed(across, coarse[1]), LANES)] if backward else [0, 0]
+            tables += (
+                [
+                    write(_transposed(vertical, coarse[0]), rows[level]),
+                    write(_transposed(across, coarse[1]), LANES),
+                ]
+                if backward
+                else [0, 0]
+            )
         table.append([h, w, rows[level], own, merged, flow, grad, *tables])
     line = used
     used += width * LANES
     spare = used if not backward else table[0][6]
     used += 0 if backward else height * rows[0]
-    return Plan(torch.tensor(table), torch.tensor(places, dtype=torch.int64),
-                torch.tensor(weights, dtype=torch.float32), line, spare, used)
+    return Plan(
+        torch.tensor(table),
+        torch.tensor(places, dtype=torch.int64),
+        torch.tensor(weights, dtype=torch.float32),
+        line,
+        spare,
+        used,
+    )
 
 
 class _Level:
@@ -166,14 +189,25 @@ class _Task:
 
     def map(self, pointer, channels) -> planes.Map:
         full = self.full
-        return planes.Map(pointer, self.image * full.height * full.width * channels + self.channel,
-                          full.width * channels, channels, self.count)
+        return planes.Map(
+            pointer,
+            self.image * full.height * full.width * channels + self.channel,
+            full.width * channels,
+            channels,
+            self.count,
+        )
 
     def read_map(self, plane, source: planes.Map) -> None:
         full, side = self.full, self.steps.side
-        planes.fill(self.k, plane, source, (self.k.int(0), full.height),
-                    (self.k.int(-(side // 2)), full.width + (side - 1)), (full.height, full.width),
-                    self.slot)
+        planes.fill(
+            self.k,
+            plane,
+            source,
+            (self.k.int(0), full.height),
+            (self.k.int(-(side // 2)), full.width + (side - 1)),
+            (full.height, full.width),
+            self.slot,
+        )
 
     def write_map(self, plane, target: planes.Map) -> None:
         k, full = self.k, self.full
@@ -197,8 +231,17 @@ class _Task:
             fine, coarse = self.level(number), self.level(number + 1)
             target = coarse.plane('map')
             self.steps.border(target, coarse.row, coarse.height, coarse.width)
-            self.steps.halve(fine.plane('map'), fine.row, fine.height, taps, self.within(target),
-                             coarse.row, LANES, coarse.height, coarse.width)
+            self.steps.halve(
+                fine.plane('map'),
+                fine.row,
+                fine.height,
+                taps,
+                self.within(target),
+                coarse.row,
+                LANES,
+                coarse.height,
+                coarse.width,
+            )
 
     def climb(self, taps) -> None:
         """Merged maps of all levels, from the coarsest, whose merged map is its map."""
@@ -206,21 +249,54 @@ class _Task:
             number = self.last - 1 - index
             fine, coarse = self.level(number), self.level(number + 1)
             flow = self.within(coarse.plane('flow'))
-            self.steps.convolve(coarse.plane('merged'), coarse.row, coarse.height,
-                                self.kernel(taps, coarse), flow, coarse.row, LANES, coarse.height,
-                                coarse.width)
-            self.steps.add_up(flow, self.within(fine.plane('map')), self.places, self.weights,
-                              fine.table('up_rows'), fine.table('up_columns'), self.line,
-                              self.within(fine.plane('merged')), fine.row, fine.height, fine.width,
-                              coarse.width)
+            self.steps.convolve(
+                coarse.plane('merged'),
+                coarse.row,
+                coarse.height,
+                self.kernel(taps, coarse),
+                flow,
+                coarse.row,
+                LANES,
+                coarse.height,
+                coarse.width,
+            )
+            self.steps.add_up(
+                flow,
+                self.within(fine.plane('map')),
+                self.places,
+                self.weights,
+                fine.table('up_rows'),
+                fine.table('up_columns'),
+                self.line,
+                self.within(fine.plane('merged')),
+                fine.row,
+                fine.height,
+                fine.width,
+                coarse.width,
+            )
 
 
 _COMMON = 'levels_p places_p weights_p scratch_p size line spare channels blocks last'
 
 
 @kernel(f'x_p y_p {_COMMON}')
-def _forward(k: Kernel, x, y, levels, places, weights, scratch, size, line, spare, channels, blocks,
-             last, *, side):
+def _forward(
+    k: Kernel,
+    x,
+    y,
+    levels,
+    places,
+    weights,
+    scratch,
+    size,
+    line,
+    spare,
+    channels,
+    blocks,
+    last,
+    *,
+    side,
+):
     steps = Steps(k, side)
     scratch = k.at(scratch, k.worker * size)
     taps = k.at(scratch, size - (last + 2) * (side**2 * LANES))
@@ -234,8 +310,17 @@ def _forward(k: Kernel, x, y, levels, places, weights, scratch, size, line, spar
     whole = task.count >= LANES
 
     def finish(target, row, column):
-        steps.convolve(full.plane('merged'), full.row, full.height, task.kernel(taps, full), target,
-                       row, column, full.height, full.width)
+        steps.convolve(
+            full.plane('merged'),
+            full.row,
+            full.height,
+            task.kernel(taps, full),
+            target,
+            row,
+            column,
+            full.height,
+            full.width,
+        )
 
     with k.either(whole) as (all_, some):
         with all_:
@@ -246,8 +331,28 @@ def _forward(k: Kernel, x, y, levels, places, weights, scratch, size, line, spar
 
 
 @kernel(f'x_p grad_p out_p sums_p {_COMMON} wants_x wants_down wants_weights')
-def _backward(k: Kernel, x, grad, out, sums, levels, places, weights, scratch, size, line, spare,
-              channels, blocks, last, wants_x, wants_down, wants_weights, *, side):
+def _backward(
+    k: Kernel,
+    x,
+    grad,
+    out,
+    sums,
+    levels,
+    places,
+    weights,
+    scratch,
+    size,
+    line,
+    spare,
+    channels,
+    blocks,
+    last,
+    wants_x,
+    wants_down,
+    wants_weights,
+    *,
+    side,
+):
     steps = Steps(k, side)
     steps.write_gradients()
     scratch = k.at(scratch, k.worker * size)
@@ -274,19 +379,47 @@ def _backward(k: Kernel, x, grad, out, sums, levels, places, weights, scratch, s
         flow, inner = level.plane('flow'), task.within(level.plane('grad'))
         own = task.kernel(taps, level)
         with k.when(wants_weights >= 1):
-            steps.weigh(level.plane('merged'), level.row, level.height, task.within(flow), level.row,
-                        task.kernel(totals, level), level.height, level.width, 1)
+            steps.weigh(
+                level.plane('merged'),
+                level.row,
+                level.height,
+                task.within(flow),
+                level.row,
+                task.kernel(totals, level),
+                level.height,
+                level.width,
+                1,
+            )
         steps.flip(own, flipped)
         steps.border(level.plane('grad'), level.row, level.height, level.width)
-        steps.convolve(flow, level.row, level.height, flipped, inner, level.row, LANES,
-                       level.height, level.width)
+        steps.convolve(
+            flow,
+            level.row,
+            level.height,
+            flipped,
+            inner,
+            level.row,
+            LANES,
+            level.height,
+            level.width,
+        )
         with k.when(number < last):
             coarse = task.level(number + 1)
             target = coarse.plane('flow')
             steps.border(target, coarse.row, coarse.height, coarse.width)
-            steps.fold(inner, places, weights, level.table('down_rows'),
-                       level.table('down_columns'), task.line, task.within(target), coarse.row,
-                       coarse.height, coarse.width, level.width)
+            steps.fold(
+                inner,
+                places,
+                weights,
+                level.table('down_rows'),
+                level.table('down_columns'),
+                task.line,
+                task.within(target),
+                coarse.row,
+                coarse.height,
+                coarse.width,
+                level.width,
+            )
 
     # Through the descent, from the coarsest map to the full one, whose plane the climb has changed.
     with k.when(wants_down >= 1):
@@ -295,11 +428,28 @@ def _backward(k: Kernel, x, grad, out, sums, levels, places, weights, scratch, s
         fine, coarse = task.level(last - 1 - index), task.level(last - index)
         flow = coarse.plane('grad')
         with k.when(wants_down >= 1):
-            steps.weigh(fine.plane('map'), fine.row, fine.height, task.within(flow), coarse.row, totals,
-                        coarse.height, coarse.width, 2)
+            steps.weigh(
+                fine.plane('map'),
+                fine.row,
+                fine.height,
+                task.within(flow),
+                coarse.row,
+                totals,
+                coarse.height,
+                coarse.width,
+                2,
+            )
         with k.when(fine.number + wants_x >= 1):
-            steps.spread(flow, coarse.row, coarse.height, taps, task.within(fine.plane('grad')),
-                         fine.row, fine.height, fine.width)
+            steps.spread(
+                flow,
+                coarse.row,
+                coarse.height,
+                taps,
+                task.within(fine.plane('grad')),
+                fine.row,
+                fine.height,
+                fine.width,
+            )
     with k.when(wants_x >= 1):
         task.write_map(full.plane('grad'), task.map(out, channels))
     with k.when(wants_down + wants_weights >= 1), k.loop(0, kernels) as index:
@@ -315,17 +465,38 @@ def refuses(down_weight: Tensor, weights: list[Tensor]) -> str | None:
     return f'the kernels are wider than {KERNEL_TO}' if side > KERNEL_TO else None
 
 
-def _launch(compiled, plan: Plan, x: Tensor, weights: list[Tensor], share: int, extra: int,
-            tensors: tuple, flags: tuple) -> None:
+def _launch(
+    compiled,
+    plan: Plan,
+    x: Tensor,
+    weights: list[Tensor],
+    share: int,
+    extra: int,
+    tensors: tuple,
+    flags: tuple,
+) -> None:
     n, c, h, w = x.shape
     blocks, taps = -(-c // LANES), weights[0][0].numel()
     size = plan.size + extra * taps * LANES
     tasks, cost = n * blocks, share * x.numel() * taps
     scratch = x.new_empty(compiled.threads(tasks, cost) * size)
-    compiled(tasks, cost, *(each.data_ptr() for each in tensors), plan.levels.data_ptr(),
-             plan.places.data_ptr(), plan.weights.data_ptr(), scratch.data_ptr(), size, plan.line,
-             plan.spare, c, blocks, len(weights) - 2, *flags,
-             *(weight.data_ptr() for weight in weights))
+    compiled(
+        tasks,
+        cost,
+        *(each.data_ptr() for each in tensors),
+        plan.levels.data_ptr(),
+        plan.places.data_ptr(),
+        plan.weights.data_ptr(),
+        scratch.data_ptr(),
+        size,
+        plan.line,
+        plan.spare,
+        c,
+        blocks,
+        len(weights) - 2,
+        *flags,
+        *(weight.data_ptr() for weight in weights),
+    )
 
 
 def forward(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) -> Tensor:
@@ -347,8 +518,9 @@ def forward(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str) ->
     return y
 
 
-def backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str,
-             mask: list[bool]) -> tuple[Tensor | None, Tensor | None]:
+def backward(
+    grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str, mask: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the map and of all kernels.
 
     Args:
@@ -364,8 +536,16 @@ def backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor]
     out = x.new_empty((n, h, w, c)).permute(0, 3, 1, 2) if mask[0] else None
     sums = x.new_empty((n, kernels, c, 1, side, side)) if mask[1] or mask[2] else None
     plan = _plan(h, w, len(weights) - 1, side, mode, True)
-    _launch(_backward(side=side), plan, x, [down_weight, *weights], 5, 2 * kernels + 1,
-            (x, grad, x if out is None else out, x if sums is None else sums), tuple(mask))
+    _launch(
+        _backward(side=side),
+        plan,
+        x,
+        [down_weight, *weights],
+        5,
+        2 * kernels + 1,
+        (x, grad, x if out is None else out, x if sums is None else sums),
+        tuple(mask),
+    )
     if sums is not None:
         sums = sums[0] if n == 1 else sums.sum(0)
     return out, sums

@@ -39,7 +39,8 @@ class Steps:
         self.border = k.routine('plane_p row height width', self._border)
         self.pack = k.routine('kernel_p channels taps_p', self._pack)
         self.add_up = k.routine(
-            f'source_p base_p {_TABLES} line_p target_p target_row rows columns width', self._add_up)
+            f'source_p base_p {_TABLES} line_p target_p target_row rows columns width', self._add_up
+        )
 
     def write_gradients(self) -> None:
         """Write the routines of the backward pass too."""
@@ -49,7 +50,8 @@ class Steps:
         self.spread = k.routine(f'{plane} taps_p target_p target_row rows columns', self._spread)
         self.weigh = k.routine(f'{plane} grad_p grad_row sums_p rows columns step', self._weigh)
         self.fold = k.routine(
-            f'source_p {_TABLES} line_p target_p target_row rows columns width', self._fold)
+            f'source_p {_TABLES} line_p target_p target_row rows columns width', self._fold
+        )
         self.unpack = k.routine('taps_p channels kernel_p', self._unpack)
 
     def _tiles(self, columns: Int, write) -> None:
@@ -64,8 +66,19 @@ class Steps:
                 with k.when(rest.compare('==', pixels)):
                     write(first, pixels)
 
-    def _convolve(self, step, source, source_row, source_rows, taps, target, target_row,
-                  target_column, rows, columns) -> None:
+    def _convolve(
+        self,
+        step,
+        source,
+        source_row,
+        source_rows,
+        taps,
+        target,
+        target_row,
+        target_column,
+        rows,
+        columns,
+    ) -> None:
         k = self.k
         with k.loop(0, rows) as row:
             above = row * step - self.radius
@@ -86,8 +99,9 @@ class Steps:
 
             self._tiles(columns, tile)
 
-    def _spread(self, source, source_row, source_rows, taps, target, target_row, rows,
-                columns) -> None:
+    def _spread(
+        self, source, source_row, source_rows, taps, target, target_row, rows, columns
+    ) -> None:
         """Add the gradient of `halve` with respect to its source to the target's plane.
 
         Position p takes tap i from position (p + radius - i) / 2 of the incoming gradient.
@@ -97,8 +111,17 @@ class Steps:
             begin = k.max((row + radius) % 2, row + radius - (source_rows - 1) * 2)
             end = k.min(self.side, row + (radius + 1))
             for parity in (0, 1):
-                write = functools.partial(self._spread_tile, parity, source, source_row, taps,
-                                          k.at(target, row * target_row), row, begin, end)
+                write = functools.partial(
+                    self._spread_tile,
+                    parity,
+                    source,
+                    source_row,
+                    taps,
+                    k.at(target, row * target_row),
+                    row,
+                    begin,
+                    end,
+                )
                 if self._taps_of(parity):
                     self._tiles((columns + (1 - parity)) // 2, write)
 
@@ -106,8 +129,9 @@ class Steps:
         """Columns of the kernel that positions of one parity take from the incoming gradient."""
         return [j for j in range(self.side) if (parity + self.radius - j) % 2 == 0]
 
-    def _spread_tile(self, parity, source, source_row, taps, target, row, begin, end, first,
-                     pixels) -> None:
+    def _spread_tile(
+        self, parity, source, source_row, taps, target, row, begin, end, first, pixels
+    ) -> None:
         k, radius = self.k, self.radius
         place = k.at(target, (first * 2 + parity) * LANES)
         sums = [k.variable(k.load(place, 2 * pixel * LANES)) for pixel in range(pixels)]
@@ -122,8 +146,9 @@ class Steps:
         for pixel, each in enumerate(sums):
             k.store(k.read(each), place, 2 * pixel * LANES)
 
-    def _weigh(self, source, source_row, source_rows, grad, grad_row, sums, rows, columns,
-               step) -> None:
+    def _weigh(
+        self, source, source_row, source_rows, grad, grad_row, sums, rows, columns, step
+    ) -> None:
         """Add the gradient of a convolution's kernel to ``sums``; ``grad`` is a first pixel."""
         k, radius = self.k, self.radius
         band = k.max(1, k.int(CACHED) // k.max(columns, 1))
@@ -155,26 +180,59 @@ class Steps:
             total = k.b.fmul(value, weight) if total is None else k.fma(value, weight, total)
         return total
 
-    def _add_up(self, source, base, places, weights, row_table, column_table, line, target,
-                target_row, rows, columns, width) -> None:
+    def _add_up(
+        self,
+        source,
+        base,
+        places,
+        weights,
+        row_table,
+        column_table,
+        line,
+        target,
+        target_row,
+        rows,
+        columns,
+        width,
+    ) -> None:
         """``target = base + interpolated source``; ``width`` is the source's, all are first pixels."""
         k = self.k
         with k.loop(0, rows) as row:
             self._mix_rows(UP, source, places, weights, row_table + row * UP, line, width)
             with k.loop(0, columns) as column:
                 place = row * target_row + column * LANES
-                k.store(self._mix(line, places, weights, column_table + column * UP, UP,
-                                  k.load(base, place)), target, place)
+                k.store(
+                    self._mix(
+                        line, places, weights, column_table + column * UP, UP, k.load(base, place)
+                    ),
+                    target,
+                    place,
+                )
 
-    def _fold(self, source, places, weights, row_table, column_table, line, target, target_row, rows,
-              columns, width) -> None:
+    def _fold(
+        self,
+        source,
+        places,
+        weights,
+        row_table,
+        column_table,
+        line,
+        target,
+        target_row,
+        rows,
+        columns,
+        width,
+    ) -> None:
         """The gradient of the interpolation, from the fine plane to the coarse one."""
         k = self.k
         with k.loop(0, rows) as row:
             self._mix_rows(DOWN, source, places, weights, row_table + row * DOWN, line, width)
             with k.loop(0, columns) as column:
-                k.store(self._mix(line, places, weights, column_table + column * DOWN, DOWN),
-                        target, row * target_row + column * LANES)
+                k.store(
+                    self._mix(line, places, weights, column_table + column * DOWN, DOWN),
+                    target,
+                    row * target_row + column * LANES,
+                )
 
     def _mix_rows(self, count, source, places, weights, first, line, width) -> None:
         k = self.k

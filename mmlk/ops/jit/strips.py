@@ -168,8 +168,9 @@ class Block:
 
     def row_of(self, pointer, row, half):
         """The half's numbers in a row of a table (rows, C)."""
-        return self.k.load_some(pointer, self.channel_of(half) + row * self.channels,
-                                self.count_of(half), self.slot)
+        return self.k.load_some(
+            pointer, self.channel_of(half) + row * self.channels, self.count_of(half), self.slot
+        )
 
     def rows_of(self, pointer, row) -> list:
         """`row_of` all halves, as variables."""
@@ -177,8 +178,13 @@ class Block:
 
     def set_row(self, value, pointer, row, half) -> None:
         """Write the half's numbers to a row of a table (rows, C)."""
-        self.k.store_some(value, pointer, self.channel_of(half) + row * self.channels,
-                          self.count_of(half), self.slot)
+        self.k.store_some(
+            value,
+            pointer,
+            self.channel_of(half) + row * self.channels,
+            self.count_of(half),
+            self.slot,
+        )
 
 
 class Part:
@@ -206,16 +212,26 @@ class Part:
         """The half's channels of the part's image in the dense map at ``pointer``."""
         block = self.block
         row = block.width * block.channels
-        return planes.Map(pointer, self.image * (block.height * row) + block.channel_of(half), row,
-                          block.channels, block.count_of(half))
+        return planes.Map(
+            pointer,
+            self.image * (block.height * row) + block.channel_of(half),
+            row,
+            block.channels,
+            block.count_of(half),
+        )
 
     def stored(self, pointer, half) -> planes.Map:
         """As `map`, in a map of blocks (N, ceil(C / 16), H, W, 16), where all lanes may be touched."""
         k, block = self.k, self.block
         row, blocks = block.width * LANES, (block.channels + (LANES - 1)) // LANES
         image = self.image * blocks + block.channel // LANES
-        return planes.Map(pointer, image * (block.height * row) + k.int(half) * k.width, row,
-                          k.int(LANES), k.int(LANES))
+        return planes.Map(
+            pointer,
+            image * (block.height * row) + k.int(half) * k.width,
+            row,
+            k.int(LANES),
+            k.int(LANES),
+        )
 
     def halves(self, pointer, *, stored: bool = False) -> list[planes.Map]:
         """`map`, or `stored`, of all halves."""
@@ -245,14 +261,22 @@ class Own:
             sources[0].prefetch(k, y + 1, x)
             for half, source in enumerate(sources):
                 own = self.map(half)
-                k.store(source.read(k, y, x, self.block.slot), own.pointer,
-                        own.pixel(y - part.top, x - part.left))
+                k.store(
+                    source.read(k, y, x, self.block.slot),
+                    own.pointer,
+                    own.pixel(y - part.top, x - part.left),
+                )
 
     def map(self, half) -> planes.Map:
         """A half of them; the part's first pixel is the first."""
         k = self.k
-        return planes.Map(self.pointer, self.size * k.int(half) * k.width, self.columns * k.width,
-                          k.int(k.width), k.int(k.width))
+        return planes.Map(
+            self.pointer,
+            self.size * k.int(half) * k.width,
+            self.columns * k.width,
+            k.int(k.width),
+            k.int(k.width),
+        )
 
 
 class Strip:
@@ -281,8 +305,10 @@ class Strip:
     def reached(self) -> tuple[Int, Int]:
         """First row of taps that meets a pixel of the map, and the first after them that does not."""
         k = self.k
-        return (k.max(0, self.kh // 2 + 1 - self.height),
-                k.min(self.kh, self.kh // 2 + self.height))
+        return (
+            k.max(0, self.kh // 2 + 1 - self.height),
+            k.min(self.kh, self.kh // 2 + self.height),
+        )
 
     def taps(self):
         """Scratch for a vector a tap, and for rows that are summed in vain."""
@@ -309,7 +335,8 @@ class View:
     def __init__(self, part: Part, strip: Strip):
         self.part, self.strip, self.k, self.block = part, strip, part.k, part.block
         (self.top, self.bottom), (self.left, self.right) = strip.turned(
-            ((part.top, part.bottom), (part.left, part.right)))
+            ((part.top, part.bottom), (part.left, part.right))
+        )
 
     def fill(self, memory, room, sources, spare: int) -> Plane:
         """The plane of the part with what the kernel reaches around it, of all halves.
@@ -365,8 +392,16 @@ class Plane(NamedTuple):
         return k.at(self.pointer, self.size * k.int(half))
 
 
-def convolve(view: View, plane: Plane, half, taps, start, target: planes.Map, accumulate: bool,
-             moments: Moments | None = None) -> None:
+def convolve(
+    view: View,
+    plane: Plane,
+    half,
+    taps,
+    start,
+    target: planes.Map,
+    accumulate: bool,
+    moments: Moments | None = None,
+) -> None:
     """Convolve the plane with the kernel ``taps`` (one vector each) into the part of ``target``.
 
     One group of columns after another stays in the first cache from row to row.
@@ -378,7 +413,11 @@ def convolve(view: View, plane: Plane, half, taps, start, target: planes.Map, ac
     """
     k, strip, tile = view.k, view.strip, view.strip.tile
     pixels, target, reach = plane.of_half(k, half), view.seen(target), strip.kh // 2
-    tiles, slot, aside = (view.right - view.left + (tile - 1)) // tile, view.block.slot, view.block.aside
+    tiles, slot, aside = (
+        (view.right - view.left + (tile - 1)) // tile,
+        view.block.slot,
+        view.block.aside,
+    )
     with k.loop(0, tiles) as index, k.loop(view.top, view.bottom) as row:
         above, column = row - reach, view.left + index * tile
         wide = k.min(tile, view.right - column)
@@ -388,7 +427,9 @@ def convolve(view: View, plane: Plane, half, taps, start, target: planes.Map, ac
         sums = [k.variable(start) for _ in range(tile)]
         with k.loop(k.max(0, 0 - above), k.min(strip.kh, strip.height - above)) as i:
             line = plane.at(k, above + i, column - strip.kw // 2)
-            _row_of_taps(k, strip.kw, sums, k.at(pixels, line), k.at(taps, i * (strip.kw * k.width)))
+            _row_of_taps(
+                k, strip.kw, sums, k.at(pixels, line), k.at(taps, i * (strip.kw * k.width))
+            )
         with k.either(k.both(target.channels >= k.width, wide >= tile)) as (full, part):
             with full:
                 if moments:
@@ -407,8 +448,13 @@ def convolve(view: View, plane: Plane, half, taps, start, target: planes.Map, ac
                         moments.add([value], before + pixel)
                     if accumulate:
                         value = k.b.fadd(value, target.read(k, row, column + pixel, slot))
-                    k.store_some(value, target.pointer, target.pixel(row, column + pixel),
-                                 target.channels, slot)
+                    k.store_some(
+                        value,
+                        target.pointer,
+                        target.pixel(row, column + pixel),
+                        target.channels,
+                        slot,
+                    )
 
 
 def _row_of_taps(k: Kernel, kw: int, sums: list, pixels, taps) -> None:
@@ -442,18 +488,24 @@ def sum_taps(view: View, plane: Plane, half, own: planes.Map, taps) -> None:
     first, after = strip.kernels.reached
     columns = view.right - view.left
     rows = k.max(1, k.int(_BAND) // columns)
-    with k.loop(0, (view.bottom - view.top + rows - 1) // rows) as band, \
-            k.loop(first, after, strip.tap_rows) as i:
+    with (
+        k.loop(0, (view.bottom - view.top + rows - 1) // rows) as band,
+        k.loop(first, after, strip.tap_rows) as i,
+    ):
         top = view.top + band * rows
         bottom = k.min(top + rows, view.bottom)
         begin = k.max(top, reach - (strip.tap_rows - 1) - i)
         end = k.min(bottom, strip.height + reach - i)
         place = i * (strip.kw * k.width)
-        sums = [k.variable(k.load(taps, place + index * k.width))
-                for index in range(strip.tap_rows * strip.kw)]
+        sums = [
+            k.variable(k.load(taps, place + index * k.width))
+            for index in range(strip.tap_rows * strip.kw)
+        ]
         with k.loop(begin, end) as row, k.loop(0, columns, strip.shared) as column:
-            factors = [k.load(own.pointer, own.pixel(row - view.top, column + pixel))
-                       for pixel in range(strip.shared)]
+            factors = [
+                k.load(own.pointer, own.pixel(row - view.top, column + pixel))
+                for pixel in range(strip.shared)
+            ]
             line = plane.at(k, row + i - reach, view.left + column - strip.kw // 2)
             for step in range(strip.shared + strip.kw - 1):
                 for tap_row in range(strip.tap_rows):

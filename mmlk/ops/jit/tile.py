@@ -10,8 +10,9 @@ ROWS = 6
 _UNROLL = 4
 
 
-def add_products(k, sums: list, lines: list, step: int, weights, weight_step: int,
-                 depth: int | Int) -> None:
+def add_products(
+    k, sums: list, lines: list, step: int, weights, weight_step: int, depth: int | Int
+) -> None:
     """``sums[r] += sum_i lines[r][i * step] weights[i * weight_step ... + 16]``, in the order of i.
 
     Args:
@@ -22,6 +23,7 @@ def add_products(k, sums: list, lines: list, step: int, weights, weight_step: in
         weight_step: Floats from one vector of weights to the next.
         depth: Number of products in each sum.
     """
+
     def add(i, offset):
         weight = k.load(k.at(weights, i * weight_step), offset * weight_step)
         for total, line in zip(sums, lines, strict=True):

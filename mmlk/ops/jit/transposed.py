@@ -8,12 +8,14 @@ from mmlk.ops.jit.kernel import Kernel
 def _quads(k: Kernel, vectors: list) -> list:
     """Every 4 x 4 block of four vectors transposed."""
     starts, n = range(0, k.width, 4), k.width
-    low, high = ([each + s for s in starts for each in (o, n + o, o + 1, n + o + 1)]
-                 for o in (0, 2))
+    low, high = (
+        [each + s for s in starts for each in (o, n + o, o + 1, n + o + 1)] for o in (0, 2)
+    )
     a, b, c, d = vectors
     pairs = [(k.shuffle(a, b, order), k.shuffle(c, d, order)) for order in (low, high)]
-    first, second = ([each + s for s in starts for each in (o, o + 1, n + o, n + o + 1)]
-                     for o in (0, 2))
+    first, second = (
+        [each + s for s in starts for each in (o, o + 1, n + o, n + o + 1)] for o in (0, 2)
+    )
     return [k.shuffle(*pair, order) for pair in pairs for order in (first, second)]
 
 
@@ -22,7 +24,9 @@ def _joined(k: Kernel, quarters: list):
     width = 4
     while len(quarters) > 1:
         width *= 2
-        quarters = [k.shuffle(*quarters[i:i + 2], range(width)) for i in range(0, len(quarters), 2)]
+        quarters = [
+            k.shuffle(*quarters[i : i + 2], range(width)) for i in range(0, len(quarters), 2)
+        ]
     return quarters[0]
 
 
@@ -70,8 +74,9 @@ class Kernels:
         k = self.k
         channel, count = self.block.channel_of(half), self.block.count_of(half)
         # Beyond the last channel that one is read again.
-        lines = [k.at(weight, (channel + k.min(lane, count - 1)) * self.count)
-                 for lane in range(k.width)]
+        lines = [
+            k.at(weight, (channel + k.min(lane, count - 1)) * self.count) for lane in range(k.width)
+        ]
 
         def write(place, vectors) -> None:
             source = (self.count - 4) - place if flip else place
@@ -82,8 +87,9 @@ class Kernels:
 
         def write_one(lane, place, vector) -> None:
             source = (self.count - 1) - place if flip else place
-            k.copy_float(k.at(weight, (channel + lane) * self.count + source),
-                         k.at(taps, vector + lane))
+            k.copy_float(
+                k.at(weight, (channel + lane) * self.count + source), k.at(taps, vector + lane)
+            )
 
         self._each_four(k.min(count, k.width), write, write_one)
 

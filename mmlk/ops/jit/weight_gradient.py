@@ -30,9 +30,28 @@ TASKS_PER_THREAD = 8
 TASK_COST = 2_000_000
 
 
-@kernel('g_p g_panels_p y_p sums_p g_width g_stride x_p x_panels_p x_width x_stride rows span before')
-def _pack(k, g, g_panels, y, sums, g_width, g_stride, x, x_panels, x_width, x_stride, rows, span, before,
-          *, summed, multiplied):
+@kernel(
+    'g_p g_panels_p y_p sums_p g_width g_stride x_p x_panels_p x_width x_stride rows span before'
+)
+def _pack(
+    k,
+    g,
+    g_panels,
+    y,
+    sums,
+    g_width,
+    g_stride,
+    x,
+    x_panels,
+    x_width,
+    x_stride,
+    rows,
+    span,
+    before,
+    *,
+    summed,
+    multiplied,
+):
     """The first tasks write `COPIED_TOGETHER` panels of ``g`` each and their sums, the others of ``x``.
 
     Behind the sums of ``g`` stand those of ``g y``.
@@ -75,14 +94,34 @@ def _pack(k, g, g_panels, y, sums, g_width, g_stride, x, x_panels, x_width, x_st
                 with k.when(is_g), k.loop(first, last, LANES) as column:
                     total = k.variable(k.load(kept, column - first))
                     with k.when(start + before > 0):
-                        k.write(total, k.b.fadd(k.read(total), k.load_some(
-                            sums, offset + column, last - column, slot)))
+                        k.write(
+                            total,
+                            k.b.fadd(
+                                k.read(total),
+                                k.load_some(sums, offset + column, last - column, slot),
+                            ),
+                        )
                     k.store_some(k.read(total), sums, offset + column, last - column, slot)
 
 
 @kernel('g_p x_p factors_p y_p depth rows columns span before groups task_rows task_columns')
-def _product(k, g, x, factors, y, depth, rows, columns, span, before, groups, task_rows, task_columns,
-             *, scaled):
+def _product(
+    k,
+    g,
+    x,
+    factors,
+    y,
+    depth,
+    rows,
+    columns,
+    span,
+    before,
+    groups,
+    task_rows,
+    task_columns,
+    *,
+    scaled,
+):
     """Task ``t``: row panels of block ``t / groups`` by column panels of block ``t % groups``."""
     top, first = k.task // groups * task_rows, k.task % groups * task_columns
     bottom = k.min(top + task_rows, (rows + (LANES - 1)) // LANES)
@@ -102,14 +141,20 @@ def _product(k, g, x, factors, y, depth, rows, columns, span, before, groups, ta
                 k.prefetch(corner, columns * r, write=True)
                 k.prefetch(corner, columns * r + (LANES - 1), write=True)
             sums = [k.variable(k.zero) for _ in range(height)]
-            add_products(k, sums, [k.at(ours, offset + r) for r in range(height)], LANES, theirs, LANES,
-                         count)
+            add_products(
+                k,
+                sums,
+                [k.at(ours, offset + r) for r in range(height)],
+                LANES,
+                theirs,
+                LANES,
+                count,
+            )
             with k.either(k.both(columns - column >= LANES, rows - row >= height)) as (whole, part):
                 with whole:
                     if scaled:
                         for r, total in enumerate(sums):
-                            k.write(total, k.b.fmul(
-                                k.read(total), k.load_splat(factors, row + r)))
+                            k.write(total, k.b.fmul(k.read(total), k.load_splat(factors, row + r)))
                     with k.when(later):
                         for r, total in enumerate(sums):
                             k.write(total, k.b.fadd(k.read(total), k.load(corner, columns * r)))
@@ -121,11 +166,15 @@ def _product(k, g, x, factors, y, depth, rows, columns, span, before, groups, ta
                     with k.loop(0, k.min(height, rows - row)) as r:
                         total = k.variable(k.load(done, r * LANES))
                         if scaled:
-                            k.write(total, k.b.fmul(
-                                k.read(total), k.load_splat(factors, row + r)))
+                            k.write(total, k.b.fmul(k.read(total), k.load_splat(factors, row + r)))
                         with k.when(later):
-                            k.write(total, k.b.fadd(k.read(total), k.load_some(
-                                corner, columns * r, columns - column, slot)))
+                            k.write(
+                                total,
+                                k.b.fadd(
+                                    k.read(total),
+                                    k.load_some(corner, columns * r, columns - column, slot),
+                                ),
+                            )
                         k.store_some(k.read(total), corner, columns * r, columns - column, slot)
 
         tile(k.int(0), ROWS)
@@ -146,8 +195,14 @@ def _division(rows: int, columns: int, cost: int, threads: int) -> tuple[int, in
     return _parts(rows, blocks), _parts(columns, groups)
 
 
-def weight_gradient(grad: Tensor, x: Tensor, *, bias: bool = False, factors: Tensor | None = None,
-                    y: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    *,
+    bias: bool = False,
+    factors: Tensor | None = None,
+    y: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``(factors * g)^T x``, ``factors * sum_m g[m]`` and ``sum_m g[m] y[m]``, in float32.
 
     Args:
@@ -164,35 +219,70 @@ def weight_gradient(grad: Tensor, x: Tensor, *, bias: bool = False, factors: Ten
         ValueError: if shapes do not fit, or an operand is not float32 on the CPU in the order said.
     """
     (depth, rows), columns = grad.shape, x.shape[1]
-    for name, each, shape in (('grad', grad, grad.shape), ('x', x, (depth, columns)),
-                              ('factors', factors, (rows,)), ('y', y, grad.shape)):
+    for name, each, shape in (
+        ('grad', grad, grad.shape),
+        ('x', x, (depth, columns)),
+        ('factors', factors, (rows,)),
+        ('y', y, grad.shape),
+    ):
         if each is not None and not (
-                each.shape == shape and each.numel() > 0 and each.dtype == torch.float32
-                and each.is_cpu and (each.stride(-1) == 1 or shape[-1] == 1)):
+            each.shape == shape
+            and each.numel() > 0
+            and each.dtype == torch.float32
+            and each.is_cpu
+            and (each.stride(-1) == 1 or shape[-1] == 1)
+        ):
             raise ValueError(
                 f'weight_gradient: {name} {tuple(each.shape)} with strides {each.stride()}, '
                 f'{each.dtype} on {each.device}, is not {tuple(shape)}, not empty, with contiguous '
-                'rows in float32 on the CPU')
+                'rows in float32 on the CPU'
+            )
     if y is not None and y.stride() != grad.stride():
         raise ValueError(f'weight_gradient: strides {y.stride()} of y are not {grad.stride()}')
     chunk = _parts(depth, _parts(depth * (rows + columns), CHUNK))
     left, right = (grad.new_empty(_parts(each, LANES), chunk, LANES) for each in (rows, columns))
     result, sums = grad.new_empty(rows, columns), grad.new_empty(2, rows)
-    task_rows, task_columns = _division(len(left), len(right), chunk * rows * columns,
-                                        torch.get_num_threads())
+    task_rows, task_columns = _division(
+        len(left), len(right), chunk * rows * columns, torch.get_num_threads()
+    )
     groups = _parts(len(right), task_columns)
     copies = sum(_parts(each, LANES * COPIED_TOGETHER) for each in (rows, columns))
     for before in range(0, depth, chunk):
         count = min(chunk, depth - before)
         span = _parts(count, _parts(count, SPAN))
         _pack(summed=bias, multiplied=y is not None)(
-            copies, 4 * count * (rows + columns), _row(grad, before), left.data_ptr(),
-            0 if y is None else _row(y, before), sums.data_ptr(), rows, grad.stride(0),
-            _row(x, before), right.data_ptr(), columns, x.stride(0), count, span, before)
+            copies,
+            4 * count * (rows + columns),
+            _row(grad, before),
+            left.data_ptr(),
+            0 if y is None else _row(y, before),
+            sums.data_ptr(),
+            rows,
+            grad.stride(0),
+            _row(x, before),
+            right.data_ptr(),
+            columns,
+            x.stride(0),
+            count,
+            span,
+            before,
+        )
         _product(scaled=factors is not None)(
-            _parts(len(left), task_rows) * groups, count * rows * columns, left.data_ptr(),
-            right.data_ptr(), 0 if factors is None else factors.data_ptr(), result.data_ptr(), count,
-            rows, columns, span, before, groups, task_rows, task_columns)
+            _parts(len(left), task_rows) * groups,
+            count * rows * columns,
+            left.data_ptr(),
+            right.data_ptr(),
+            0 if factors is None else factors.data_ptr(),
+            result.data_ptr(),
+            count,
+            rows,
+            columns,
+            span,
+            before,
+            groups,
+            task_rows,
+            task_columns,
+        )
     total, by_y = sums.unbind()
     if factors is not None:
         total.mul_(factors)

@@ -40,8 +40,9 @@ def _profile(cell, position, width, SIDE: tl.constexpr, VERSION: tl.constexpr):
     if VERSION == 'v0':
         lower = tl.floor(position)
         part = position - lower
-        value = ((1.0 - part) * (cell == lower).to(tl.float32)
-                 + part * (cell == lower + 1.0).to(tl.float32))
+        value = (1.0 - part) * (cell == lower).to(tl.float32) + part * (cell == lower + 1.0).to(
+            tl.float32
+        )
     elif VERSION == 'gauss':
         away = (cell - position) / width
         value = tl.exp(-0.5 * away * away)
@@ -64,8 +65,9 @@ def _slopes(cell, position, width, profile, VERSION: tl.constexpr):
         by_width = by_position * away
     else:
         by_width = (profile > 0.0).to(tl.float32)
-        by_position = by_width * ((cell > position).to(tl.float32)
-                                  - (cell < position).to(tl.float32))
+        by_position = by_width * (
+            (cell > position).to(tl.float32) - (cell < position).to(tl.float32)
+        )
     return by_position, by_width
 
 
@@ -81,9 +83,19 @@ def _element(positions, sigma, at, step, ok, SIDE: tl.constexpr, VERSION: tl.con
 
 
 @jit(do_not_specialize=SIZES)
-def build(weight, positions, sigma, kernel, kernels, count,
-          KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-          VERSION: tl.constexpr):
+def build(
+    weight,
+    positions,
+    sigma,
+    kernel,
+    kernels,
+    count,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    VERSION: tl.constexpr,
+):
     """One kernel. Component 0 of the positions moves along rows for ``v0``, else along columns."""
     pid = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, ROWS)
@@ -102,15 +114,31 @@ def build(weight, positions, sigma, kernel, kernels, count,
         if VERSION != 'v0':
             share = share / (tl.sum(tall, 0) * tl.sum(wide, 0) + _EPSILON)
         total += (tall * share)[:, None] * wide[None, :]
-    tl.store(kernel + pid * (KH * KW) + row[:, None] * KW + column[None, :], total,
-             mask=(row < KH)[:, None] & (column < KW)[None, :])
+    tl.store(
+        kernel + pid * (KH * KW) + row[:, None] * KW + column[None, :],
+        total,
+        mask=(row < KH)[:, None] & (column < KW)[None, :],
+    )
 
 
 @jit(do_not_specialize=SIZES)
-def build_gradient(grad, weight, positions, sigma, grad_weight, grad_positions, grad_sigma,
-                   kernels, count,
-                   KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                   ELEMENTS: tl.constexpr, VERSION: tl.constexpr):
+def build_gradient(
+    grad,
+    weight,
+    positions,
+    sigma,
+    grad_weight,
+    grad_positions,
+    grad_sigma,
+    kernels,
+    count,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ELEMENTS: tl.constexpr,
+    VERSION: tl.constexpr,
+):
     """Gradients of ELEMENTS elements of one kernel."""
     pid = tl.program_id(0).to(tl.int64)
     element = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
@@ -121,8 +149,11 @@ def build_gradient(grad, weight, positions, sigma, grad_weight, grad_positions, 
     component = kernels.to(tl.int64) * count
     by_row = 0 if VERSION == 'v0' else component
     by_column = component if VERSION == 'v0' else 0
-    g = tl.load(grad + pid * (KH * KW) + row[:, None] * KW + column[None, :],
-                mask=(row < KH)[:, None] & (column < KW)[None, :], other=0.0).to(tl.float32)
+    g = tl.load(
+        grad + pid * (KH * KW) + row[:, None] * KW + column[None, :],
+        mask=(row < KH)[:, None] & (column < KW)[None, :],
+        other=0.0,
+    ).to(tl.float32)
     share = tl.load(weight + at, mask=ok, other=0.0).to(tl.float32)
     p, s = _element(positions, sigma, at, by_row, ok, KH, VERSION)
     q, t = _element(positions, sigma, at, by_column, ok, KW, VERSION)
@@ -150,11 +181,29 @@ def build_gradient(grad, weight, positions, sigma, grad_weight, grad_positions, 
     by_tall = tl.where(rows < KH, by_tall, 0.0)
     by_wide = tl.where(columns < KW, by_wide, 0.0)
     moved, widened = _slopes(rows, p[:, None], s[:, None], tall, VERSION)
-    _store(grad_positions, grad_sigma, sigma, at, by_row, ok, tl.sum(by_tall * moved, 1),
-           tl.sum(by_tall * widened, 1), VERSION)
+    _store(
+        grad_positions,
+        grad_sigma,
+        sigma,
+        at,
+        by_row,
+        ok,
+        tl.sum(by_tall * moved, 1),
+        tl.sum(by_tall * widened, 1),
+        VERSION,
+    )
     moved, widened = _slopes(columns, q[:, None], t[:, None], wide, VERSION)
-    _store(grad_positions, grad_sigma, sigma, at, by_column, ok, tl.sum(by_wide * moved, 1),
-           tl.sum(by_wide * widened, 1), VERSION)
+    _store(
+        grad_positions,
+        grad_sigma,
+        sigma,
+        at,
+        by_column,
+        ok,
+        tl.sum(by_wide * moved, 1),
+        tl.sum(by_wide * widened, 1),
+        VERSION,
+    )
 
 
 @jit
@@ -174,23 +223,45 @@ def _window(kernel_size: Sequence[int], version: str) -> dict:
     return dict(KH=kh, KW=kw, ROWS=rows, COLUMNS=columns, VERSION=version)
 
 
-def forward(weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_size: Sequence[int],
-            version: str) -> Tensor:
+def forward(
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None,
+    kernel_size: Sequence[int],
+    version: str,
+) -> Tensor:
     """`mmlk::dcls_kernel` of two axes: (O, I, kh, kw) in float32."""
     weight, positions = weight.contiguous(), positions.contiguous()
     sigma = None if sigma is None else sigma.contiguous()
     count = weight.shape[-1]
     kernels = weight.numel() // count
-    kernel = torch.empty((*weight.shape[:2], *kernel_size), dtype=torch.float32,
-                         device=weight.device)
+    kernel = torch.empty(
+        (*weight.shape[:2], *kernel_size), dtype=torch.float32, device=weight.device
+    )
     constants = _window(kernel_size, version)
-    launch(build, (kernels,), weight, positions, sigma, kernel, kernels, count,
-           num_warps=max(1, constants['ROWS'] * constants['COLUMNS'] // 1024), **constants)
+    launch(
+        build,
+        (kernels,),
+        weight,
+        positions,
+        sigma,
+        kernel,
+        kernels,
+        count,
+        num_warps=max(1, constants['ROWS'] * constants['COLUMNS'] // 1024),
+        **constants,
+    )
     return kernel
 
 
-def backward(grad: Tensor, weight: Tensor, positions: Tensor, sigma: Tensor | None,
-             kernel_size: Sequence[int], version: str) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    grad: Tensor,
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None,
+    kernel_size: Sequence[int],
+    version: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     """`mmlk::dcls_kernel_backward`: gradients of weight, positions and sigma in their dtypes."""
     grad, weight, positions = grad.contiguous(), weight.contiguous(), positions.contiguous()
     sigma = None if sigma is None else sigma.contiguous()
@@ -201,8 +272,21 @@ def backward(grad: Tensor, weight: Tensor, positions: Tensor, sigma: Tensor | No
     constants = _window(kernel_size, version)
     large = constants['ROWS'] * constants['COLUMNS'] > 1024
     elements = 1 if large else ELEMENTS
-    launch(build_gradient, (kernels, cdiv(count, elements)), grad, weight, positions, sigma, *grads,
-           grad_sigma, kernels, count, ELEMENTS=elements, num_warps=4, **constants)
+    launch(
+        build_gradient,
+        (kernels, cdiv(count, elements)),
+        grad,
+        weight,
+        positions,
+        sigma,
+        *grads,
+        grad_sigma,
+        kernels,
+        count,
+        ELEMENTS=elements,
+        num_warps=4,
+        **constants,
+    )
     return *grads, grad_sigma
 
 
@@ -217,9 +301,20 @@ def _gradient(version: str):
 
 
 EXAMPLES = tuple(
-    example for version in ('v0', 'gauss') for example in (
-        Example(f'forward-{version}', lambda version=version: forward(*_published(version)),
-                kernel='build', registers=(80, 80)),
-        Example(f'backward-{version}', lambda version=version: _gradient(version),
-                kernel='build_gradient', registers=(80, 80)),
-    ))
+    example
+    for version in ('v0', 'gauss')
+    for example in (
+        Example(
+            f'forward-{version}',
+            lambda version=version: forward(*_published(version)),
+            kernel='build',
+            registers=(80, 80),
+        ),
+        Example(
+            f'backward-{version}',
+            lambda version=version: _gradient(version),
+            kernel='build_gradient',
+            registers=(80, 80),
+        ),
+    )
+)

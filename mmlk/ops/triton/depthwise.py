@@ -64,10 +64,24 @@ def _always(_problem: Problem) -> bool:
 
 # In order of preference; the last one takes everything.
 ROUTES = (
-    Route('toeplitz', toeplitz.takes, toeplitz.takes, toeplitz.takes, toeplitz.forward,
-          toeplitz.input_gradient, toeplitz.weight_gradient),
-    Route('direct', _always, _always, _always, direct.forward, direct.input_gradient,
-          direct.weight_gradient),
+    Route(
+        'toeplitz',
+        toeplitz.takes,
+        toeplitz.takes,
+        toeplitz.takes,
+        toeplitz.forward,
+        toeplitz.input_gradient,
+        toeplitz.weight_gradient,
+    ),
+    Route(
+        'direct',
+        _always,
+        _always,
+        _always,
+        direct.forward,
+        direct.input_gradient,
+        direct.weight_gradient,
+    ),
 )
 
 
@@ -75,13 +89,13 @@ def clip(weight: Tensor, size: tuple[int, int]) -> Tensor:
     """The taps of ``weight`` that a map of ``size`` can reach, as a view."""
     kh, kw = weight.shape[2:]
     cut_h, cut_w = max(0, kh // 2 - size[0] + 1), max(0, kw // 2 - size[1] + 1)
-    return weight[:, :, cut_h:kh - cut_h, cut_w:kw - cut_w]
+    return weight[:, :, cut_h : kh - cut_h, cut_w : kw - cut_w]
 
 
 def arranged(x: Tensor, last: bool) -> Tensor:
     """``x`` itself where channels (``last``) or columns are contiguous, slices included, or a copy."""
     reach = sum((size - 1) * step for size, step in zip(x.shape[1:], x.stride()[1:]))
-    if reach < 2 ** 31:
+    if reach < 2**31:
         if last and (x.stride(1) == 1 or x.shape[1] == 1):
             return x
         if not last and (x.stride(3) == 1 or x.shape[3] == 1):
@@ -90,8 +104,9 @@ def arranged(x: Tensor, last: bool) -> Tensor:
 
 
 def problem(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Problem:
-    return Problem(tuple(x.shape), tuple(weight.shape[2:]), tuple(stride), x.dtype,
-                   channels_last(x))
+    return Problem(
+        tuple(x.shape), tuple(weight.shape[2:]), tuple(stride), x.dtype, channels_last(x)
+    )
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
@@ -102,8 +117,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int
     return route.run_forward(arranged(x, task.last), weight, bias, task.stride)
 
 
-def backward(grad: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int],
-             mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], mask: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     """`mmlk::depthwise_conv2d_backward`: gradients of x, weight and bias where ``mask`` asks."""
     kernel = clip(weight, x.shape[2:])
     task = problem(x, kernel, stride)
@@ -127,8 +143,16 @@ def unclip(grad_weight: Tensor, weight: Tensor) -> Tensor:
     return F.pad(grad_weight, (cut_w, cut_w, cut_h, cut_h)) if cut_h or cut_w else grad_weight
 
 
-def _example(name: str, kernel: str, shape: tuple[int, ...], size: tuple[int, int],
-             dtype: torch.dtype, last: bool, stride: int = 1, **expectations) -> Example:
+def _example(
+    name: str,
+    kernel: str,
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    last: bool,
+    stride: int = 1,
+    **expectations,
+) -> Example:
     """One of the three passes of a convolution, told by ``kernel`` and the launcher it is from."""
     c = shape[1]
 
@@ -144,25 +168,107 @@ def _example(name: str, kernel: str, shape: tuple[int, ...], size: tuple[int, in
 _STAGE1, _STAGE3 = (64, 96, 56, 56), (64, 384, 14, 14)
 _LOW, _FULL = torch.bfloat16, torch.float32
 EXAMPLES = (
-    _example('forward-last-k7-bf16', 'convolve_last', _STAGE1, (7, 7), _LOW, True,
-             registers=(168, 168), ffma=0.54),
-    _example('forward-last-k7-fp32', 'convolve_last', _STAGE1, (7, 7), _FULL, True,
-             registers=(168, 168), ffma=0.6),
-    _example('forward-last-k11x1-fp16', 'convolve_last', _STAGE1, (11, 1), torch.float16, True,
-             registers=(168, 168), ffma=0.44),
-    _example('gradient-last-k5-stride2-bf16', 'convolve_last', _STAGE1, (5, 5), _LOW, True, 2,
-             registers=(168, 168), ffma=0.42),
-    _example('forward-last-k51x5-fp32', 'convolve_last', _STAGE1, (51, 5), _FULL, True,
-             registers=(168, 168), ffma=0.6),
-    _example('forward-plain-k7-bf16', 'convolve_plain', _STAGE1, (7, 7), _LOW, False,
-             registers=(176, 176), ffma=0.37),
-    _example('forward-plain-k17-fp32', 'convolve_plain', _STAGE3, (17, 17), _FULL, False,
-             registers=(240, 200), ffma=0.43),
-    _example('taps-last-k7-bf16', 'tap_sums_last', _STAGE1, (7, 7), _LOW, True,
-             registers=(216, 216), ffma=0.5),
-    _example('taps-last-k1x11-fp32', 'tap_sums_last', _STAGE1, (1, 11), _FULL, True,
-             registers=(136, 136), ffma=0.62),
-    _example('taps-plain-k7-bf16', 'tap_sums_plain', _STAGE1, (7, 7), _LOW, False,
-             registers=(200, 200), ffma=0.31, slow=True),
+    _example(
+        'forward-last-k7-bf16',
+        'convolve_last',
+        _STAGE1,
+        (7, 7),
+        _LOW,
+        True,
+        registers=(168, 168),
+        ffma=0.54,
+    ),
+    _example(
+        'forward-last-k7-fp32',
+        'convolve_last',
+        _STAGE1,
+        (7, 7),
+        _FULL,
+        True,
+        registers=(168, 168),
+        ffma=0.6,
+    ),
+    _example(
+        'forward-last-k11x1-fp16',
+        'convolve_last',
+        _STAGE1,
+        (11, 1),
+        torch.float16,
+        True,
+        registers=(168, 168),
+        ffma=0.44,
+    ),
+    _example(
+        'gradient-last-k5-stride2-bf16',
+        'convolve_last',
+        _STAGE1,
+        (5, 5),
+        _LOW,
+        True,
+        2,
+        registers=(168, 168),
+        ffma=0.42,
+    ),
+    _example(
+        'forward-last-k51x5-fp32',
+        'convolve_last',
+        _STAGE1,
+        (51, 5),
+        _FULL,
+        True,
+        registers=(168, 168),
+        ffma=0.6,
+    ),
+    _example(
+        'forward-plain-k7-bf16',
+        'convolve_plain',
+        _STAGE1,
+        (7, 7),
+        _LOW,
+        False,
+        registers=(176, 176),
+        ffma=0.37,
+    ),
+    _example(
+        'forward-plain-k17-fp32',
+        'convolve_plain',
+        _STAGE3,
+        (17, 17),
+        _FULL,
+        False,
+        registers=(240, 200),
+        ffma=0.43,
+    ),
+    _example(
+        'taps-last-k7-bf16',
+        'tap_sums_last',
+        _STAGE1,
+        (7, 7),
+        _LOW,
+        True,
+        registers=(216, 216),
+        ffma=0.5,
+    ),
+    _example(
+        'taps-last-k1x11-fp32',
+        'tap_sums_last',
+        _STAGE1,
+        (1, 11),
+        _FULL,
+        True,
+        registers=(136, 136),
+        ffma=0.62,
+    ),
+    _example(
+        'taps-plain-k7-bf16',
+        'tap_sums_plain',
+        _STAGE1,
+        (7, 7),
+        _LOW,
+        False,
+        registers=(200, 200),
+        ffma=0.31,
+        slow=True,
+    ),
     _example('reduce-k7', 'reduce_taps', _STAGE1, (7, 7), _LOW, True, registers=(48, 48)),
 )

@@ -44,12 +44,38 @@ SIZES = ('in_rows', 'in_columns', 'out_rows', 'out_columns', 'kernel_rows', 'ker
 
 
 @jit(do_not_specialize=SIZES)
-def convolve_last(x, taps, bias, y, channels, in_rows, in_columns, out_rows, out_columns,
-                  x_image, x_row, x_column, y_image, y_row, y_column, tap_row, tap_column,
-                  tap_channel, kernel_rows, kernel_columns, STRIDE_ROW: tl.constexpr,
-                  STRIDE_COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr, X_COLUMN: tl.constexpr,
-                  Y_COLUMN: tl.constexpr, TAPS: tl.constexpr, COLUMNS: tl.constexpr,
-                  ROWS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr):
+def convolve_last(
+    x,
+    taps,
+    bias,
+    y,
+    channels,
+    in_rows,
+    in_columns,
+    out_rows,
+    out_columns,
+    x_image,
+    x_row,
+    x_column,
+    y_image,
+    y_row,
+    y_column,
+    tap_row,
+    tap_column,
+    tap_channel,
+    kernel_rows,
+    kernel_columns,
+    STRIDE_ROW: tl.constexpr,
+    STRIDE_COLUMN: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    X_COLUMN: tl.constexpr,
+    Y_COLUMN: tl.constexpr,
+    TAPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
     x_step = x_column // VECTOR * VECTOR if X_COLUMN == 0 else X_COLUMN
     y_step = y_column // VECTOR * VECTOR if Y_COLUMN == 0 else Y_COLUMN
     x_row, y_row = x_row // VECTOR * VECTOR, y_row // VECTOR * VECTOR
@@ -68,34 +94,107 @@ def convolve_last(x, taps, bias, y, channels, in_rows, in_columns, out_rows, out
         tile = tile % tiles
         rows, last_row, origin_row = reversed_taps(phase_row, kernel_rows, STRIDE_ROW)
         columns, last_column, origin_column = reversed_taps(
-            phase_column, kernel_columns, STRIDE_COLUMN)
+            phase_column, kernel_columns, STRIDE_COLUMN
+        )
         correlate_last(
-            x + n * (x_image // VECTOR * VECTOR), taps + (last_row * tap_row + last_column * tap_column),
-            None, y + n * (y_image // VECTOR * VECTOR) + phase_row * y_row + phase_column * y_step,
-            c, c_ok, tile // column_tiles * ROWS, tile % column_tiles * COLUMNS, in_rows, in_columns,
+            x + n * (x_image // VECTOR * VECTOR),
+            taps + (last_row * tap_row + last_column * tap_column),
+            None,
+            y + n * (y_image // VECTOR * VECTOR) + phase_row * y_row + phase_column * y_step,
+            c,
+            c_ok,
+            tile // column_tiles * ROWS,
+            tile % column_tiles * COLUMNS,
+            in_rows,
+            in_columns,
             tl.cdiv(out_rows - phase_row, STRIDE_ROW),
-            tl.cdiv(out_columns - phase_column, STRIDE_COLUMN), x_row, x_step, STRIDE_ROW * y_row,
-            STRIDE_COLUMN * y_step, -STRIDE_ROW * tap_row, -STRIDE_COLUMN * tap_column, tap_channel,
-            rows, columns, origin_row, origin_column, 1, 1, TAPS, COLUMNS, ROWS, CHANNELS)
+            tl.cdiv(out_columns - phase_column, STRIDE_COLUMN),
+            x_row,
+            x_step,
+            STRIDE_ROW * y_row,
+            STRIDE_COLUMN * y_step,
+            -STRIDE_ROW * tap_row,
+            -STRIDE_COLUMN * tap_column,
+            tap_channel,
+            rows,
+            columns,
+            origin_row,
+            origin_column,
+            1,
+            1,
+            TAPS,
+            COLUMNS,
+            ROWS,
+            CHANNELS,
+        )
     else:
         column_tiles = tl.cdiv(out_columns, COLUMNS)
         tiles = tl.cdiv(out_rows, ROWS) * column_tiles
         n = (tile // tiles).to(tl.int64)
         tile = tile % tiles
         correlate_last(
-            x + n * (x_image // VECTOR * VECTOR), taps, bias, y + n * (y_image // VECTOR * VECTOR),
-            c, c_ok, tile // column_tiles * ROWS, tile % column_tiles * COLUMNS, in_rows, in_columns,
-            out_rows, out_columns, x_row, x_step, y_row, y_step, tap_row, tap_column, tap_channel,
-            kernel_rows, kernel_columns, -(kernel_rows // 2), -(kernel_columns // 2), STRIDE_ROW,
-            STRIDE_COLUMN, TAPS, COLUMNS, ROWS, CHANNELS)
+            x + n * (x_image // VECTOR * VECTOR),
+            taps,
+            bias,
+            y + n * (y_image // VECTOR * VECTOR),
+            c,
+            c_ok,
+            tile // column_tiles * ROWS,
+            tile % column_tiles * COLUMNS,
+            in_rows,
+            in_columns,
+            out_rows,
+            out_columns,
+            x_row,
+            x_step,
+            y_row,
+            y_step,
+            tap_row,
+            tap_column,
+            tap_channel,
+            kernel_rows,
+            kernel_columns,
+            -(kernel_rows // 2),
+            -(kernel_columns // 2),
+            STRIDE_ROW,
+            STRIDE_COLUMN,
+            TAPS,
+            COLUMNS,
+            ROWS,
+            CHANNELS,
+        )
 
 
 @jit(do_not_specialize=SIZES)
-def convolve_plain(x, taps, bias, y, channels, in_rows, in_columns, out_rows, out_columns,
-                   x_image, x_channel, x_row, y_image, y_channel, y_row, tap_row, tap_column,
-                   tap_channel, kernel_rows, kernel_columns, STRIDE_ROW: tl.constexpr,
-                   STRIDE_COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr, TAPS: tl.constexpr,
-                   ROWS: tl.constexpr, WIDTH: tl.constexpr, PLANES: tl.constexpr):
+def convolve_plain(
+    x,
+    taps,
+    bias,
+    y,
+    channels,
+    in_rows,
+    in_columns,
+    out_rows,
+    out_columns,
+    x_image,
+    x_channel,
+    x_row,
+    y_image,
+    y_channel,
+    y_row,
+    tap_row,
+    tap_column,
+    tap_channel,
+    kernel_rows,
+    kernel_columns,
+    STRIDE_ROW: tl.constexpr,
+    STRIDE_COLUMN: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PLANES: tl.constexpr,
+):
     blocks = tl.cdiv(channels, PLANES)
     tile = tl.program_id(0)
     if TRANSPOSED:
@@ -109,15 +208,40 @@ def convolve_plain(x, taps, bias, y, channels, in_rows, in_columns, out_rows, ou
         c = (plane % blocks) * PLANES + tl.arange(0, PLANES)
         rows, last_row, origin_row = reversed_taps(phase_row, kernel_rows, STRIDE_ROW)
         columns, last_column, origin_column = reversed_taps(
-            phase_column, kernel_columns, STRIDE_COLUMN)
+            phase_column, kernel_columns, STRIDE_COLUMN
+        )
         correlate_plain(
-            x + n * x_image, taps + (last_row * tap_row + last_column * tap_column), None,
-            y + n * y_image + phase_row * y_row + phase_column, c, c < channels,
-            tile // column_tiles * ROWS, tile % column_tiles * WIDTH, in_rows, in_columns,
+            x + n * x_image,
+            taps + (last_row * tap_row + last_column * tap_column),
+            None,
+            y + n * y_image + phase_row * y_row + phase_column,
+            c,
+            c < channels,
+            tile // column_tiles * ROWS,
+            tile % column_tiles * WIDTH,
+            in_rows,
+            in_columns,
             tl.cdiv(out_rows - phase_row, STRIDE_ROW),
-            tl.cdiv(out_columns - phase_column, STRIDE_COLUMN), x_channel, x_row, y_channel,
-            STRIDE_ROW * y_row, STRIDE_COLUMN, -STRIDE_ROW * tap_row, -STRIDE_COLUMN * tap_column,
-            tap_channel, rows, columns, origin_row, origin_column, 1, 1, TAPS, ROWS, WIDTH, PLANES)
+            tl.cdiv(out_columns - phase_column, STRIDE_COLUMN),
+            x_channel,
+            x_row,
+            y_channel,
+            STRIDE_ROW * y_row,
+            STRIDE_COLUMN,
+            -STRIDE_ROW * tap_row,
+            -STRIDE_COLUMN * tap_column,
+            tap_channel,
+            rows,
+            columns,
+            origin_row,
+            origin_column,
+            1,
+            1,
+            TAPS,
+            ROWS,
+            WIDTH,
+            PLANES,
+        )
     else:
         column_tiles = tl.cdiv(out_columns, WIDTH)
         tiles = tl.cdiv(out_rows, ROWS) * column_tiles
@@ -126,20 +250,70 @@ def convolve_plain(x, taps, bias, y, channels, in_rows, in_columns, out_rows, ou
         n = (plane // blocks).to(tl.int64)
         c = (plane % blocks) * PLANES + tl.arange(0, PLANES)
         correlate_plain(
-            x + n * x_image, taps, bias, y + n * y_image, c, c < channels,
-            tile // column_tiles * ROWS, tile % column_tiles * WIDTH, in_rows, in_columns, out_rows,
-            out_columns, x_channel, x_row, y_channel, y_row, 1, tap_row, tap_column, tap_channel,
-            kernel_rows, kernel_columns, -(kernel_rows // 2), -(kernel_columns // 2), STRIDE_ROW,
-            STRIDE_COLUMN, TAPS, ROWS, WIDTH, PLANES)
+            x + n * x_image,
+            taps,
+            bias,
+            y + n * y_image,
+            c,
+            c < channels,
+            tile // column_tiles * ROWS,
+            tile % column_tiles * WIDTH,
+            in_rows,
+            in_columns,
+            out_rows,
+            out_columns,
+            x_channel,
+            x_row,
+            y_channel,
+            y_row,
+            1,
+            tap_row,
+            tap_column,
+            tap_channel,
+            kernel_rows,
+            kernel_columns,
+            -(kernel_rows // 2),
+            -(kernel_columns // 2),
+            STRIDE_ROW,
+            STRIDE_COLUMN,
+            TAPS,
+            ROWS,
+            WIDTH,
+            PLANES,
+        )
 
 
 @jit(do_not_specialize=(*SIZES, 'images'))
-def tap_sums_last(x, g, partial, images, channels, in_rows, in_columns, out_rows, out_columns,
-                  x_image, x_row, x_column, g_image, g_row, g_column, kernel_rows, kernel_columns,
-                  STRIDE_ROW: tl.constexpr, STRIDE_COLUMN: tl.constexpr, X_COLUMN: tl.constexpr,
-                  G_COLUMN: tl.constexpr, TAP_ROWS: tl.constexpr, TAP_COLUMNS: tl.constexpr,
-                  COLUMNS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-                  VECTOR: tl.constexpr, BIAS: tl.constexpr):
+def tap_sums_last(
+    x,
+    g,
+    partial,
+    images,
+    channels,
+    in_rows,
+    in_columns,
+    out_rows,
+    out_columns,
+    x_image,
+    x_row,
+    x_column,
+    g_image,
+    g_row,
+    g_column,
+    kernel_rows,
+    kernel_columns,
+    STRIDE_ROW: tl.constexpr,
+    STRIDE_COLUMN: tl.constexpr,
+    X_COLUMN: tl.constexpr,
+    G_COLUMN: tl.constexpr,
+    TAP_ROWS: tl.constexpr,
+    TAP_COLUMNS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BIAS: tl.constexpr,
+):
     x_step = x_column // VECTOR * VECTOR if X_COLUMN == 0 else X_COLUMN
     g_step = g_column // VECTOR * VECTOR if G_COLUMN == 0 else G_COLUMN
     blocks = tl.cdiv(channels, CHANNELS)
@@ -151,20 +325,67 @@ def tap_sums_last(x, g, partial, images, channels, in_rows, in_columns, out_rows
     begin = tl.program_id(1) * part
     size = (kernel_rows * kernel_columns + 1) * channels
     tap_gradients_last(
-        x, g, partial + tl.program_id(1).to(tl.int64) * size, c, c < channels // VECTOR * VECTOR,
-        begin, tl.minimum(begin + part, work), tap_block // tap_blocks * TAP_ROWS,
-        tap_block % tap_blocks * TAP_COLUMNS, in_rows, in_columns, out_rows, out_columns,
-        x_image // VECTOR * VECTOR, x_row // VECTOR * VECTOR, x_step, g_image // VECTOR * VECTOR,
-        g_row // VECTOR * VECTOR, g_step, kernel_rows, kernel_columns, channels, STRIDE_ROW,
-        STRIDE_COLUMN, TAP_ROWS, TAP_COLUMNS, COLUMNS, ROWS, CHANNELS, BIAS)
+        x,
+        g,
+        partial + tl.program_id(1).to(tl.int64) * size,
+        c,
+        c < channels // VECTOR * VECTOR,
+        begin,
+        tl.minimum(begin + part, work),
+        tap_block // tap_blocks * TAP_ROWS,
+        tap_block % tap_blocks * TAP_COLUMNS,
+        in_rows,
+        in_columns,
+        out_rows,
+        out_columns,
+        x_image // VECTOR * VECTOR,
+        x_row // VECTOR * VECTOR,
+        x_step,
+        g_image // VECTOR * VECTOR,
+        g_row // VECTOR * VECTOR,
+        g_step,
+        kernel_rows,
+        kernel_columns,
+        channels,
+        STRIDE_ROW,
+        STRIDE_COLUMN,
+        TAP_ROWS,
+        TAP_COLUMNS,
+        COLUMNS,
+        ROWS,
+        CHANNELS,
+        BIAS,
+    )
 
 
 @jit(do_not_specialize=(*SIZES, 'images'))
-def tap_sums_plain(x, g, partial, images, channels, in_rows, in_columns, out_rows, out_columns,
-                   x_image, x_channel, x_row, g_image, g_channel, g_row, kernel_rows, kernel_columns,
-                   STRIDE_ROW: tl.constexpr, STRIDE_COLUMN: tl.constexpr, TAP_ROWS: tl.constexpr,
-                   TAP_COLUMNS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-                   PLANES: tl.constexpr, BIAS: tl.constexpr):
+def tap_sums_plain(
+    x,
+    g,
+    partial,
+    images,
+    channels,
+    in_rows,
+    in_columns,
+    out_rows,
+    out_columns,
+    x_image,
+    x_channel,
+    x_row,
+    g_image,
+    g_channel,
+    g_row,
+    kernel_rows,
+    kernel_columns,
+    STRIDE_ROW: tl.constexpr,
+    STRIDE_COLUMN: tl.constexpr,
+    TAP_ROWS: tl.constexpr,
+    TAP_COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PLANES: tl.constexpr,
+    BIAS: tl.constexpr,
+):
     blocks = tl.cdiv(channels, PLANES)
     c = (tl.program_id(0) % blocks) * PLANES + tl.arange(0, PLANES)
     tap_block = tl.program_id(0) // blocks
@@ -174,21 +395,65 @@ def tap_sums_plain(x, g, partial, images, channels, in_rows, in_columns, out_row
     begin = tl.program_id(1) * part
     size = (kernel_rows * kernel_columns + 1) * channels
     tap_gradients_plain(
-        x, g, partial + tl.program_id(1).to(tl.int64) * size, c, c < channels, begin,
-        tl.minimum(begin + part, work), tap_block // tap_blocks * TAP_ROWS,
-        tap_block % tap_blocks * TAP_COLUMNS, in_rows, in_columns, out_rows, out_columns, x_image,
-        x_channel, x_row, g_image, g_channel, g_row, kernel_rows, kernel_columns, channels,
-        STRIDE_ROW, STRIDE_COLUMN, TAP_ROWS, TAP_COLUMNS, ROWS, WIDTH, PLANES, BIAS)
+        x,
+        g,
+        partial + tl.program_id(1).to(tl.int64) * size,
+        c,
+        c < channels,
+        begin,
+        tl.minimum(begin + part, work),
+        tap_block // tap_blocks * TAP_ROWS,
+        tap_block % tap_blocks * TAP_COLUMNS,
+        in_rows,
+        in_columns,
+        out_rows,
+        out_columns,
+        x_image,
+        x_channel,
+        x_row,
+        g_image,
+        g_channel,
+        g_row,
+        kernel_rows,
+        kernel_columns,
+        channels,
+        STRIDE_ROW,
+        STRIDE_COLUMN,
+        TAP_ROWS,
+        TAP_COLUMNS,
+        ROWS,
+        WIDTH,
+        PLANES,
+        BIAS,
+    )
 
 
 @jit(do_not_specialize=('splits', 'kernel_rows', 'kernel_columns'))
-def reduce_taps(partial, grad_weight, grad_bias, splits, channels, kernel_rows, kernel_columns,
-                tap_row, tap_column, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+def reduce_taps(
+    partial,
+    grad_weight,
+    grad_bias,
+    splits,
+    channels,
+    kernel_rows,
+    kernel_columns,
+    tap_row,
+    tap_column,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Partial sums (splits, taps + 1, channels) to (channels, taps) and (channels,)."""
     taps = kernel_rows * kernel_columns
     element = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = add_partials(partial, element, element < (taps + 1) * channels, splits,
-                         (taps + 1) * channels, SPLITS, BLOCK)
+    total = add_partials(
+        partial,
+        element,
+        element < (taps + 1) * channels,
+        splits,
+        (taps + 1) * channels,
+        SPLITS,
+        BLOCK,
+    )
     tap, c = element // channels, element % channels
     target = c * taps + tap // kernel_columns * tap_row + tap % kernel_columns * tap_column
     tl.store(grad_weight + target, total, mask=tap < taps)
@@ -197,6 +462,7 @@ def reduce_taps(partial, grad_weight, grad_bias, splits, channels, kernel_rows, 
 
 
 # ---------------------------------------------------------------------------- launch parameters
+
 
 class View(NamedTuple):
     """A map as rows and columns, the columns being the axis that threads hold in registers."""
@@ -266,8 +532,16 @@ def _constant(step: int, swap: bool) -> int:
 
 # ---------------------------------------------------------------------------- launchers
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, stride: tuple[int, int],
-              last: bool, transposed: bool) -> None:
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    stride: tuple[int, int],
+    last: bool,
+    transposed: bool,
+) -> None:
     """Fill ``y`` with the convolution of ``x``, or with the gradient of its input ``y``."""
     n, c, h, w = y.shape
     phases = stride[0] * stride[1] if transposed else 1
@@ -276,9 +550,16 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, stride:
     launcher(x, weight, bias, y, size, stride, phases, transposed)
 
 
-def _convolve_last(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
-                   size: tuple[int, int], stride: tuple[int, int], phases: int,
-                   transposed: bool) -> None:
+def _convolve_last(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    phases: int,
+    transposed: bool,
+) -> None:
     n, c = y.shape[:2]
     kernel = tuple(weight.shape[2:])
     swap = swaps(kernel)
@@ -292,49 +573,120 @@ def _convolve_last(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
         programs = n * cdiv(c, channels) * cdiv(size[0], 128 // channels) * cdiv(size[1], strip)
         taps = arranged(weight, programs)
         steps = (taps.stride(2), taps.stride(3))
-        launch(convolve_last, (programs, phases), x, taps, bias, y, c, source.rows, source.columns,
-               target.rows, target.columns, x.stride(0), source.row, source.column, y.stride(0),
-               target.row, target.column, *(steps[::-1] if swap else steps), taps.stride(0), *kernel,
-               STRIDE_ROW=stride[0], STRIDE_COLUMN=stride[1], TRANSPOSED=transposed,
-               X_COLUMN=_constant(source.column, swap), Y_COLUMN=_constant(target.column, swap),
-               TAPS=taps_at_once(kernel[1], stride[1] if transposed else 1), COLUMNS=strip,
-               ROWS=128 // channels, CHANNELS=channels,
-               VECTOR=vector(c, *strides(x), *strides(y)), num_warps=1, maxnreg=REGISTERS)
+        launch(
+            convolve_last,
+            (programs, phases),
+            x,
+            taps,
+            bias,
+            y,
+            c,
+            source.rows,
+            source.columns,
+            target.rows,
+            target.columns,
+            x.stride(0),
+            source.row,
+            source.column,
+            y.stride(0),
+            target.row,
+            target.column,
+            *(steps[::-1] if swap else steps),
+            taps.stride(0),
+            *kernel,
+            STRIDE_ROW=stride[0],
+            STRIDE_COLUMN=stride[1],
+            TRANSPOSED=transposed,
+            X_COLUMN=_constant(source.column, swap),
+            Y_COLUMN=_constant(target.column, swap),
+            TAPS=taps_at_once(kernel[1], stride[1] if transposed else 1),
+            COLUMNS=strip,
+            ROWS=128 // channels,
+            CHANNELS=channels,
+            VECTOR=vector(c, *strides(x), *strides(y)),
+            num_warps=1,
+            maxnreg=REGISTERS,
+        )
 
-    configured(('convolve_last', x.dtype, kernel, stride, transposed, *buckets(n * c, *size)),
-               dict(channels=least_padded(c, (64, 32, 16)), strip=least_padded(size[1], strips)),
-               [dict(channels=a, strip=b) for a in (64, 32, 16) for b in strips], run)
+    configured(
+        ('convolve_last', x.dtype, kernel, stride, transposed, *buckets(n * c, *size)),
+        dict(channels=least_padded(c, (64, 32, 16)), strip=least_padded(size[1], strips)),
+        [dict(channels=a, strip=b) for a in (64, 32, 16) for b in strips],
+        run,
+    )
 
 
-def _convolve_plain(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor,
-                    size: tuple[int, int], stride: tuple[int, int], phases: int,
-                    transposed: bool) -> None:
+def _convolve_plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    phases: int,
+    transposed: bool,
+) -> None:
     n, c = y.shape[:2]
     stacks = (14, 7) if transposed or stride[0] == 1 else (7,)
 
     def run(width: int, planes: int, stack: int) -> None:
         programs = n * cdiv(c, planes) * cdiv(size[0], stack) * cdiv(size[1], width)
-        launch(convolve_plain, (programs, phases), x, weight, bias, y, c, *x.shape[2:],
-               *y.shape[2:], *x.stride()[:3], *y.stride()[:3], weight.stride(2), weight.stride(3),
-               weight.stride(0), *weight.shape[2:], STRIDE_ROW=stride[0], STRIDE_COLUMN=stride[1],
-               TRANSPOSED=transposed,
-               TAPS=taps_at_once(weight.shape[2], stride[0] if transposed else 1), ROWS=stack,
-               WIDTH=width, PLANES=planes, num_warps=1)
+        launch(
+            convolve_plain,
+            (programs, phases),
+            x,
+            weight,
+            bias,
+            y,
+            c,
+            *x.shape[2:],
+            *y.shape[2:],
+            *x.stride()[:3],
+            *y.stride()[:3],
+            weight.stride(2),
+            weight.stride(3),
+            weight.stride(0),
+            *weight.shape[2:],
+            STRIDE_ROW=stride[0],
+            STRIDE_COLUMN=stride[1],
+            TRANSPOSED=transposed,
+            TAPS=taps_at_once(weight.shape[2], stride[0] if transposed else 1),
+            ROWS=stack,
+            WIDTH=width,
+            PLANES=planes,
+            num_warps=1,
+        )
 
     width, planes = lanes_plain(size[1], c, 64)
-    configured(('convolve_plain', x.dtype, tuple(weight.shape[2:]), stride, transposed,
-                *buckets(n * c, *size)),
-               dict(width=width, planes=planes, stack=least_padded(size[0], stacks)),
-               [dict(width=a, planes=b, stack=each) for a, b in ((64, 1), (32, 2), (32, 1), (16, 4))
-                for each in stacks], run)
+    configured(
+        (
+            'convolve_plain',
+            x.dtype,
+            tuple(weight.shape[2:]),
+            stride,
+            transposed,
+            *buckets(n * c, *size),
+        ),
+        dict(width=width, planes=planes, stack=least_padded(size[0], stacks)),
+        [
+            dict(width=a, planes=b, stack=each)
+            for a, b in ((64, 1), (32, 2), (32, 1), (16, 4))
+            for each in stacks
+        ],
+        run,
+    )
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
     """`depthwise.Route.run_forward`."""
     n, c, h, w = x.shape
     last = channels_last(x)
-    y = torch.empty((n, c, cdiv(h, stride[0]), cdiv(w, stride[1])), dtype=x.dtype, device=x.device,
-                    memory_format=torch.channels_last if last else torch.contiguous_format)
+    y = torch.empty(
+        (n, c, cdiv(h, stride[0]), cdiv(w, stride[1])),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
     _convolve(x, weight, bias, y, stride, last, transposed=False)
     return y
 
@@ -342,37 +694,67 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
 def input_gradient(grad: Tensor, weight: Tensor, x: Tensor, stride: tuple[int, int]) -> Tensor:
     """`depthwise.Route.run_input_gradient`."""
     last = channels_last(x)
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device,
-                         memory_format=torch.channels_last if last else torch.contiguous_format)
+    grad_x = torch.empty(
+        x.shape,
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
     _convolve(grad, weight, None, grad_x, stride, last, transposed=True)
     return grad_x
 
 
-def weight_gradient(grad: Tensor, x: Tensor, kernel: tuple[int, int], stride: tuple[int, int],
-                    wants_bias: bool) -> tuple[Tensor, Tensor | None]:
+def weight_gradient(
+    grad: Tensor, x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], wants_bias: bool
+) -> tuple[Tensor, Tensor | None]:
     """`depthwise.Route.run_weight_gradient`."""
     c = x.shape[1]
     last = channels_last(x)
     swap = last and swaps(kernel)
     partial = (_tap_sums_last if last else _tap_sums_plain)(
-        grad, x, kernel, stride, swap, wants_bias)
+        grad, x, kernel, stride, swap, wants_bias
+    )
     grad_weight = x.new_empty((c, 1, *kernel), dtype=torch.float32)
     grad_bias = x.new_empty(c, dtype=torch.float32) if wants_bias else None
     add_up(partial, grad_weight, grad_bias, kernel, swap)
     return grad_weight, grad_bias
 
 
-def add_up(partial: Tensor, grad_weight: Tensor, grad_bias: Tensor | None,
-           kernel: tuple[int, int], swap: bool) -> None:
+def add_up(
+    partial: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor | None,
+    kernel: tuple[int, int],
+    swap: bool,
+) -> None:
     """Sum of partial gradients (splits, taps + 1, C) to (C, 1, kh, kw) and (C,)."""
     parts, taps, c = partial.shape
     rows, columns = (1, kernel[1]) if swap else (kernel[1], 1)
-    launch(reduce_taps, (cdiv(taps * c, 32),), partial, grad_weight, grad_bias, parts, c,
-           *(kernel[::-1] if swap else kernel), rows, columns, SPLITS=32, BLOCK=32, num_warps=4)
+    launch(
+        reduce_taps,
+        (cdiv(taps * c, 32),),
+        partial,
+        grad_weight,
+        grad_bias,
+        parts,
+        c,
+        *(kernel[::-1] if swap else kernel),
+        rows,
+        columns,
+        SPLITS=32,
+        BLOCK=32,
+        num_warps=4,
+    )
 
 
-def _tap_sums_last(grad: Tensor, x: Tensor, kernel: tuple[int, int], stride: tuple[int, int],
-                   swap: bool, wants_bias: bool) -> Tensor:
+def _tap_sums_last(
+    grad: Tensor,
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    swap: bool,
+    wants_bias: bool,
+) -> Tensor:
     n, c = x.shape[:2]
     source, gradient = view(x, swap), view(grad, swap)
     if swap:
@@ -385,17 +767,49 @@ def _tap_sums_last(grad: Tensor, x: Tensor, kernel: tuple[int, int], stride: tup
     programs = cdiv(c, channels) * tap_blocks
     parts = splits(n * gradient.rows, programs, 2 * rows)
     partial = x.new_empty((parts, kernel[0] * kernel[1] + 1, c), dtype=torch.float32)
-    launch(tap_sums_last, (programs, parts), x, grad, partial, n, c, source.rows, source.columns,
-           gradient.rows, gradient.columns, x.stride(0), source.row, source.column, grad.stride(0),
-           gradient.row, gradient.column, *kernel, STRIDE_ROW=stride[0], STRIDE_COLUMN=stride[1],
-           X_COLUMN=_constant(source.column, swap), G_COLUMN=_constant(gradient.column, swap),
-           TAP_ROWS=tap_rows, TAP_COLUMNS=tap_columns, COLUMNS=7, ROWS=rows, CHANNELS=channels,
-           VECTOR=vector(c, *strides(x), *strides(grad)), BIAS=wants_bias, num_warps=warps)
+    launch(
+        tap_sums_last,
+        (programs, parts),
+        x,
+        grad,
+        partial,
+        n,
+        c,
+        source.rows,
+        source.columns,
+        gradient.rows,
+        gradient.columns,
+        x.stride(0),
+        source.row,
+        source.column,
+        grad.stride(0),
+        gradient.row,
+        gradient.column,
+        *kernel,
+        STRIDE_ROW=stride[0],
+        STRIDE_COLUMN=stride[1],
+        X_COLUMN=_constant(source.column, swap),
+        G_COLUMN=_constant(gradient.column, swap),
+        TAP_ROWS=tap_rows,
+        TAP_COLUMNS=tap_columns,
+        COLUMNS=7,
+        ROWS=rows,
+        CHANNELS=channels,
+        VECTOR=vector(c, *strides(x), *strides(grad)),
+        BIAS=wants_bias,
+        num_warps=warps,
+    )
     return partial
 
 
-def _tap_sums_plain(grad: Tensor, x: Tensor, kernel: tuple[int, int], stride: tuple[int, int],
-                    swap: bool, wants_bias: bool) -> Tensor:
+def _tap_sums_plain(
+    grad: Tensor,
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    swap: bool,
+    wants_bias: bool,
+) -> Tensor:
     n, c = x.shape[:2]
     tap_columns, tap_rows = tap_block(kernel[::-1], TAP_SUMS_PLAIN)
     tap_blocks = cdiv(kernel[0], tap_rows) * cdiv(kernel[1], tap_columns)
@@ -404,8 +818,27 @@ def _tap_sums_plain(grad: Tensor, x: Tensor, kernel: tuple[int, int], stride: tu
     programs = cdiv(c, planes) * tap_blocks
     parts = splits(n * cdiv(grad.shape[2], stack), programs, 1)
     partial = x.new_empty((parts, kernel[0] * kernel[1] + 1, c), dtype=torch.float32)
-    launch(tap_sums_plain, (programs, parts), x, grad, partial, n, c, *x.shape[2:],
-           *grad.shape[2:], *x.stride()[:3], *grad.stride()[:3], *kernel, STRIDE_ROW=stride[0],
-           STRIDE_COLUMN=stride[1], TAP_ROWS=tap_rows, TAP_COLUMNS=tap_columns, ROWS=stack, WIDTH=width,
-           PLANES=planes, BIAS=wants_bias, num_warps=1)
+    launch(
+        tap_sums_plain,
+        (programs, parts),
+        x,
+        grad,
+        partial,
+        n,
+        c,
+        *x.shape[2:],
+        *grad.shape[2:],
+        *x.stride()[:3],
+        *grad.stride()[:3],
+        *kernel,
+        STRIDE_ROW=stride[0],
+        STRIDE_COLUMN=stride[1],
+        TAP_ROWS=tap_rows,
+        TAP_COLUMNS=tap_columns,
+        ROWS=stack,
+        WIDTH=width,
+        PLANES=planes,
+        BIAS=wants_bias,
+        num_warps=1,
+    )
     return partial

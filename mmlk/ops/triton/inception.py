@@ -39,8 +39,15 @@ REGISTERS = 144  # cap that lets 14 warps share a processor, the least without s
 TOGETHER = 8  # partial sums read at once
 
 
-def forward(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tensor,
-            bias_w: Tensor | None, weight_h: Tensor, bias_h: Tensor | None) -> Tensor:
+def forward(
+    x: Tensor,
+    weight_hw: Tensor,
+    bias_hw: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+) -> Tensor:
     """`mmlk::inception_dwconv2d` for CUDA tensors (or CPU tensors in the interpreter)."""
     last = channels_last(x)
     y = _like(x, last)
@@ -49,16 +56,25 @@ def forward(x: Tensor, weight_hw: Tensor, bias_hw: Tensor | None, weight_w: Tens
     return y
 
 
-def backward(grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Tensor, weight_h: Tensor,
-             mask: Sequence[bool]) -> list[Tensor]:
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight_hw: Tensor,
+    weight_w: Tensor,
+    weight_h: Tensor,
+    mask: Sequence[bool],
+) -> list[Tensor]:
     """`mmlk::inception_dwconv2d_backward`: gradients of map, weights and biases ``mask`` asks for."""
     last = channels_last(x)
     weights = [each.contiguous() for each in (weight_hw, weight_w, weight_h)]
     grad, partial, gradients = _dense(grad, last), None, (None,) * 6
     if any(mask[1:]):
         partial = (_tap_sums_last if last else _tap_sums_plain)(grad, _dense(x, last), weights)
-        gradients = [weight.new_empty(shape) for weight in weights
-                     for shape in (weight.shape, weight.shape[:1])]
+        gradients = [
+            weight.new_empty(shape)
+            for weight in weights
+            for shape in (weight.shape, weight.shape[:1])
+        ]
     grad_x = _like(x, last) if mask[0] else None
     _convolve(grad, weights, (None,) * 3, grad_x, last, True, partial, gradients)
     results = [grad_x if mask[0] else x.new_empty(0)]
@@ -68,8 +84,12 @@ def backward(grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Tensor, weigh
 
 
 def _like(x: Tensor, last: bool) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device,
-                       memory_format=torch.channels_last if last else torch.contiguous_format)
+    return torch.empty(
+        x.shape,
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
 
 
 def _dense(x: Tensor, last: bool) -> Tensor:
@@ -80,9 +100,16 @@ def _dense(x: Tensor, last: bool) -> Tensor:
     return x if fits else x.contiguous()
 
 
-def _convolve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None],
-              y: Tensor | None, last: bool, flip: bool, partial: Tensor | None = None,
-              gradients: Sequence[Tensor | None] = (None,) * 6) -> None:
+def _convolve(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    y: Tensor | None,
+    last: bool,
+    flip: bool,
+    partial: Tensor | None = None,
+    gradients: Sequence[Tensor | None] = (None,) * 6,
+) -> None:
     """Fill ``y`` from ``x``, with reversed taps if ``flip``, and ``gradients`` from ``partial``.
 
     Either may be missing.
@@ -102,19 +129,49 @@ def _convolve(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | No
         channels, copied, rows = _lanes_last(branch)
         tiles = max(cdiv(a, STRIP) * cdiv(b, rows) for a, b in ((w, h), (h, w)))
         roles = cdiv(c - 3 * branch, copied) + 3 * cdiv(branch, channels)
-        launch(inception_last, (additions + images * tiles * roles,), *arguments, x.stride(0),
-               x.stride(2), y.stride(0), y.stride(2), X_COLUMN=x.stride(3), Y_COLUMN=y.stride(3),
-               FLIP=int(flip), SIDE_TAPS=taps_at_once(side), BAND_TAPS=taps_at_once(band),
-               COLUMNS=STRIP, ROWS=rows, CHANNELS=channels, COPIED=copied,
-               VECTOR=vector(c, branch, *strides(x), *strides(y)), SPLITS=TOGETHER, num_warps=1,
-               maxnreg=REGISTERS)
+        launch(
+            inception_last,
+            (additions + images * tiles * roles,),
+            *arguments,
+            x.stride(0),
+            x.stride(2),
+            y.stride(0),
+            y.stride(2),
+            X_COLUMN=x.stride(3),
+            Y_COLUMN=y.stride(3),
+            FLIP=int(flip),
+            SIDE_TAPS=taps_at_once(side),
+            BAND_TAPS=taps_at_once(band),
+            COLUMNS=STRIP,
+            ROWS=rows,
+            CHANNELS=channels,
+            COPIED=copied,
+            VECTOR=vector(c, branch, *strides(x), *strides(y)),
+            SPLITS=TOGETHER,
+            num_warps=1,
+            maxnreg=REGISTERS,
+        )
         return
     width, planes = lanes_plain(w, branch, 64)
     roles = cdiv((c - 3 * branch) * h * w, COPIED) + 3 * cdiv(branch, planes) * cdiv(
-        w, width) * cdiv(h, STRIP)
-    launch(inception_plain, (additions + images * roles,), *arguments, x.stride(0), y.stride(0),
-           FLIP=int(flip), SIDE_TAPS=taps_at_once(side), BAND_TAPS=taps_at_once(band), ROWS=STRIP,
-           WIDTH=width, PLANES=planes, COPIED=COPIED, SPLITS=TOGETHER, num_warps=1)
+        w, width
+    ) * cdiv(h, STRIP)
+    launch(
+        inception_plain,
+        (additions + images * roles,),
+        *arguments,
+        x.stride(0),
+        y.stride(0),
+        FLIP=int(flip),
+        SIDE_TAPS=taps_at_once(side),
+        BAND_TAPS=taps_at_once(band),
+        ROWS=STRIP,
+        WIDTH=width,
+        PLANES=planes,
+        COPIED=COPIED,
+        SPLITS=TOGETHER,
+        num_warps=1,
+    )
 
 
 def _lanes_last(branch: int) -> tuple[int, int, int]:
@@ -141,11 +198,34 @@ def _tap_sums_last(grad: Tensor, x: Tensor, weights: Sequence[Tensor]) -> Tensor
     programs = roles * cdiv(branch, channels)
     parts = splits(n * min(h, w), programs, 2 * rows)
     partial = _partial(x, weights, parts)
-    launch(inception_taps_last, (programs, parts), x, grad, partial, n, h, w, c, branch, side, band,
-           x.stride(0), x.stride(2), grad.stride(0), grad.stride(2), X_COLUMN=x.stride(3),
-           G_COLUMN=grad.stride(3), SIDE_ROWS=side_rows, SIDE_TAPS=side_taps, BAND_TAPS=band_taps,
-           COLUMNS=STRIP, ROWS=rows, CHANNELS=channels,
-           VECTOR=vector(c, branch, *strides(x), *strides(grad)), num_warps=warps)
+    launch(
+        inception_taps_last,
+        (programs, parts),
+        x,
+        grad,
+        partial,
+        n,
+        h,
+        w,
+        c,
+        branch,
+        side,
+        band,
+        x.stride(0),
+        x.stride(2),
+        grad.stride(0),
+        grad.stride(2),
+        X_COLUMN=x.stride(3),
+        G_COLUMN=grad.stride(3),
+        SIDE_ROWS=side_rows,
+        SIDE_TAPS=side_taps,
+        BAND_TAPS=band_taps,
+        COLUMNS=STRIP,
+        ROWS=rows,
+        CHANNELS=channels,
+        VECTOR=vector(c, branch, *strides(x), *strides(grad)),
+        num_warps=warps,
+    )
     return partial
 
 
@@ -159,9 +239,29 @@ def _tap_sums_plain(grad: Tensor, x: Tensor, weights: Sequence[Tensor]) -> Tenso
     programs = roles * cdiv(branch, planes)
     parts = splits(n * cdiv(h, STRIP), programs, 2)
     partial = _partial(x, weights, parts)
-    launch(inception_taps_plain, (programs, parts), x, grad, partial, n, h, w, c, branch, side, band,
-           x.stride(0), grad.stride(0), SIDE_COLUMNS=side_columns, SIDE_TAPS=side_taps,
-           BAND_TAPS=band_taps, ROWS=STRIP, WIDTH=width, PLANES=planes, num_warps=1)
+    launch(
+        inception_taps_plain,
+        (programs, parts),
+        x,
+        grad,
+        partial,
+        n,
+        h,
+        w,
+        c,
+        branch,
+        side,
+        band,
+        x.stride(0),
+        grad.stride(0),
+        SIDE_COLUMNS=side_columns,
+        SIDE_TAPS=side_taps,
+        BAND_TAPS=band_taps,
+        ROWS=STRIP,
+        WIDTH=width,
+        PLANES=planes,
+        num_warps=1,
+    )
     return partial
 
 
@@ -182,14 +282,49 @@ def _example(name: str, kernel: str, dtype: torch.dtype, last: bool, **expectati
 
 
 EXAMPLES = (
-    _example('forward-last-bf16', 'inception_last', torch.bfloat16, True, registers=(144, 144),
-             ffma=0.4, slow=True),
-    _example('gradient-last-bf16', 'inception_last', torch.bfloat16, True, registers=(144, 144),
-             ffma=0.4, slow=True),
-    _example('taps-last-bf16', 'inception_taps_last', torch.bfloat16, True, registers=(248, 248),
-             ffma=0.5, slow=True),
-    _example('forward-plain-fp16', 'inception_plain', torch.float16, False, registers=(152, 152),
-             ffma=0.33, slow=True),
-    _example('taps-plain-fp32', 'inception_taps_plain', torch.float32, False,
-             registers=(176, 176), ffma=0.33, slow=True),
+    _example(
+        'forward-last-bf16',
+        'inception_last',
+        torch.bfloat16,
+        True,
+        registers=(144, 144),
+        ffma=0.4,
+        slow=True,
+    ),
+    _example(
+        'gradient-last-bf16',
+        'inception_last',
+        torch.bfloat16,
+        True,
+        registers=(144, 144),
+        ffma=0.4,
+        slow=True,
+    ),
+    _example(
+        'taps-last-bf16',
+        'inception_taps_last',
+        torch.bfloat16,
+        True,
+        registers=(248, 248),
+        ffma=0.5,
+        slow=True,
+    ),
+    _example(
+        'forward-plain-fp16',
+        'inception_plain',
+        torch.float16,
+        False,
+        registers=(152, 152),
+        ffma=0.33,
+        slow=True,
+    ),
+    _example(
+        'taps-plain-fp32',
+        'inception_taps_plain',
+        torch.float32,
+        False,
+        registers=(176, 176),
+        ffma=0.33,
+        slow=True,
+    ),
 )

@@ -22,7 +22,8 @@ from triton.runtime.jit import create_function_from_signature
 from mmlk.ops.triton import MODULES, runtime
 
 _INSTRUCTION = re.compile(
-    r'\s+/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([A-Z0-9_.]*)(.*?);')
+    r'\s+/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([A-Z0-9_.]*)(.*?);'
+)
 
 
 class Report(NamedTuple):
@@ -71,8 +72,10 @@ def launch_of(example: runtime.Example) -> runtime.Launch:
     found = [each for each in launches if each.kernel.__name__ == example.kernel]
     if found:
         return found[example.position]
-    raise ValueError(f'launch_of: {example.name} launches '
-                     f'{[each.kernel.__name__ for each in launches]}, not {example.kernel!r}')
+    raise ValueError(
+        f'launch_of: {example.name} launches '
+        f'{[each.kernel.__name__ for each in launches]}, not {example.kernel!r}'
+    )
 
 
 def inspect(launch: runtime.Launch, arch: int) -> Report:
@@ -83,7 +86,8 @@ def inspect(launch: runtime.Launch, arch: int) -> Report:
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialisation, options = bind(*launch.args, **launch.options)
     options, signature, constants, attributes = kernel._pack_args(
-        backend, dict(launch.options), bound, specialisation, options)
+        backend, dict(launch.options), bound, specialisation, options
+    )
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(source, target=target, options=options.__dict__)
     return _read(compiled.asm['cubin'], compiled.metadata.shared)
@@ -95,11 +99,17 @@ def _read(cubin: bytes, shared: int) -> Report:
         file.write(cubin)
         file.flush()
         usage, code = (
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
-            for flag in ('--dump-resource-usage', '-sass'))
+            subprocess.run(
+                [tool, flag, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for flag in ('--dump-resource-usage', '-sass')
+        )
     registers, stack = map(int, re.search(r'REG:(\d+) STACK:(\d+)', usage).groups())
-    lines = [(int(match[1], 16), match[2], match[4])
-             for match in map(_INSTRUCTION.match, code.splitlines()) if match]
+    lines = [
+        (int(match[1], 16), match[2], match[4])
+        for match in map(_INSTRUCTION.match, code.splitlines())
+        if match
+    ]
     return Report(registers, stack, shared, Counter(name for _, name, _ in lines), _hot_loop(lines))
 
 
@@ -110,9 +120,16 @@ def _hot_loop(lines: list[tuple[int, str, str]]) -> Counter:
     for position, (address, name, operands) in enumerate(lines):
         jump = re.search(r'0x([0-9a-f]+)', operands) if name == 'BRA' else None
         if jump and int(jump[1], 16) < address and int(jump[1], 16) in index:
-            loops.append(Counter(each for _, each, _ in lines[index[int(jump[1], 16)]:position + 1]))
+            loops.append(
+                Counter(each for _, each, _ in lines[index[int(jump[1], 16)] : position + 1])
+            )
     if not loops:
         return Counter(name for _, name, _ in lines)
     # An outer loop holds the inner one: of equal work the shorter body is the hot one.
-    return max(loops, key=lambda each: (each['FFMA'] + each['FFMA2'] + each['HMMA'] + each['HGMMA'],
-                                        -each.total()))
+    return max(
+        loops,
+        key=lambda each: (
+            each['FFMA'] + each['FFMA2'] + each['HMMA'] + each['HGMMA'],
+            -each.total(),
+        ),
+    )

@@ -55,21 +55,41 @@ def planes(x: Tensor) -> Planes:
 
 
 @jit(do_not_specialize=('height', 'width', 'channels', 'source_image', 'target_image'))
-def copy_planes(target, source, channels, height, width, target_width,
-                source_image, source_channel, source_row, source_column,
-                target_image, target_channel, target_row, target_column,
-                CHANNELS: tl.constexpr, COLUMNS: tl.constexpr):
+def copy_planes(
+    target,
+    source,
+    channels,
+    height,
+    width,
+    target_width,
+    source_image,
+    source_channel,
+    source_row,
+    source_column,
+    target_image,
+    target_channel,
+    target_row,
+    target_column,
+    CHANNELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """CHANNELS x COLUMNS elements of one row of one image, zero past the source's width."""
     n = (tl.program_id(0) // height).to(tl.int64)
     h = (tl.program_id(0) % height).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     w = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     here = source + n * source_image + h * source_row
-    value = tl.load(here + c[:, None] * source_channel + w[None, :] * source_column,
-                    mask=(c < channels)[:, None] & (w < width)[None, :], other=0.0)
+    value = tl.load(
+        here + c[:, None] * source_channel + w[None, :] * source_column,
+        mask=(c < channels)[:, None] & (w < width)[None, :],
+        other=0.0,
+    )
     there = target + n * target_image + h * target_row
-    tl.store(there + c[:, None] * target_channel + w[None, :] * target_column, value,
-             mask=(c < channels)[:, None] & (w < target_width)[None, :])
+    tl.store(
+        there + c[:, None] * target_channel + w[None, :] * target_column,
+        value,
+        mask=(c < channels)[:, None] & (w < target_width)[None, :],
+    )
 
 
 def copy(source: Tensor, target: Tensor) -> None:
@@ -77,14 +97,34 @@ def copy(source: Tensor, target: Tensor) -> None:
     n, c, h, width = target.shape
     columns = min(64, max(16, power_of_2(width)))
     channels = min(2048 // columns, max(16, power_of_2(c)))
-    launch(copy_planes, (n * h, cdiv(c, channels), cdiv(width, columns)), target, source, c, h,
-           min(source.shape[3], width), width, *source.stride(), *target.stride(),
-           CHANNELS=channels, COLUMNS=columns, num_warps=4)
+    launch(
+        copy_planes,
+        (n * h, cdiv(c, channels), cdiv(width, columns)),
+        target,
+        source,
+        c,
+        h,
+        min(source.shape[3], width),
+        width,
+        *source.stride(),
+        *target.stride(),
+        CHANNELS=channels,
+        COLUMNS=columns,
+        num_warps=4,
+    )
 
 
 EXAMPLES = (
-    Example('from-last-bf16', lambda: planes(meta(64, 96, 56, 56, last=True)),
-            kernel='copy_planes', registers=(64, 64)),
-    Example('from-odd-rows-bf16', lambda: planes(meta(64, 96, 25, 25)),
-            kernel='copy_planes', registers=(64, 64)),
+    Example(
+        'from-last-bf16',
+        lambda: planes(meta(64, 96, 56, 56, last=True)),
+        kernel='copy_planes',
+        registers=(64, 64),
+    ),
+    Example(
+        'from-odd-rows-bf16',
+        lambda: planes(meta(64, 96, 25, 25)),
+        kernel='copy_planes',
+        registers=(64, 64),
+    ),
 )

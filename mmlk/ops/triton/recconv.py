@@ -46,8 +46,6 @@ FUSED_PROGRAMS = 64
 SMALL_PIXELS = 64 * 64  # bands of so small a map would not pay, however few its planes
 
 
-
-
 class Shape(NamedTuple):
     """How the planes of a map are dealt to programs; a function of shapes only.
 
@@ -72,8 +70,14 @@ class Shape(NamedTuple):
         return min(work, WARPS // self.warps)
 
     def constants(self) -> dict:
-        return dict(PLANES=self.planes, SPOTS=self.spots, ROWS=ROWS, LAST=self.last,
-                    num_warps=self.warps, num_stages=1)
+        return dict(
+            PLANES=self.planes,
+            SPOTS=self.spots,
+            ROWS=ROWS,
+            LAST=self.last,
+            num_warps=self.warps,
+            num_stages=1,
+        )
 
 
 def shape_of(channels: int, height: int, width: int, last: bool) -> Shape:
@@ -137,8 +141,12 @@ def _strided(x: Tensor, last: bool) -> Tensor:
 
 
 def _empty(x: Tensor, height: int, width: int, dtype: torch.dtype, last: bool) -> Tensor:
-    return torch.empty((*x.shape[:2], height, width), dtype=dtype, device=x.device,
-                       memory_format=torch.channels_last if last else torch.contiguous_format)
+    return torch.empty(
+        (*x.shape[:2], height, width),
+        dtype=dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
 
 
 def _bands(height: int) -> int:
@@ -147,11 +155,12 @@ def _bands(height: int) -> int:
 
 def bands_of(height: int, levels: int) -> list[int]:
     """Bands of the maps of the first ``levels`` levels."""
-    return [cdiv(-(-height // 2 ** level), BAND) for level in range(levels)]
+    return [cdiv(-(-height // 2**level), BAND) for level in range(levels)]
 
 
-def forward(x: Tensor, down_weight: Tensor, weights: list[Tensor],
-            mode: str) -> tuple[Tensor, list[Tensor]]:
+def forward(
+    x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str
+) -> tuple[Tensor, list[Tensor]]:
     """`mmlk::recconv2d` for CUDA tensors; nothing is saved for the backward pass."""
     down_weight, weights = _alike(down_weight, weights)
     y = _forward(x, down_weight, weights, mode == 'nearest', _tiled_levels(x, len(weights) - 1))
@@ -180,25 +189,72 @@ def _forward(x: Tensor, down: Tensor, weights: list[Tensor], nearest: bool, tile
     if tiled == 0:
         extents = _extents(h, w, levels, shape, margin)
         size, programs = sum(extents) + extents[1], shape.programs(work)
-        launch(kernels.forward_planes, (programs,), x, down, _slots(weights), y,
-               _scratch(x, programs, size), size, n, c, h, w, levels, shape.blocks,
-               *x.stride(), *y.stride(), **constants)
+        launch(
+            kernels.forward_planes,
+            (programs,),
+            x,
+            down,
+            _slots(weights),
+            y,
+            _scratch(x, programs, size),
+            size,
+            n,
+            c,
+            h,
+            w,
+            levels,
+            shape.blocks,
+            *x.stride(),
+            *y.stride(),
+            **constants,
+        )
         return y
     coarse = _forward(_halved(x, down, shape), down, weights[:-1], nearest, tiled - 1)
     size = _extent(BAND, w, shape, margin)
     programs = shape.programs(work * _bands(h))
-    launch(kernels.merge_band, (programs,), x, coarse, weights[-1], y,
-           _scratch(x, programs, size), size, n, c, h, w, shape.blocks,
-           *x.stride(), *coarse.stride(), *y.stride(), BAND=BAND, **constants)
+    launch(
+        kernels.merge_band,
+        (programs,),
+        x,
+        coarse,
+        weights[-1],
+        y,
+        _scratch(x, programs, size),
+        size,
+        n,
+        c,
+        h,
+        w,
+        shape.blocks,
+        *x.stride(),
+        *coarse.stride(),
+        *y.stride(),
+        BAND=BAND,
+        **constants,
+    )
     return y
 
 
 def _halved(x: Tensor, down: Tensor, shape: Shape) -> Tensor:
     n, c, h, w = x.shape
     small = _empty(x, (h + 1) // 2, (w + 1) // 2, torch.float32, shape.last)
-    launch(kernels.halve_band, (n * shape.blocks, _bands(h)), x, down, small, n, c, h, w,
-           shape.blocks, *x.stride(), *small.stride(), K=down.shape[-1], BAND=BAND,
-           **shape.constants())
+    launch(
+        kernels.halve_band,
+        (n * shape.blocks, _bands(h)),
+        x,
+        down,
+        small,
+        n,
+        c,
+        h,
+        w,
+        shape.blocks,
+        *x.stride(),
+        *small.stride(),
+        K=down.shape[-1],
+        BAND=BAND,
+        **shape.constants(),
+    )
     return small
 
 
@@ -213,41 +269,80 @@ class _Sums(NamedTuple):
     offset: int
 
 
-def backward(grad: Tensor, x: Tensor, down_weight: Tensor, weights: list[Tensor],
-             saved: list[Tensor], mode: str,
-             mask: list[bool]) -> tuple[Tensor, Tensor, list[Tensor]]:
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    down_weight: Tensor,
+    weights: list[Tensor],
+    saved: list[Tensor],
+    mode: str,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """`mmlk::recconv2d_backward`; ``saved`` is empty, the coarse maps are computed again."""
     levels, taps = len(weights) - 1, down_weight[0].numel()
     down, same = _alike(down_weight, weights)
-    grads = [torch.empty_like(each, memory_format=torch.contiguous_format)
-             for each in (down, *same)]
+    grads = [
+        torch.empty_like(each, memory_format=torch.contiguous_format) for each in (down, *same)
+    ]
     if x.numel() == 0 or levels == 0:
         grads[0].zero_()
     n, c, h, _ = x.shape
     tiled = _tiled_levels(x, levels)
     splits = n * _bands(h) if tiled else n
     rows = (levels + 1) * splits + n * (sum(bands_of(h, tiled)) + levels - tiled)
-    sums = _Sums(torch.empty(rows, taps, c, dtype=torch.float32, device=x.device), splits,
-                 (levels + 1) * splits)
+    sums = _Sums(
+        torch.empty(rows, taps, c, dtype=torch.float32, device=x.device),
+        splits,
+        (levels + 1) * splits,
+    )
     grad_x = _backward(grad, x, down, same, grads[1:], mode == 'nearest', tiled, sums, sums.offset)
     if levels:
         first = int(tiled == levels)  # the coarsest kernel then is an ordinary convolution's
-        launch(kernels.add_splits, (cdiv(c, 32), taps, levels + 2 - first), sums.partial, grads[0],
-               _slots(grads[1:]), n, c, h, levels, tiled, splits, sums.offset, first,
-               TAPS=taps, BAND=BAND, ROWS=64, CHANNELS=32, num_warps=2)
+        launch(
+            kernels.add_splits,
+            (cdiv(c, 32), taps, levels + 2 - first),
+            sums.partial,
+            grads[0],
+            _slots(grads[1:]),
+            n,
+            c,
+            h,
+            levels,
+            tiled,
+            splits,
+            sums.offset,
+            first,
+            TAPS=taps,
+            BAND=BAND,
+            ROWS=64,
+            CHANNELS=32,
+            num_warps=2,
+        )
     found = [each.to(weight.dtype) for each, weight in zip(grads, (down_weight, *weights))]
-    return (grad_x if mask[0] else x.new_empty(0), found[0] if mask[1] else down.new_empty(0),
-            found[1:] if mask[2] else [each.new_empty(0) for each in weights])
+    return (
+        grad_x if mask[0] else x.new_empty(0),
+        found[0] if mask[1] else down.new_empty(0),
+        found[1:] if mask[2] else [each.new_empty(0) for each in weights],
+    )
 
 
-def _backward(grad: Tensor, x: Tensor, down: Tensor, weights: list[Tensor],
-              grad_weights: list[Tensor], nearest: bool, tiled: int, sums: _Sums,
-              offset: int) -> Tensor:
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    down: Tensor,
+    weights: list[Tensor],
+    grad_weights: list[Tensor],
+    nearest: bool,
+    tiled: int,
+    sums: _Sums,
+    offset: int,
+) -> Tensor:
     """Gradient of ``x``; those of the kernels go to ``sums``, of an only one to ``grad_weights``."""
     levels, last = len(weights) - 1, channels_last(x)
     if levels == 0:
         grad_x, grad_weight, _ = depthwise.backward(
-            grad, x, weights[0], [1, 1], [True, True, False])
+            grad, x, weights[0], [1, 1], [True, True, False]
+        )
         grad_weights[0].copy_(grad_weight)
         return grad_x
     n, c, h, w = x.shape
@@ -261,26 +356,112 @@ def _backward(grad: Tensor, x: Tensor, down: Tensor, weights: list[Tensor],
         extents = _extents(h, w, levels, shape, margin)
         size = extents[0] + 4 * sum(extents[1:]) + extents[1] + lanes
         programs = shape.programs(work)
-        launch(kernels.backward_planes, (programs,), grad, x, down, _slots(weights), grad_x,
-               sums.partial, _scratch(x, programs, size), size, n, c, h, w, levels, shape.blocks,
-               sums.splits, offset, *grad.stride(), *x.stride(), *grad_x.stride(),
-               MARGIN=margin, NEAREST=nearest, **taps)
+        launch(
+            kernels.backward_planes,
+            (programs,),
+            grad,
+            x,
+            down,
+            _slots(weights),
+            grad_x,
+            sums.partial,
+            _scratch(x, programs, size),
+            size,
+            n,
+            c,
+            h,
+            w,
+            levels,
+            shape.blocks,
+            sums.splits,
+            offset,
+            *grad.stride(),
+            *x.stride(),
+            *grad_x.stride(),
+            MARGIN=margin,
+            NEAREST=nearest,
+            **taps,
+        )
         return grad_x
     small = _halved(x, down, shape)
     coarse = _forward(small, down, weights[:-1], nearest, tiled - 1)
     programs = shape.programs(work * _bands(h))
     area = _scratch(x, programs, lanes)
     flow, down_flow = _empty(x, h, w, torch.float32, last), torch.empty_like(small)
-    launch(kernels.merge_gradient_band, (programs,), grad, x, coarse, weights[-1], flow,
-           sums.partial, area, n, c, h, w, shape.blocks, levels * sums.splits, *grad.stride(),
-           *x.stride(), *coarse.stride(), *flow.stride(), BAND=BAND, NEAREST=nearest, **taps)
-    launch(kernels.up_gradient_band, (work, _bands(h)), flow, down_flow, n, c, h, w, shape.blocks,
-           *flow.stride(), *down_flow.stride(), BAND=BAND, NEAREST=nearest, **shape.constants())
-    down_flow = _backward(down_flow, small, down, weights[:-1], grad_weights[:-1], nearest,
-                          tiled - 1, sums, offset + n * _bands(h))
-    launch(kernels.halve_gradient_band, (programs,), down_flow, x, flow, down, grad_x, sums.partial,
-           area, n, c, h, w, shape.blocks, offset, *down_flow.stride(), *x.stride(),
-           *flow.stride(), *grad_x.stride(), BAND=BAND, **taps)
+    launch(
+        kernels.merge_gradient_band,
+        (programs,),
+        grad,
+        x,
+        coarse,
+        weights[-1],
+        flow,
+        sums.partial,
+        area,
+        n,
+        c,
+        h,
+        w,
+        shape.blocks,
+        levels * sums.splits,
+        *grad.stride(),
+        *x.stride(),
+        *coarse.stride(),
+        *flow.stride(),
+        BAND=BAND,
+        NEAREST=nearest,
+        **taps,
+    )
+    launch(
+        kernels.up_gradient_band,
+        (work, _bands(h)),
+        flow,
+        down_flow,
+        n,
+        c,
+        h,
+        w,
+        shape.blocks,
+        *flow.stride(),
+        *down_flow.stride(),
+        BAND=BAND,
+        NEAREST=nearest,
+        **shape.constants(),
+    )
+    down_flow = _backward(
+        down_flow,
+        small,
+        down,
+        weights[:-1],
+        grad_weights[:-1],
+        nearest,
+        tiled - 1,
+        sums,
+        offset + n * _bands(h),
+    )
+    launch(
+        kernels.halve_gradient_band,
+        (programs,),
+        down_flow,
+        x,
+        flow,
+        down,
+        grad_x,
+        sums.partial,
+        area,
+        n,
+        c,
+        h,
+        w,
+        shape.blocks,
+        offset,
+        *down_flow.stride(),
+        *x.stride(),
+        *flow.stride(),
+        *grad_x.stride(),
+        BAND=BAND,
+        **taps,
+    )
     return grad_x
 
 
@@ -303,24 +484,71 @@ def _run_backward(*arguments):
 _LARGE = (2, 64, 200, 336)
 
 EXAMPLES = (
-    Example('forward-plain-bf16', lambda: _run_forward(False, torch.bfloat16), 'forward_planes',
-            registers=(128, 128), ffma=0.45, slow=True),
-    Example('forward-last-bf16', lambda: _run_forward(True, torch.bfloat16), 'forward_planes',
-            registers=(128, 128), ffma=0.45, slow=True),
-    Example('backward-plain-bf16', lambda: _run_backward(False, torch.bfloat16), 'backward_planes',
-            ffma=0.3, slow=True),
-    Example('backward-last-bf16', lambda: _run_backward(True, torch.bfloat16), 'backward_planes',
-            ffma=0.27, slow=True),
-    Example('sums', lambda: _run_backward(False, torch.bfloat16), 'add_splits',
-            registers=(128, 128)),
-    Example('bands-halve', lambda: _run_forward(False, torch.bfloat16, _LARGE), 'halve_band',
-            registers=(96, 96)),
-    Example('bands-merge', lambda: _run_forward(False, torch.bfloat16, _LARGE), 'merge_band',
-            registers=(128, 128), ffma=0.4, slow=True),
-    Example('bands-merge-gradient', lambda: _run_backward(False, torch.bfloat16, _LARGE),
-            'merge_gradient_band', ffma=0.3, slow=True),
-    Example('bands-up-gradient', lambda: _run_backward(False, torch.bfloat16, _LARGE),
-            'up_gradient_band', registers=(96, 96)),
-    Example('bands-halve-gradient', lambda: _run_backward(False, torch.bfloat16, _LARGE),
-            'halve_gradient_band', ffma=0.25, slow=True),
+    Example(
+        'forward-plain-bf16',
+        lambda: _run_forward(False, torch.bfloat16),
+        'forward_planes',
+        registers=(128, 128),
+        ffma=0.45,
+        slow=True,
+    ),
+    Example(
+        'forward-last-bf16',
+        lambda: _run_forward(True, torch.bfloat16),
+        'forward_planes',
+        registers=(128, 128),
+        ffma=0.45,
+        slow=True,
+    ),
+    Example(
+        'backward-plain-bf16',
+        lambda: _run_backward(False, torch.bfloat16),
+        'backward_planes',
+        ffma=0.3,
+        slow=True,
+    ),
+    Example(
+        'backward-last-bf16',
+        lambda: _run_backward(True, torch.bfloat16),
+        'backward_planes',
+        ffma=0.27,
+        slow=True,
+    ),
+    Example(
+        'sums', lambda: _run_backward(False, torch.bfloat16), 'add_splits', registers=(128, 128)
+    ),
+    Example(
+        'bands-halve',
+        lambda: _run_forward(False, torch.bfloat16, _LARGE),
+        'halve_band',
+        registers=(96, 96),
+    ),
+    Example(
+        'bands-merge',
+        lambda: _run_forward(False, torch.bfloat16, _LARGE),
+        'merge_band',
+        registers=(128, 128),
+        ffma=0.4,
+        slow=True,
+    ),
+    Example(
+        'bands-merge-gradient',
+        lambda: _run_backward(False, torch.bfloat16, _LARGE),
+        'merge_gradient_band',
+        ffma=0.3,
+        slow=True,
+    ),
+    Example(
+        'bands-up-gradient',
+        lambda: _run_backward(False, torch.bfloat16, _LARGE),
+        'up_gradient_band',
+        registers=(96, 96),
+    ),
+    Example(
+        'bands-halve-gradient',
+        lambda: _run_backward(False, torch.bfloat16, _LARGE),
+        'halve_gradient_band',
+        ffma=0.25,
+        slow=True,
+    ),
 )

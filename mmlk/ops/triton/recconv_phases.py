@@ -69,8 +69,14 @@ def begin(height, width, level, PLANES: tl.constexpr, ROWS: tl.constexpr, MARGIN
 
 
 @jit
-def corner(height, width, PLANES: tl.constexpr, ROWS: tl.constexpr, MARGIN: tl.constexpr,
-           LAST: tl.constexpr):
+def corner(
+    height,
+    width,
+    PLANES: tl.constexpr,
+    ROWS: tl.constexpr,
+    MARGIN: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """Place of pixel (0, 0) in a scratch map, plane and row stride; columns are PLANES or 1 apart."""
     pitch = width + 2 * MARGIN
     if LAST:
@@ -85,8 +91,15 @@ def corner(height, width, PLANES: tl.constexpr, ROWS: tl.constexpr, MARGIN: tl.c
 
 
 @jit
-def scratch_map(base, height, width, PLANES: tl.constexpr, ROWS: tl.constexpr,
-                MARGIN: tl.constexpr, LAST: tl.constexpr):
+def scratch_map(
+    base,
+    height,
+    width,
+    PLANES: tl.constexpr,
+    ROWS: tl.constexpr,
+    MARGIN: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """The scratch map at ``base``: pointer to pixel (0, 0), plane and row stride."""
     place, plane, row = corner(height, width, PLANES, ROWS, MARGIN, LAST)
     return base + place, plane, row
@@ -188,9 +201,19 @@ def share_of(step, index, small, large, NEAREST: tl.constexpr):
 
 
 @jit
-def store_sums(sums, area, partial, channels, count, K: tl.constexpr, FLIPPED: tl.constexpr,
-               PADDED: tl.constexpr, PLANES: tl.constexpr, SPOTS: tl.constexpr,
-               LAST: tl.constexpr):
+def store_sums(
+    sums,
+    area,
+    partial,
+    channels,
+    count,
+    K: tl.constexpr,
+    FLIPPED: tl.constexpr,
+    PADDED: tl.constexpr,
+    PLANES: tl.constexpr,
+    SPOTS: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """Add the K * K accumulators over the lanes of a plane; rows of ``channels`` in ``partial``.
 
     They are exchanged through scratch memory ``area`` at once, rather than by a reduction with
@@ -203,19 +226,43 @@ def store_sums(sums, area, partial, channels, count, K: tl.constexpr, FLIPPED: t
     tap = tl.arange(0, PADDED)[:, None, None]
     owner = tl.arange(0, PLANES)[None, :, None]
     lane = tl.arange(0, SPOTS)[None, None, :]
-    total = tl.sum(tl.load(area + (tap * PLANES + owner) * SPOTS + lane, mask=tap < K * K,
-                           other=0.0), axis=2)
+    total = tl.sum(
+        tl.load(area + (tap * PLANES + owner) * SPOTS + lane, mask=tap < K * K, other=0.0), axis=2
+    )
     tap = tl.arange(0, PADDED)[:, None]
     owner = tl.arange(0, PLANES)[None, :]
-    tl.store(partial + (K * K - 1 - tap if FLIPPED else tap) * channels + owner, total,
-             mask=(tap < K * K) & (owner < count))
+    tl.store(
+        partial + (K * K - 1 - tap if FLIPPED else tap) * channels + owner,
+        total,
+        mask=(tap < K * K) & (owner < count),
+    )
 
 
 @jit(noinline=True)
-def merge(fine, f_plane, f_row, f_column, coarse, c_plane, c_row, c_column,
-          target, t_plane, t_row, t_column, top, bottom, height, width, count,
-          PLANES: tl.constexpr, SPOTS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr,
-          NEAREST: tl.constexpr):
+def merge(
+    fine,
+    f_plane,
+    f_row,
+    f_column,
+    coarse,
+    c_plane,
+    c_row,
+    c_column,
+    target,
+    t_plane,
+    t_row,
+    t_column,
+    top,
+    bottom,
+    height,
+    width,
+    count,
+    PLANES: tl.constexpr,
+    SPOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LAST: tl.constexpr,
+    NEAREST: tl.constexpr,
+):
     """``target = fine + up(coarse)``, rows from ``top`` to ``bottom`` of a height x width map."""
     plane, spot = lanes(PLANES, SPOTS, LAST)
     ok, plane = own(plane, count)
@@ -231,15 +278,33 @@ def merge(fine, f_plane, f_row, f_column, coarse, c_plane, c_row, c_column,
             within = inside & ok & (h + r < bottom)
             row = tl.minimum(h + r, bottom - 1)
             value = tl.load(fine + row * f_row + w * f_column, mask=within, other=0.0)
-            up = interpolate(coarse, c_row, c_column, position(row, small_h, height, NEAREST),
-                             across)
+            up = interpolate(
+                coarse, c_row, c_column, position(row, small_h, height, NEAREST), across
+            )
             tl.store(target + row * t_row + w * t_column, value.to(tl.float32) + up, mask=within)
 
 
 @jit(noinline=True)
-def convolve(source, s_plane, s_row, s_column, kernel, target, t_plane, t_row, t_column,
-             top, bottom, width, count, K: tl.constexpr, PLANES: tl.constexpr,
-             SPOTS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr):
+def convolve(
+    source,
+    s_plane,
+    s_row,
+    s_column,
+    kernel,
+    target,
+    t_plane,
+    t_row,
+    t_column,
+    top,
+    bottom,
+    width,
+    count,
+    K: tl.constexpr,
+    PLANES: tl.constexpr,
+    SPOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LAST: tl.constexpr,
+):
     """K x K convolution of a scratch map at stride 1."""
     plane, spot = lanes(PLANES, SPOTS, LAST)
     ok, plane = own(plane, count)
@@ -256,12 +321,14 @@ def convolve(source, s_plane, s_row, s_column, kernel, target, t_plane, t_row, t
                 value = tl.load(line + (b - K // 2) * s_column)
                 for r in tl.static_range(ROWS):
                     if i - r >= 0 and i - r < K:
-                        acc = (acc[:r] + (acc[r] + value * weights[(i - r) * K + b],)
-                               + acc[r + 1:])
+                        acc = acc[:r] + (acc[r] + value * weights[(i - r) * K + b],) + acc[r + 1 :]
         out = target + h * t_row + w * t_column
         for r in tl.static_range(ROWS):
-            tl.store(out + r * t_row, acc[r].to(target.dtype.element_ty),
-                     mask=inside & ok & (h + r < bottom))
+            tl.store(
+                out + r * t_row,
+                acc[r].to(target.dtype.element_ty),
+                mask=inside & ok & (h + r < bottom),
+            )
 
 
 @jit
@@ -275,9 +342,28 @@ def window(at, row_ok, column, width, MASKED: tl.constexpr):
 
 
 @jit(noinline=True)
-def halve(source, s_plane, s_row, s_column, kernel, target, t_plane, t_row, t_column,
-          top, bottom, height, width, count, K: tl.constexpr, PLANES: tl.constexpr,
-          SPOTS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr, MASKED: tl.constexpr):
+def halve(
+    source,
+    s_plane,
+    s_row,
+    s_column,
+    kernel,
+    target,
+    t_plane,
+    t_row,
+    t_column,
+    top,
+    bottom,
+    height,
+    width,
+    count,
+    K: tl.constexpr,
+    PLANES: tl.constexpr,
+    SPOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LAST: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     """K x K convolution at stride 2 of a height x width map, result rows ``top`` to ``bottom``.
 
     Half as many rows a strip as elsewhere, so that the rows read stay inside scratch margins.
@@ -298,24 +384,58 @@ def halve(source, s_plane, s_row, s_column, kernel, target, t_plane, t_row, t_co
             row = 2 * h + (i - K // 2)
             row_ok = ok & (row >= 0) & (row < height)
             for b in tl.static_range(K):
-                value = window(line + (b - K // 2) * s_column, row_ok, 2 * w + (b - K // 2), width,
-                               MASKED)
+                value = window(
+                    line + (b - K // 2) * s_column, row_ok, 2 * w + (b - K // 2), width, MASKED
+                )
                 for r in tl.static_range(HALF):
                     if i - 2 * r >= 0 and i - 2 * r < K:
-                        acc = (acc[:r] + (acc[r] + value * weights[(i - 2 * r) * K + b],)
-                               + acc[r + 1:])
+                        acc = (
+                            acc[:r]
+                            + (acc[r] + value * weights[(i - 2 * r) * K + b],)
+                            + acc[r + 1 :]
+                        )
         out = target + h * t_row + w * t_column
         for r in tl.static_range(HALF):
             tl.store(out + r * t_row, acc[r], mask=inside & ok & (h + r < bottom))
 
 
 @jit(noinline=True)
-def convolve_gradient(grad, g_plane, g_row, g_column, kernel, centre, c_plane, c_row, c_column,
-                      coarse, u_plane, u_row, u_column, target, t_plane, t_row, t_column,
-                      top, bottom, height, width, count, area, partial, channels,
-                      K: tl.constexpr, PADDED: tl.constexpr, PLANES: tl.constexpr,
-                      SPOTS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr,
-                      MASKED: tl.constexpr, UP: tl.constexpr, NEAREST: tl.constexpr):
+def convolve_gradient(
+    grad,
+    g_plane,
+    g_row,
+    g_column,
+    kernel,
+    centre,
+    c_plane,
+    c_row,
+    c_column,
+    coarse,
+    u_plane,
+    u_row,
+    u_column,
+    target,
+    t_plane,
+    t_row,
+    t_column,
+    top,
+    bottom,
+    height,
+    width,
+    count,
+    area,
+    partial,
+    channels,
+    K: tl.constexpr,
+    PADDED: tl.constexpr,
+    PLANES: tl.constexpr,
+    SPOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LAST: tl.constexpr,
+    MASKED: tl.constexpr,
+    UP: tl.constexpr,
+    NEAREST: tl.constexpr,
+):
     """Both gradients of `convolve`: ``target`` for its map, a row of ``partial`` for its kernel.
 
     One window of ``grad`` serves both: with flipped taps it gives the gradient of the map, and
@@ -342,8 +462,9 @@ def convolve_gradient(grad, g_plane, g_row, g_column, kernel, centre, c_plane, c
             value = tl.load(centre + row * c_row + w * c_column, mask=within, other=0.0)
             value = value.to(tl.float32)
             if UP:
-                value += interpolate(coarse, u_row, u_column,
-                                     position(row, small_h, height, NEAREST), across)
+                value += interpolate(
+                    coarse, u_row, u_column, position(row, small_h, height, NEAREST), across
+                )
                 value = tl.where(within, value, 0.0)
             values = values + (value,)
         at = grad + h * g_row + w * g_column
@@ -353,15 +474,17 @@ def convolve_gradient(grad, g_plane, g_row, g_column, kernel, centre, c_plane, c
             row = h + (i - K // 2)
             row_ok = ok & (row >= 0) & (row < height)
             for b in tl.static_range(K):
-                value = window(line + (b - K // 2) * g_column, row_ok, w + (b - K // 2), width,
-                               MASKED)
+                value = window(
+                    line + (b - K // 2) * g_column, row_ok, w + (b - K // 2), width, MASKED
+                )
                 for r in tl.static_range(ROWS):
                     if i - r >= 0 and i - r < K:
-                        acc = (acc[:r] + (acc[r] + value * weights[(i - r) * K + b],)
-                               + acc[r + 1:])
-                        sums = (sums[:(i - r) * K + b]
-                                + (sums[(i - r) * K + b] + value * values[r],)
-                                + sums[(i - r) * K + b + 1:])
+                        acc = acc[:r] + (acc[r] + value * weights[(i - r) * K + b],) + acc[r + 1 :]
+                        sums = (
+                            sums[: (i - r) * K + b]
+                            + (sums[(i - r) * K + b] + value * values[r],)
+                            + sums[(i - r) * K + b + 1 :]
+                        )
         out = target + h * t_row + w * t_column
         for r in tl.static_range(ROWS):
             tl.store(out + r * t_row, acc[r], mask=inside & ok & (h + r < bottom))
@@ -369,10 +492,27 @@ def convolve_gradient(grad, g_plane, g_row, g_column, kernel, centre, c_plane, c
 
 
 @jit(noinline=True)
-def up_gradient(grad, g_plane, g_row, g_column, target, t_plane, t_row, t_column,
-                top, bottom, height, width, count, PLANES: tl.constexpr, SPOTS: tl.constexpr,
-                ROWS: tl.constexpr, LAST: tl.constexpr, MASKED: tl.constexpr,
-                NEAREST: tl.constexpr):
+def up_gradient(
+    grad,
+    g_plane,
+    g_row,
+    g_column,
+    target,
+    t_plane,
+    t_row,
+    t_column,
+    top,
+    bottom,
+    height,
+    width,
+    count,
+    PLANES: tl.constexpr,
+    SPOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LAST: tl.constexpr,
+    MASKED: tl.constexpr,
+    NEAREST: tl.constexpr,
+):
     """Gradient of the interpolation to a height x width map, coarse rows ``top`` to ``bottom``.
 
     Pixel i of the coarse map is read by pixels 2i - 2 .. 2i + 2 of the fine one at most.
@@ -396,13 +536,18 @@ def up_gradient(grad, g_plane, g_row, g_column, target, t_plane, t_row, t_column
             row_ok = ok & (row >= 0) & (row < height)
             total = zeros(plane, spot, 1)[0]
             for step in tl.static_range(5):
-                value = window(at + (i - 2) * g_row + (step - 2) * g_column, row_ok,
-                               2 * w + (step - 2), width, MASKED)
+                value = window(
+                    at + (i - 2) * g_row + (step - 2) * g_column,
+                    row_ok,
+                    2 * w + (step - 2),
+                    width,
+                    MASKED,
+                )
                 total += value * shares[step]
             for r in tl.static_range(HALF):
                 if i - 2 * r >= 0 and i - 2 * r < 5:
                     part = total * share_of(i - 2 * r - 2, h + r, small_h, height, NEAREST)
-                    acc = acc[:r] + (acc[r] + part,) + acc[r + 1:]
+                    acc = acc[:r] + (acc[r] + part,) + acc[r + 1 :]
         out = target + h * t_row + w * t_column
         for r in tl.static_range(HALF):
             tl.store(out + r * t_row, acc[r], mask=inside & ok & (h + r < bottom))
@@ -426,12 +571,40 @@ def neighbour_of(m, a, b, k):
 
 
 @jit(noinline=True)
-def halve_gradient(grad, g_plane, g_row, g_column, kernel, centre, c_plane, c_row, c_column,
-                   direct, d_plane, d_row, d_column, target, t_plane, t_row, t_column,
-                   top, bottom, height, width, count, area, partial, channels,
-                   K: tl.constexpr, PADDED: tl.constexpr, PLANES: tl.constexpr,
-                   SPOTS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr,
-                   MASKED: tl.constexpr):
+def halve_gradient(
+    grad,
+    g_plane,
+    g_row,
+    g_column,
+    kernel,
+    centre,
+    c_plane,
+    c_row,
+    c_column,
+    direct,
+    d_plane,
+    d_row,
+    d_column,
+    target,
+    t_plane,
+    t_row,
+    t_column,
+    top,
+    bottom,
+    height,
+    width,
+    count,
+    area,
+    partial,
+    channels,
+    K: tl.constexpr,
+    PADDED: tl.constexpr,
+    PLANES: tl.constexpr,
+    SPOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    LAST: tl.constexpr,
+    MASKED: tl.constexpr,
+):
     """Both gradients of `halve`, the map's added to what reaches it on the direct way.
 
     ``target = direct + transposed convolution of grad``, rows ``top`` (even) to ``bottom`` of a
@@ -459,32 +632,49 @@ def halve_gradient(grad, g_plane, g_row, g_column, kernel, centre, c_plane, c_ro
         for r in tl.static_range(ROWS):
             for f in tl.static_range(2):
                 within = inside & ok & (h + r < bottom) & (2 * w + f < width)
-                value = tl.load(centre + (h + r) * c_row + (2 * w + f) * c_column, mask=within,
-                                other=0.0)
+                value = tl.load(
+                    centre + (h + r) * c_row + (2 * w + f) * c_column, mask=within, other=0.0
+                )
                 values = values + (value.to(tl.float32),)
-                acc = acc + (tl.load(direct + (h + r) * d_row + (2 * w + f) * d_column, mask=within,
-                                     other=0.0),)
+                acc = acc + (
+                    tl.load(
+                        direct + (h + r) * d_row + (2 * w + f) * d_column, mask=within, other=0.0
+                    ),
+                )
         at = grad + (h // 2) * g_row + w * g_column
         near = ()
         for i in tl.static_range(HALF + BEFORE + AFTER):
             row = h // 2 + (i - BEFORE)
             row_ok = ok & (row >= 0) & (row < small_h)
             for j in tl.static_range(1 + BEFORE + AFTER):
-                near = near + (window(at + (i - BEFORE) * g_row + (j - BEFORE) * g_column, row_ok,
-                                      w + (j - BEFORE), small_w, MASKED),)
+                near = near + (
+                    window(
+                        at + (i - BEFORE) * g_row + (j - BEFORE) * g_column,
+                        row_ok,
+                        w + (j - BEFORE),
+                        small_w,
+                        MASKED,
+                    ),
+                )
         for m in tl.static_range(HALF):
             for a in tl.static_range(K):
                 for b in tl.static_range(K):
                     value = near[neighbour_of(m, a, b, K)]
-                    acc = (acc[:pixel_of(m, a, b, K)]
-                           + (acc[pixel_of(m, a, b, K)] + value * weights[a * K + b],)
-                           + acc[pixel_of(m, a, b, K) + 1:])
-                    sums = (sums[:a * K + b]
-                            + (sums[a * K + b] + value * values[pixel_of(m, a, b, K)],)
-                            + sums[a * K + b + 1:])
+                    acc = (
+                        acc[: pixel_of(m, a, b, K)]
+                        + (acc[pixel_of(m, a, b, K)] + value * weights[a * K + b],)
+                        + acc[pixel_of(m, a, b, K) + 1 :]
+                    )
+                    sums = (
+                        sums[: a * K + b]
+                        + (sums[a * K + b] + value * values[pixel_of(m, a, b, K)],)
+                        + sums[a * K + b + 1 :]
+                    )
         for r in tl.static_range(ROWS):
             for f in tl.static_range(2):
-                tl.store(target + (h + r) * t_row + (2 * w + f) * t_column,
-                         acc[2 * r + f].to(target.dtype.element_ty),
-                         mask=inside & ok & (h + r < bottom) & (2 * w + f < width))
+                tl.store(
+                    target + (h + r) * t_row + (2 * w + f) * t_column,
+                    acc[2 * r + f].to(target.dtype.element_ty),
+                    mask=inside & ok & (h + r < bottom) & (2 * w + f < width),
+                )
     store_sums(sums, area, partial, channels, count, K, False, PADDED, PLANES, SPOTS, LAST)

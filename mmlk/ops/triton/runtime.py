@@ -33,12 +33,15 @@ def unavailable(index: int | None) -> str | None:
         return 'torch sees no CUDA device'
     capability = torch.cuda.get_device_capability(index)
     if capability < LEAST_CAPABILITY:
-        return (f'the device has compute capability {capability[0]}.{capability[1]}, kernels need '
-                f'{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}')
+        return (
+            f'the device has compute capability {capability[0]}.{capability[1]}, kernels need '
+            f'{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}'
+        )
     return None
 
 
 # --------------------------------------------------------------------------------- compilation
+
 
 @contextlib.contextmanager
 def _compile_lock(name: str) -> Iterator[None]:
@@ -78,6 +81,7 @@ def jit(function: Callable | None = None, **options):
 
 
 # --------------------------------------------------------------------------------- launching
+
 
 class Launch(NamedTuple):
     """A launch that was recorded instead of run."""
@@ -163,8 +167,9 @@ def buckets(*sizes: int) -> tuple[int, ...]:
     return tuple(power_of_2(each) for each in sizes)
 
 
-def configured(key: tuple, default: dict, candidates: Sequence[dict],
-               run: Callable[..., None]) -> None:
+def configured(
+    key: tuple, default: dict, candidates: Sequence[dict], run: Callable[..., None]
+) -> None:
     """``run`` with a launch configuration: ``default``, or with MMLK_AUTOTUNE=1 the fastest.
 
     Measurements are made once per ``key`` and device type and kept in Triton's cache folder. Keys
@@ -218,6 +223,7 @@ def _milliseconds(function: Callable[[], object], repeats: int = 10) -> float:
 
 
 # --------------------------------------------------------------------------------- examples
+
 
 class Example(NamedTuple):
     """One launch that stands for a kernel's specialisation, and what its machine code must fulfil.

@@ -33,11 +33,37 @@ def within(index, size):
 
 
 @jit
-def correlate_last(x, taps, bias, y, c, c_ok, row0, column0, in_rows, in_columns, out_rows,
-                   out_columns, x_row, x_column, y_row, y_column, tap_row, tap_column, tap_channel,
-                   kernel_rows, kernel_columns, origin_row, origin_column,
-                   STEP_ROW: tl.constexpr, STEP_COLUMN: tl.constexpr, TAPS: tl.constexpr,
-                   COLUMNS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+def correlate_last(
+    x,
+    taps,
+    bias,
+    y,
+    c,
+    c_ok,
+    row0,
+    column0,
+    in_rows,
+    in_columns,
+    out_rows,
+    out_columns,
+    x_row,
+    x_column,
+    y_row,
+    y_column,
+    tap_row,
+    tap_column,
+    tap_channel,
+    kernel_rows,
+    kernel_columns,
+    origin_row,
+    origin_column,
+    STEP_ROW: tl.constexpr,
+    STEP_COLUMN: tl.constexpr,
+    TAPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     """Outputs (row0 .. + ROWS, column0 .. + COLUMNS) of the channels ``c`` of one image.
 
     Output (r, q) sums tap (a, b) times input (r * STEP_ROW + origin_row + a, q * STEP_COLUMN +
@@ -53,35 +79,72 @@ def correlate_last(x, taps, bias, y, c, c_ok, row0, column0, in_rows, in_columns
         for first in range(0, kernel_columns, TAPS):
             weights = ()
             for b in tl.static_range(TAPS):
-                weight = tl.load(taps + (a * tap_row + (first + b) * tap_column) + c * tap_channel,
-                                 mask=c_ok & (first + b < kernel_columns), other=0.0)
+                weight = tl.load(
+                    taps + (a * tap_row + (first + b) * tap_column) + c * tap_channel,
+                    mask=c_ok & (first + b < kernel_columns),
+                    other=0.0,
+                )
                 weights = weights + (weight.to(tl.float32)[None, :],)
             start = column0 * STEP_COLUMN + origin_column + first
             source = x + (row * x_row + start * x_column)[:, None] + c[None, :]
             for j in tl.static_range((COLUMNS - 1) * STEP_COLUMN + TAPS):
-                value = tl.load(source + j * x_column,
-                                mask=row_ok & within(start + j, in_columns), other=0.0)
+                value = tl.load(
+                    source + j * x_column, mask=row_ok & within(start + j, in_columns), other=0.0
+                )
                 value = value.to(tl.float32)
                 for q in tl.static_range(COLUMNS):
                     if j - q * STEP_COLUMN >= 0 and j - q * STEP_COLUMN < TAPS:
-                        acc = (acc[:q] + (acc[q] + value * weights[j - q * STEP_COLUMN],)
-                               + acc[q + 1:])
+                        acc = (
+                            acc[:q]
+                            + (acc[q] + value * weights[j - q * STEP_COLUMN],)
+                            + acc[q + 1 :]
+                        )
     offset = tl.zeros((CHANNELS,), tl.float32)
     if bias is not None:
         offset = tl.load(bias + c, mask=c_ok, other=0.0).to(tl.float32)
     target = y + (rows * y_row + column0 * y_column)[:, None] + c[None, :]
     ok = (rows < out_rows)[:, None] & c_ok[None, :]
     for q in tl.static_range(COLUMNS):
-        tl.store(target + q * y_column, (acc[q] + offset[None, :]).to(y.dtype.element_ty),
-                 mask=ok & (column0 + q < out_columns))
+        tl.store(
+            target + q * y_column,
+            (acc[q] + offset[None, :]).to(y.dtype.element_ty),
+            mask=ok & (column0 + q < out_columns),
+        )
 
 
 @jit
-def correlate_plain(x, taps, bias, y, c, c_ok, row0, column0, in_rows, in_columns, out_rows,
-                    out_columns, x_channel, x_row, y_channel, y_row, y_column, tap_row, tap_column,
-                    tap_channel, kernel_rows, kernel_columns, origin_row, origin_column,
-                    STEP_ROW: tl.constexpr, STEP_COLUMN: tl.constexpr, TAPS: tl.constexpr,
-                    ROWS: tl.constexpr, WIDTH: tl.constexpr, PLANES: tl.constexpr):
+def correlate_plain(
+    x,
+    taps,
+    bias,
+    y,
+    c,
+    c_ok,
+    row0,
+    column0,
+    in_rows,
+    in_columns,
+    out_rows,
+    out_columns,
+    x_channel,
+    x_row,
+    y_channel,
+    y_row,
+    y_column,
+    tap_row,
+    tap_column,
+    tap_channel,
+    kernel_rows,
+    kernel_columns,
+    origin_row,
+    origin_column,
+    STEP_ROW: tl.constexpr,
+    STEP_COLUMN: tl.constexpr,
+    TAPS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PLANES: tl.constexpr,
+):
     """As `correlate_last` for ``c`` of PLANES channels whose columns are contiguous in ``x``."""
     columns = column0 + tl.arange(0, WIDTH)
     acc = ()
@@ -92,28 +155,36 @@ def correlate_plain(x, taps, bias, y, c, c_ok, row0, column0, in_rows, in_column
         for b in range(0, kernel_columns):
             weights = ()
             for a in tl.static_range(TAPS):
-                weight = tl.load(taps + ((first + a) * tap_row + b * tap_column) + c * tap_channel,
-                                 mask=c_ok & (first + a < kernel_rows), other=0.0)
+                weight = tl.load(
+                    taps + ((first + a) * tap_row + b * tap_column) + c * tap_channel,
+                    mask=c_ok & (first + a < kernel_rows),
+                    other=0.0,
+                )
                 weights = weights + (weight.to(tl.float32)[:, None],)
             column = columns * STEP_COLUMN + (origin_column + b)
             column_ok = c_ok[:, None] & within(column, in_columns)[None, :]
             source = x + (c * x_channel)[:, None] + column[None, :]
             for i in tl.static_range((ROWS - 1) * STEP_ROW + TAPS):
-                value = tl.load(source + (start + i) * x_row,
-                                mask=column_ok & within(start + i, in_rows), other=0.0)
+                value = tl.load(
+                    source + (start + i) * x_row,
+                    mask=column_ok & within(start + i, in_rows),
+                    other=0.0,
+                )
                 value = value.to(tl.float32)
                 for r in tl.static_range(ROWS):
                     if i - r * STEP_ROW >= 0 and i - r * STEP_ROW < TAPS:
-                        acc = (acc[:r] + (acc[r] + value * weights[i - r * STEP_ROW],)
-                               + acc[r + 1:])
+                        acc = acc[:r] + (acc[r] + value * weights[i - r * STEP_ROW],) + acc[r + 1 :]
     offset = tl.zeros((PLANES,), tl.float32)
     if bias is not None:
         offset = tl.load(bias + c, mask=c_ok, other=0.0).to(tl.float32)
     target = y + (c * y_channel)[:, None] + columns[None, :] * y_column
     ok = c_ok[:, None] & (columns < out_columns)[None, :]
     for r in tl.static_range(ROWS):
-        tl.store(target + (row0 + r) * y_row, (acc[r] + offset[:, None]).to(y.dtype.element_ty),
-                 mask=ok & (row0 + r < out_rows))
+        tl.store(
+            target + (row0 + r) * y_row,
+            (acc[r] + offset[:, None]).to(y.dtype.element_ty),
+            mask=ok & (row0 + r < out_rows),
+        )
 
 
 @jit
@@ -125,16 +196,46 @@ def reversed_taps(phase, kernel, STRIDE: tl.constexpr):
     """
     first = (phase + kernel // 2) % STRIDE
     count = (kernel - first + STRIDE - 1) // STRIDE
-    return count, first + STRIDE * (count - 1), (phase + kernel // 2 - first) // STRIDE - (count - 1)
+    return (
+        count,
+        first + STRIDE * (count - 1),
+        (phase + kernel // 2 - first) // STRIDE - (count - 1),
+    )
 
 
 @jit
-def tap_gradients_last(x, g, partial, c, c_ok, begin, end, tap_row0, tap_column0, in_rows,
-                       in_columns, out_rows, out_columns, x_image, x_row, x_column, g_image, g_row,
-                       g_column, kernel_rows, kernel_columns, channels,
-                       STEP_ROW: tl.constexpr, STEP_COLUMN: tl.constexpr, TAP_ROWS: tl.constexpr,
-                       TAP_COLUMNS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-                       CHANNELS: tl.constexpr, BIAS: tl.constexpr):
+def tap_gradients_last(
+    x,
+    g,
+    partial,
+    c,
+    c_ok,
+    begin,
+    end,
+    tap_row0,
+    tap_column0,
+    in_rows,
+    in_columns,
+    out_rows,
+    out_columns,
+    x_image,
+    x_row,
+    x_column,
+    g_image,
+    g_row,
+    g_column,
+    kernel_rows,
+    kernel_columns,
+    channels,
+    STEP_ROW: tl.constexpr,
+    STEP_COLUMN: tl.constexpr,
+    TAP_ROWS: tl.constexpr,
+    TAP_COLUMNS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BIAS: tl.constexpr,
+):
     """Sums of one block of taps over the output rows begin .. end, counted through all images.
 
     Tap (a, b) of channel c goes to ``partial[(a * kernel_columns + b) * channels + c]``, the sum of
@@ -156,8 +257,11 @@ def tap_gradients_last(x, g, partial, c, c_ok, begin, end, tap_row0, tap_column0
         for column0 in range(0, out_columns, COLUMNS):
             values = ()
             for q in tl.static_range(COLUMNS):
-                value = tl.load(g_rows + column0 * g_column + q * g_column,
-                                mask=g_ok & (column0 + q < out_columns), other=0.0)
+                value = tl.load(
+                    g_rows + column0 * g_column + q * g_column,
+                    mask=g_ok & (column0 + q < out_columns),
+                    other=0.0,
+                )
                 values = values + (value.to(tl.float32),)
                 if BIAS:
                     total += value.to(tl.float32)
@@ -166,35 +270,73 @@ def tap_gradients_last(x, g, partial, c, c_ok, begin, end, tap_row0, tap_column0
                 row_ok = g_ok & within(row + a, in_rows)[:, None]
                 source = x_rows + a * x_row + column * x_column
                 for j in tl.static_range((COLUMNS - 1) * STEP_COLUMN + TAP_COLUMNS):
-                    value = tl.load(source + j * x_column,
-                                    mask=row_ok & within(column + j, in_columns), other=0.0)
+                    value = tl.load(
+                        source + j * x_column,
+                        mask=row_ok & within(column + j, in_columns),
+                        other=0.0,
+                    )
                     value = value.to(tl.float32)
                     for b in tl.static_range(TAP_COLUMNS):
-                        if (j >= b and (j - b) % STEP_COLUMN == 0
-                                and (j - b) // STEP_COLUMN < COLUMNS):
-                            acc = (acc[:a * TAP_COLUMNS + b]
-                                   + (acc[a * TAP_COLUMNS + b]
-                                      + values[(j - b) // STEP_COLUMN] * value,)
-                                   + acc[a * TAP_COLUMNS + b + 1:])
+                        if (
+                            j >= b
+                            and (j - b) % STEP_COLUMN == 0
+                            and (j - b) // STEP_COLUMN < COLUMNS
+                        ):
+                            acc = (
+                                acc[: a * TAP_COLUMNS + b]
+                                + (
+                                    acc[a * TAP_COLUMNS + b]
+                                    + values[(j - b) // STEP_COLUMN] * value,
+                                )
+                                + acc[a * TAP_COLUMNS + b + 1 :]
+                            )
     for a in tl.static_range(TAP_ROWS):
         for b in tl.static_range(TAP_COLUMNS):
             t = (tap_row0 + a) * kernel_columns + tap_column0 + b
             ok = (tap_row0 + a < kernel_rows) & (tap_column0 + b < kernel_columns)
-            tl.store(partial + t * channels + c, tl.sum(acc[a * TAP_COLUMNS + b], 0),
-                     mask=c_ok & ok)
+            tl.store(
+                partial + t * channels + c, tl.sum(acc[a * TAP_COLUMNS + b], 0), mask=c_ok & ok
+            )
     if BIAS:
         if tap_row0 + tap_column0 == 0:
-            tl.store(partial + kernel_rows * kernel_columns * channels + c, tl.sum(total, 0),
-                     mask=c_ok)
+            tl.store(
+                partial + kernel_rows * kernel_columns * channels + c, tl.sum(total, 0), mask=c_ok
+            )
 
 
 @jit
-def tap_gradients_plain(x, g, partial, c, c_ok, begin, end, tap_row0, tap_column0, in_rows,
-                        in_columns, out_rows, out_columns, x_image, x_channel, x_row, g_image,
-                        g_channel, g_row, kernel_rows, kernel_columns, channels,
-                        STEP_ROW: tl.constexpr, STEP_COLUMN: tl.constexpr, TAP_ROWS: tl.constexpr,
-                        TAP_COLUMNS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-                        PLANES: tl.constexpr, BIAS: tl.constexpr):
+def tap_gradients_plain(
+    x,
+    g,
+    partial,
+    c,
+    c_ok,
+    begin,
+    end,
+    tap_row0,
+    tap_column0,
+    in_rows,
+    in_columns,
+    out_rows,
+    out_columns,
+    x_image,
+    x_channel,
+    x_row,
+    g_image,
+    g_channel,
+    g_row,
+    kernel_rows,
+    kernel_columns,
+    channels,
+    STEP_ROW: tl.constexpr,
+    STEP_COLUMN: tl.constexpr,
+    TAP_ROWS: tl.constexpr,
+    TAP_COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PLANES: tl.constexpr,
+    BIAS: tl.constexpr,
+):
     """As `tap_gradients_last`; begin and end count stacks of ROWS output rows."""
     acc = ()
     for _ in tl.static_range(TAP_ROWS * TAP_COLUMNS):
@@ -213,8 +355,9 @@ def tap_gradients_plain(x, g, partial, c, c_ok, begin, end, tap_row0, tap_column
             source = gradient + (c * g_channel)[:, None] + columns[None, :]
             values = ()
             for r in tl.static_range(ROWS):
-                value = tl.load(source + (row0 + r) * g_row, mask=g_ok & (row0 + r < out_rows),
-                                other=0.0).to(tl.float32)
+                value = tl.load(
+                    source + (row0 + r) * g_row, mask=g_ok & (row0 + r < out_rows), other=0.0
+                ).to(tl.float32)
                 values = values + (value,)
                 if BIAS:
                     total += value
@@ -223,25 +366,31 @@ def tap_gradients_plain(x, g, partial, c, c_ok, begin, end, tap_row0, tap_column
                 column_ok = g_ok & within(column, in_columns)[None, :]
                 shifted = image + (c * x_channel)[:, None] + column[None, :]
                 for i in tl.static_range((ROWS - 1) * STEP_ROW + TAP_ROWS):
-                    value = tl.load(shifted + (start + i) * x_row,
-                                    mask=column_ok & within(start + i, in_rows), other=0.0)
+                    value = tl.load(
+                        shifted + (start + i) * x_row,
+                        mask=column_ok & within(start + i, in_rows),
+                        other=0.0,
+                    )
                     value = value.to(tl.float32)
                     for a in tl.static_range(TAP_ROWS):
                         if i >= a and (i - a) % STEP_ROW == 0 and (i - a) // STEP_ROW < ROWS:
-                            acc = (acc[:a * TAP_COLUMNS + b]
-                                   + (acc[a * TAP_COLUMNS + b]
-                                      + values[(i - a) // STEP_ROW] * value,)
-                                   + acc[a * TAP_COLUMNS + b + 1:])
+                            acc = (
+                                acc[: a * TAP_COLUMNS + b]
+                                + (acc[a * TAP_COLUMNS + b] + values[(i - a) // STEP_ROW] * value,)
+                                + acc[a * TAP_COLUMNS + b + 1 :]
+                            )
     for a in tl.static_range(TAP_ROWS):
         for b in tl.static_range(TAP_COLUMNS):
             t = (tap_row0 + a) * kernel_columns + tap_column0 + b
             ok = (tap_row0 + a < kernel_rows) & (tap_column0 + b < kernel_columns)
-            tl.store(partial + t * channels + c, tl.sum(acc[a * TAP_COLUMNS + b], 1),
-                     mask=c_ok & ok)
+            tl.store(
+                partial + t * channels + c, tl.sum(acc[a * TAP_COLUMNS + b], 1), mask=c_ok & ok
+            )
     if BIAS:
         if tap_row0 + tap_column0 == 0:
-            tl.store(partial + kernel_rows * kernel_columns * channels + c, tl.sum(total, 1),
-                     mask=c_ok)
+            tl.store(
+                partial + kernel_rows * kernel_columns * channels + c, tl.sum(total, 1), mask=c_ok
+            )
 
 
 @jit
@@ -250,6 +399,9 @@ def add_partials(partial, element, ok, splits, stride, SPLITS: tl.constexpr, BLO
     acc = tl.zeros((SPLITS, BLOCK), tl.float32)
     for first in range(0, splits, SPLITS):
         split = first + tl.arange(0, SPLITS)
-        acc += tl.load(partial + split.to(tl.int64)[:, None] * stride + element[None, :],
-                       mask=(split < splits)[:, None] & ok[None, :], other=0.0)
+        acc += tl.load(
+            partial + split.to(tl.int64)[:, None] * stride + element[None, :],
+            mask=(split < splits)[:, None] & ok[None, :],
+            other=0.0,
+        )
     return tl.sum(acc, 0)

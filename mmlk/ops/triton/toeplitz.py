@@ -46,6 +46,7 @@ from mmlk.ops.triton.toeplitz_kernels import convolve, correlate, fold, tap_vect
 
 # --------------------------------------------------------------------------------- shapes
 
+
 class Tile(NamedTuple):
     """Shape of a block, and of the windows of each kernel.
 
@@ -88,9 +89,12 @@ def tile(kernels: Sequence[tuple[int, int]], size: tuple[int, int], outputs: int
         # Half as wide a product has 1.4 times the instructions per multiplication.
         return work * (1.0 if each.rows * each.columns >= 128 else 1.4)
 
-    choices = [made(total // columns, columns)
-               for total in {outputs, min(outputs, 64)} for columns in (8, 16, 32, 64)
-               if columns <= widest and total // columns <= tallest]
+    choices = [
+        made(total // columns, columns)
+        for total in {outputs, min(outputs, 64)}
+        for columns in (8, 16, 32, 64)
+        if columns <= widest and total // columns <= tallest
+    ]
     return min(choices, key=lambda each: (cost(each), each))
 
 
@@ -108,7 +112,7 @@ def clipped(kernel: Sequence[int], size: Sequence[int]) -> tuple[int, int]:
 def _clip(weight: Tensor, size: Sequence[int]) -> Tensor:
     kh, kw = clipped(weight.shape[2:], size)
     cut_h, cut_w = (weight.shape[2] - kh) // 2, (weight.shape[3] - kw) // 2
-    return weight[:, :, cut_h:cut_h + kh, cut_w:cut_w + kw]
+    return weight[:, :, cut_h : cut_h + kh, cut_w : cut_w + kw]
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -121,8 +125,16 @@ def _offsets(lengths: Sequence[int]) -> tuple[int, ...]:
 
 # --------------------------------------------------------------------------------- launchers
 
-def convolutions(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, last: bool,
-                 *, flip: bool = False, apart: bool = False) -> list[Tensor]:
+
+def convolutions(
+    maps: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    last: bool,
+    *,
+    flip: bool = False,
+    apart: bool = False,
+) -> list[Tensor]:
     """Each map convolved with its kernel, summed or apart.
 
     Args:
@@ -143,24 +155,51 @@ def convolutions(maps: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor
     # Other results are first written as planes with whole vectors in every row.
     direct = not last and w % 4 == 0
     width = w if direct else cdiv(w, PADDING) * PADDING
-    results = [torch.empty((n, c, h, width), dtype=x.dtype, device=x.device)
-               for _ in range(len(maps) if apart else 1)]
+    results = [
+        torch.empty((n, c, h, width), dtype=x.dtype, device=x.device)
+        for _ in range(len(maps) if apart else 1)
+    ]
     shape = tile(kernels, (h, w), 128)
     blocks = n * cdiv(h, shape.rows) * cdiv(w, shape.columns)
     block_m = 128 if blocks > 64 else 64
     out_vector = gcd(width, 8)
-    launch(convolve, (cdiv(blocks, block_m) * len(results), c), table,
-           tuple(each.data for each in sources), bias, tuple(results), n, c, h,
-           *_strides(sources, vector), width // out_vector, w, row, offsets, kernels,
-           WINDOWS=shape.windows, MARGINS=shape.margins, ROWS=shape.rows, COLUMNS=shape.columns,
-           BLOCK_M=block_m, BLOCK_K=128 // x.element_size(), VECTOR=vector, OUT_VECTOR=out_vector,
-           PRECISION=_precision(x.dtype),
-           num_warps=8 if block_m * shape.rows * shape.columns > 8192 else 4, num_stages=3)
+    launch(
+        convolve,
+        (cdiv(blocks, block_m) * len(results), c),
+        table,
+        tuple(each.data for each in sources),
+        bias,
+        tuple(results),
+        n,
+        c,
+        h,
+        *_strides(sources, vector),
+        width // out_vector,
+        w,
+        row,
+        offsets,
+        kernels,
+        WINDOWS=shape.windows,
+        MARGINS=shape.margins,
+        ROWS=shape.rows,
+        COLUMNS=shape.columns,
+        BLOCK_M=block_m,
+        BLOCK_K=128 // x.element_size(),
+        VECTOR=vector,
+        OUT_VECTOR=out_vector,
+        PRECISION=_precision(x.dtype),
+        num_warps=8 if block_m * shape.rows * shape.columns > 8192 else 4,
+        num_stages=3,
+    )
     return results if direct else [_arranged(each, w, last) for each in results]
 
 
-def weight_gradients(grads: Sequence[Tensor], maps: Sequence[Tensor],
-                     sizes: Sequence[tuple[int, int]], dtype: torch.dtype) -> list[Tensor]:
+def weight_gradients(
+    grads: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+) -> list[Tensor]:
     """Gradients of the kernels of `convolutions`, each (C, 1, kh, kw) in ``dtype``.
 
     Args:
@@ -176,8 +215,10 @@ def weight_gradients(grads: Sequence[Tensor], maps: Sequence[Tensor],
     sources, targets = _all_planes(maps), _all_planes(grads)
     vector = min(each.vector for each in (*sources, *targets))
     block_k, block_m = 128, 128 // x.element_size()
-    counts = [cdiv((shape.rows + kh - 1) * width, block_k)
-              for (kh, _), width in zip(kernels, shape.windows)]
+    counts = [
+        cdiv((shape.rows + kh - 1) * width, block_k)
+        for (kh, _), width in zip(kernels, shape.windows)
+    ]
     firsts = (*_offsets(counts), sum(counts))
     blocks_h, blocks_w = cdiv(h, shape.rows), cdiv(w, shape.columns)
     group_w = min(block_m, power_of_2(blocks_w))
@@ -188,30 +229,74 @@ def weight_gradients(grads: Sequence[Tensor], maps: Sequence[Tensor],
     lengths = [kh * kw for kh, kw in kernels]
     taps, total = _offsets(lengths), sum(lengths)
     partial = torch.empty((c, parts, outputs, total), dtype=torch.float32, device=x.device)
-    launch(correlate, (firsts[-1], c, parts), partial, tuple(each.data for each in sources),
-           tuple(each.data for each in targets), n, h, w, *_strides(sources, vector),
-           *_strides(targets, vector), kernels, taps, total, parts, firsts,
-           WINDOWS=shape.windows, MARGINS=shape.margins, ROWS=shape.rows, COLUMNS=shape.columns,
-           GROUP_H=group_h, GROUP_N=group_n, GROUP_W=group_w, BLOCK_K=block_k, VECTOR=vector,
-           PRECISION=_precision(x.dtype), num_warps=8, num_stages=3)
+    launch(
+        correlate,
+        (firsts[-1], c, parts),
+        partial,
+        tuple(each.data for each in sources),
+        tuple(each.data for each in targets),
+        n,
+        h,
+        w,
+        *_strides(sources, vector),
+        *_strides(targets, vector),
+        kernels,
+        taps,
+        total,
+        parts,
+        firsts,
+        WINDOWS=shape.windows,
+        MARGINS=shape.margins,
+        ROWS=shape.rows,
+        COLUMNS=shape.columns,
+        GROUP_H=group_h,
+        GROUP_N=group_n,
+        GROUP_W=group_w,
+        BLOCK_K=block_k,
+        VECTOR=vector,
+        PRECISION=_precision(x.dtype),
+        num_warps=8,
+        num_stages=3,
+    )
     results = [torch.empty((c, 1, *size), dtype=dtype, device=x.device) for size in sizes]
     largest = max(kh * kw for kh, kw in sizes)
-    launch(fold, (cdiv(largest, 128), c, len(sizes)), partial, tuple(results), parts * outputs,
-           total, taps, kernels, tuple(tuple(size) for size in sizes), BLOCK=128, TERMS=16,
-           num_warps=4)
+    launch(
+        fold,
+        (cdiv(largest, 128), c, len(sizes)),
+        partial,
+        tuple(results),
+        parts * outputs,
+        total,
+        taps,
+        kernels,
+        tuple(tuple(size) for size in sizes),
+        BLOCK=128,
+        TERMS=16,
+        num_warps=4,
+    )
     return results
 
 
-def _tap_table(weights: Sequence[Tensor], kernels: Sequence[tuple[int, int]], dtype: torch.dtype,
-               flip: bool) -> tuple[Tensor, int, tuple[int, ...]]:
+def _tap_table(
+    weights: Sequence[Tensor], kernels: Sequence[tuple[int, int]], dtype: torch.dtype, flip: bool
+) -> tuple[Tensor, int, tuple[int, ...]]:
     """The table of `tap_vectors`, runs per channel, and where each kernel begins in it."""
     lengths = [kh * (kw + 7) for kh, kw in kernels]
     channels, row = weights[0].shape[0], sum(lengths)
     table = torch.empty((channels, row, 8), dtype=dtype, device=weights[0].device)
-    launch(tap_vectors, (cdiv(8 * max(lengths), 1024), channels, len(weights)), table, tuple(weights),
-           row, _offsets(lengths), tuple(kernels),
-           tuple((each.stride(0), *each.stride()[2:]) for each in weights),
-           FLIP=flip, BLOCK=1024, num_warps=4)
+    launch(
+        tap_vectors,
+        (cdiv(8 * max(lengths), 1024), channels, len(weights)),
+        table,
+        tuple(weights),
+        row,
+        _offsets(lengths),
+        tuple(kernels),
+        tuple((each.stride(0), *each.stride()[2:]) for each in weights),
+        FLIP=flip,
+        BLOCK=1024,
+        num_warps=4,
+    )
     return table, row, _offsets(lengths)
 
 
@@ -223,14 +308,20 @@ def _all_planes(maps: Sequence[Tensor]) -> list[Planes]:
 
 def _strides(sources: Sequence[Planes], vector: int) -> tuple[tuple, tuple]:
     """Widths and strides in vectors, so that kernels know them to be multiples of it."""
-    return (tuple(each.width // vector for each in sources),
-            tuple(tuple(stride // vector for stride in each.strides) for each in sources))
+    return (
+        tuple(each.width // vector for each in sources),
+        tuple(tuple(stride // vector for stride in each.strides) for each in sources),
+    )
 
 
 def _arranged(x: Tensor, width: int, last: bool) -> Tensor:
     """The first ``width`` columns of padded planes, contiguous or channels-last."""
-    y = torch.empty((*x.shape[:3], width), dtype=x.dtype, device=x.device,
-                    memory_format=torch.channels_last if last else torch.contiguous_format)
+    y = torch.empty(
+        (*x.shape[:3], width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
     copy(x, y)
     return y
 
@@ -245,8 +336,11 @@ LEAST_TAPS, LEAST_TAPS_COPIED = 90, 144
 def takes(problem) -> bool:
     """Whether a `depthwise.Problem` is better computed here than on CUDA cores."""
     copied = problem.last or problem.shape[3] % 4 > 0
-    return (problem.stride == (1, 1) and allows(problem.dtype) and
-            problem.kernel[0] * problem.kernel[1] >= (LEAST_TAPS_COPIED if copied else LEAST_TAPS))
+    return (
+        problem.stride == (1, 1)
+        and allows(problem.dtype)
+        and problem.kernel[0] * problem.kernel[1] >= (LEAST_TAPS_COPIED if copied else LEAST_TAPS)
+    )
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
@@ -257,9 +351,10 @@ def input_gradient(grad: Tensor, weight: Tensor, x: Tensor, stride: tuple[int, i
     return convolutions([grad], [weight], None, channels_last(x), flip=True)[0]
 
 
-def weight_gradient(grad: Tensor, x: Tensor, kernel: Sequence[int], stride: tuple[int, int],
-                    wants_bias: bool) -> tuple[Tensor, Tensor | None]:
-    grad_weight, = weight_gradients([grad], [x], [tuple(kernel)], torch.float32)
+def weight_gradient(
+    grad: Tensor, x: Tensor, kernel: Sequence[int], stride: tuple[int, int], wants_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    (grad_weight,) = weight_gradients([grad], [x], [tuple(kernel)], torch.float32)
     return grad_weight, bias_gradient(grad) if wants_bias else None
 
 
@@ -268,8 +363,14 @@ def bias_gradient(grad: Tensor) -> Tensor:
     return grad.sum((0, 2, 3), dtype=torch.float32)
 
 
-def _example(name: str, kernel: tuple[int, int], size: tuple[int, int, int, int], gradient: bool,
-             registers: tuple[int, int], dtype: torch.dtype = torch.bfloat16) -> Example:
+def _example(
+    name: str,
+    kernel: tuple[int, int],
+    size: tuple[int, int, int, int],
+    gradient: bool,
+    registers: tuple[int, int],
+    dtype: torch.dtype = torch.bfloat16,
+) -> Example:
     def call():
         x, weight = meta(*size, dtype=dtype), meta(size[1], 1, *kernel, dtype=torch.float32)
         if gradient:
@@ -277,8 +378,9 @@ def _example(name: str, kernel: tuple[int, int], size: tuple[int, int, int, int]
         else:
             convolutions([x], [weight], meta(size[1], dtype=torch.float32), False)
 
-    return Example(name, call, 'correlate' if gradient else 'convolve', registers=registers,
-                   tensor_cores=True)
+    return Example(
+        name, call, 'correlate' if gradient else 'convolve', registers=registers, tensor_cores=True
+    )
 
 
 _LARGE, _SMALL, _ODD = (64, 96, 56, 56), (64, 384, 28, 28), (2, 192, 100, 167)
@@ -292,9 +394,18 @@ EXAMPLES = (
     _example('weight-gradient-k17-bf16', (17, 17), _LARGE, True, (200, 128)),
     _example('weight-gradient-k51x5-bf16', (51, 5), _LARGE, True, (200, 128)),
     _example('weight-gradient-k17-tf32', (17, 17), _LARGE, True, (200, 160), torch.float32),
-    Example('taps-k17', lambda: convolutions(
-        [meta(*_LARGE)], [meta(96, 1, 17, 17, dtype=torch.float32)], None, False),
-        'tap_vectors', registers=(64, 64)),
-    Example('fold-k17', lambda: weight_gradients(
-        [meta(*_LARGE)], [meta(*_LARGE)], [(17, 17)], torch.float32), 'fold', registers=(128, 128)),
+    Example(
+        'taps-k17',
+        lambda: convolutions(
+            [meta(*_LARGE)], [meta(96, 1, 17, 17, dtype=torch.float32)], None, False
+        ),
+        'tap_vectors',
+        registers=(64, 64),
+    ),
+    Example(
+        'fold-k17',
+        lambda: weight_gradients([meta(*_LARGE)], [meta(*_LARGE)], [(17, 17)], torch.float32),
+        'fold',
+        registers=(128, 128),
+    ),
 )

@@ -11,8 +11,9 @@ UPCAST = tl.constexpr(INTERPRETED)
 
 
 @jit(do_not_specialize=('row', 'offsets', 'kernels', 'strides'))
-def tap_vectors(table, weights, row, offsets, kernels, strides,
-                FLIP: tl.constexpr, BLOCK: tl.constexpr):
+def tap_vectors(
+    table, weights, row, offsets, kernels, strides, FLIP: tl.constexpr, BLOCK: tl.constexpr
+):
     """Runs of 8 adjacent taps: ``table[c][kh, e, i] = weight[c, kh, e - 7 + i]``, 0 outside.
 
     A channel has ``row`` runs, those of kernel b from ``offsets[b]`` on.
@@ -28,10 +29,16 @@ def tap_vectors(table, weights, row, offsets, kernels, strides,
             from_h, from_w = kh, kw
             if FLIP:
                 from_h, from_w = rows - 1 - kh, columns - 1 - kw
-            value = tl.load(weights[b] + c * strides[b][0] + from_h * strides[b][1]
-                            + from_w * strides[b][2], mask=ok, other=0.0)
-            tl.store(table + (c * row + offsets[b]) * 8 + t, value.to(table.dtype.element_ty),
-                     mask=kh < rows)
+            value = tl.load(
+                weights[b] + c * strides[b][0] + from_h * strides[b][1] + from_w * strides[b][2],
+                mask=ok,
+                other=0.0,
+            )
+            tl.store(
+                table + (c * row + offsets[b]) * 8 + t,
+                value.to(table.dtype.element_ty),
+                mask=kh < rows,
+            )
 
 
 @jit
@@ -50,9 +57,28 @@ def _multiply(a, b, acc, PRECISION: tl.constexpr):
 
 
 @jit
-def _accumulate(acc, plane, taps, n, top, left, top_first, top_last, height, width, image, row,
-                kh, kw, WIDTH: tl.constexpr, MARGIN: tl.constexpr, ROWS: tl.constexpr,
-                COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr):
+def _accumulate(
+    acc,
+    plane,
+    taps,
+    n,
+    top,
+    left,
+    top_first,
+    top_last,
+    height,
+    width,
+    image,
+    row,
+    kh,
+    kw,
+    WIDTH: tl.constexpr,
+    MARGIN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Adds the product of the windows around blocks at (``top``, ``left``) with a Toeplitz matrix."""
     o = tl.arange(0, ROWS * COLUMNS)
     out_h, out_w = o // COLUMNS, o % COLUMNS
@@ -63,35 +89,86 @@ def _accumulate(acc, plane, taps, n, top, left, top_first, top_last, height, wid
     for start in range(low * (WIDTH // 8), high * (WIDTH // 8), BLOCK_K // 8):
         d, v, first = _window(start, BLOCK_K, WIDTH)
         h, w = corner_h[:, None] + d[None, :], corner_w[:, None] + v[None, :]
-        window = tl.load(corner[:, None] + (d * row + v)[None, :],
-                         mask=(h >= 0) & (h < height) & (w >= 0) & (w < width), other=0.0)
+        window = tl.load(
+            corner[:, None] + (d * row + v)[None, :],
+            mask=(h >= 0) & (h < height) & (w >= 0) & (w < width),
+            other=0.0,
+        )
         tap_h = d[:, None] - out_h[None, :]
         run = first[:, None] + (7 - MARGIN + kw // 2 - out_w)[None, :]
         toeplitz = tl.load(
             taps + (tap_h * (kw + 7) + run) * 8 + (tl.arange(0, BLOCK_K) % 8)[:, None],
-            mask=(tap_h >= 0) & (tap_h < kh) & (run >= 0) & (run < kw + 7), other=0.0)
+            mask=(tap_h >= 0) & (tap_h < kh) & (run >= 0) & (run < kw + 7),
+            other=0.0,
+        )
         acc = _multiply(window, toeplitz, acc, PRECISION)
     return acc
 
 
 @jit
-def _write(target, value, n, c, channels, height, columns, top, left,
-           ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _write(
+    target,
+    value,
+    n,
+    c,
+    channels,
+    height,
+    columns,
+    top,
+    left,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     o = tl.arange(0, ROWS * COLUMNS)
     out_h, out_w = o // COLUMNS, o % COLUMNS
     corner = target + (n * channels + c) * height * columns + (top * columns + left)
-    tl.store(corner[:, None] + (out_h * columns + out_w)[None, :], value.to(target.dtype.element_ty),
-             mask=(out_h[None, :] < (height - top)[:, None])
-             & (out_w[None, :] < (columns - left)[:, None]))
+    tl.store(
+        corner[:, None] + (out_h * columns + out_w)[None, :],
+        value.to(target.dtype.element_ty),
+        mask=(out_h[None, :] < (height - top)[:, None])
+        & (out_w[None, :] < (columns - left)[:, None]),
+    )
 
 
-@jit(do_not_specialize=('batch', 'channels', 'height', 'widths', 'strides', 'out_width', 'columns',
-                        'row', 'offsets', 'kernels'))
-def convolve(table, inputs, bias, outputs, batch, channels, height, widths, strides, out_width,
-             columns, row, offsets, kernels,
-             WINDOWS: tl.constexpr, MARGINS: tl.constexpr, ROWS: tl.constexpr,
-             COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-             VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr, PRECISION: tl.constexpr):
+@jit(
+    do_not_specialize=(
+        'batch',
+        'channels',
+        'height',
+        'widths',
+        'strides',
+        'out_width',
+        'columns',
+        'row',
+        'offsets',
+        'kernels',
+    )
+)
+def convolve(
+    table,
+    inputs,
+    bias,
+    outputs,
+    batch,
+    channels,
+    height,
+    widths,
+    strides,
+    out_width,
+    columns,
+    row,
+    offsets,
+    kernels,
+    WINDOWS: tl.constexpr,
+    MARGINS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    VECTOR: tl.constexpr,
+    OUT_VECTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """BLOCK_M blocks of one channel: one input's output, or the one output of all inputs.
 
     Programs of the same blocks are neighbours, so that outputs of one map share what they read.
@@ -112,31 +189,122 @@ def convolve(table, inputs, bias, outputs, batch, channels, height, widths, stri
     for b in tl.static_range(len(inputs)):
         if len(outputs) == 1:
             acc = _accumulate(
-                acc, inputs[b] + c * (strides[b][1] * VECTOR), table + (c * row + offsets[b]) * 8, n,
-                top, left, top_first, top_last, height, widths[b] * VECTOR, strides[b][0] * VECTOR,
-                strides[b][2] * VECTOR, kernels[b][0], kernels[b][1], WINDOWS[b], MARGINS[b], ROWS,
-                COLUMNS, BLOCK_K, PRECISION)
+                acc,
+                inputs[b] + c * (strides[b][1] * VECTOR),
+                table + (c * row + offsets[b]) * 8,
+                n,
+                top,
+                left,
+                top_first,
+                top_last,
+                height,
+                widths[b] * VECTOR,
+                strides[b][0] * VECTOR,
+                strides[b][2] * VECTOR,
+                kernels[b][0],
+                kernels[b][1],
+                WINDOWS[b],
+                MARGINS[b],
+                ROWS,
+                COLUMNS,
+                BLOCK_K,
+                PRECISION,
+            )
         elif branch == b:
             part = _accumulate(
-                acc, inputs[b] + c * (strides[b][1] * VECTOR), table + (c * row + offsets[b]) * 8, n,
-                top, left, top_first, top_last, height, widths[b] * VECTOR, strides[b][0] * VECTOR,
-                strides[b][2] * VECTOR, kernels[b][0], kernels[b][1], WINDOWS[b], MARGINS[b], ROWS,
-                COLUMNS, BLOCK_K, PRECISION)
-            _write(outputs[b], part, n, c, channels, height, out_width * OUT_VECTOR, top, left,
-                   ROWS, COLUMNS)
+                acc,
+                inputs[b] + c * (strides[b][1] * VECTOR),
+                table + (c * row + offsets[b]) * 8,
+                n,
+                top,
+                left,
+                top_first,
+                top_last,
+                height,
+                widths[b] * VECTOR,
+                strides[b][0] * VECTOR,
+                strides[b][2] * VECTOR,
+                kernels[b][0],
+                kernels[b][1],
+                WINDOWS[b],
+                MARGINS[b],
+                ROWS,
+                COLUMNS,
+                BLOCK_K,
+                PRECISION,
+            )
+            _write(
+                outputs[b],
+                part,
+                n,
+                c,
+                channels,
+                height,
+                out_width * OUT_VECTOR,
+                top,
+                left,
+                ROWS,
+                COLUMNS,
+            )
     if len(outputs) == 1:
-        _write(outputs[0], acc, n, c, channels, height, out_width * OUT_VECTOR, top, left, ROWS,
-               COLUMNS)
+        _write(
+            outputs[0],
+            acc,
+            n,
+            c,
+            channels,
+            height,
+            out_width * OUT_VECTOR,
+            top,
+            left,
+            ROWS,
+            COLUMNS,
+        )
 
 
-@jit(do_not_specialize=('batch', 'height', 'columns', 'widths', 'strides', 'grad_widths',
-                        'grad_strides', 'kernels', 'taps', 'total', 'parts', 'firsts'))
-def correlate(partial, inputs, grads, batch, height, columns, widths, strides, grad_widths,
-              grad_strides, kernels, taps, total, parts, firsts,
-              WINDOWS: tl.constexpr, MARGINS: tl.constexpr, ROWS: tl.constexpr,
-              COLUMNS: tl.constexpr, GROUP_H: tl.constexpr, GROUP_N: tl.constexpr,
-              GROUP_W: tl.constexpr, BLOCK_K: tl.constexpr, VECTOR: tl.constexpr,
-              PRECISION: tl.constexpr):
+@jit(
+    do_not_specialize=(
+        'batch',
+        'height',
+        'columns',
+        'widths',
+        'strides',
+        'grad_widths',
+        'grad_strides',
+        'kernels',
+        'taps',
+        'total',
+        'parts',
+        'firsts',
+    )
+)
+def correlate(
+    partial,
+    inputs,
+    grads,
+    batch,
+    height,
+    columns,
+    widths,
+    strides,
+    grad_widths,
+    grad_strides,
+    kernels,
+    taps,
+    total,
+    parts,
+    firsts,
+    WINDOWS: tl.constexpr,
+    MARGINS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUP_H: tl.constexpr,
+    GROUP_N: tl.constexpr,
+    GROUP_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    VECTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """BLOCK_K window elements of one kernel against all gradients of a part of the blocks.
 
     A step takes GROUP_H x GROUP_N x GROUP_W neighbouring blocks, so that its addresses differ from
@@ -147,8 +315,7 @@ def correlate(partial, inputs, grads, batch, height, columns, widths, strides, g
     groups_n = tl.cdiv(batch, GROUP_N)
     groups_w = tl.cdiv(tl.cdiv(columns, COLUMNS), GROUP_W)
     m = tl.arange(0, GROUP_H * GROUP_N * GROUP_W)
-    m_h, m_n, m_w = (m // (GROUP_N * GROUP_W) * ROWS, m // GROUP_W % GROUP_N,
-                     m % GROUP_W * COLUMNS)
+    m_h, m_n, m_w = (m // (GROUP_N * GROUP_W) * ROWS, m // GROUP_W % GROUP_N, m % GROUP_W * COLUMNS)
     o = tl.arange(0, ROWS * COLUMNS)
     out_h, out_w = o // COLUMNS, o % COLUMNS
     for b in tl.static_range(len(inputs)):
@@ -163,10 +330,14 @@ def correlate(partial, inputs, grads, batch, height, columns, widths, strides, g
             g = grads[b] + c * (grad_strides[b][1] * VECTOR) + m_n.to(tl.int64) * grad_image
             x_at, g_at = (m_h - kh // 2) * row + (m_w - MARGINS[b]), m_h * grad_row + m_w
             # Only groups of rows whose windows meet the map in these rows of the window.
-            d_first, d_last = start // (WINDOWS[b] // 8), (start + BLOCK_K // 8 - 1) // (WINDOWS[b] // 8)
+            d_first, d_last = (
+                start // (WINDOWS[b] // 8),
+                (start + BLOCK_K // 8 - 1) // (WINDOWS[b] // 8),
+            )
             low = tl.maximum(0, kh // 2 - d_last) // (ROWS * GROUP_H)
-            high = tl.minimum(groups_h, tl.cdiv(
-                tl.maximum(0, height + kh // 2 - d_first), ROWS * GROUP_H))
+            high = tl.minimum(
+                groups_h, tl.cdiv(tl.maximum(0, height + kh // 2 - d_first), ROWS * GROUP_H)
+            )
             each = tl.cdiv(groups_h * groups_n * groups_w, parts)
             begin = tl.maximum(part * each, low * groups_n * groups_w)
             end = tl.minimum((part + 1) * each, high * groups_n * groups_w)
@@ -178,27 +349,38 @@ def correlate(partial, inputs, grads, batch, height, columns, widths, strides, g
                 h = (m_h + first_h)[:, None] + out_h[None, :]
                 w = (m_w + first_w)[:, None] + out_w[None, :]
                 move = first_n.to(tl.int64) * grad_image + (first_h * grad_row + first_w)
-                grad = tl.load((g + move + g_at)[:, None] + (out_h * grad_row + out_w)[None, :],
-                               other=0.0,
-                               mask=(m_n < batch - first_n)[:, None] & (h < height) & (w < grad_width))
+                grad = tl.load(
+                    (g + move + g_at)[:, None] + (out_h * grad_row + out_w)[None, :],
+                    other=0.0,
+                    mask=(m_n < batch - first_n)[:, None] & (h < height) & (w < grad_width),
+                )
                 h = (m_h + first_h - kh // 2)[None, :] + d[:, None]
                 w = (m_w + first_w - MARGINS[b])[None, :] + v[:, None]
                 move = first_n.to(tl.int64) * image + (first_h * row + first_w)
                 window = tl.load(
-                    (x + move + x_at)[None, :] + (d * row + v)[:, None], other=0.0,
-                    mask=(m_n < batch - first_n)[None, :] & (h >= 0) & (h < height) & (w >= 0)
-                    & (w < width))
+                    (x + move + x_at)[None, :] + (d * row + v)[:, None],
+                    other=0.0,
+                    mask=(m_n < batch - first_n)[None, :]
+                    & (h >= 0)
+                    & (h < height)
+                    & (w >= 0)
+                    & (w < width),
+                )
                 acc = _multiply(window, grad, acc, PRECISION)
             tap_h = d[:, None] - out_h[None, :]
             tap_w = v[:, None] + (kw // 2 - MARGINS[b] - out_w)[None, :]
             to = (c * parts + part) * (ROWS * COLUMNS * total) + taps[b]
-            tl.store(partial + to + o[None, :] * total + tap_h * kw + tap_w, acc,
-                     mask=(tap_h >= 0) & (tap_h < kh) & (tap_w >= 0) & (tap_w < kw))
+            tl.store(
+                partial + to + o[None, :] * total + tap_h * kw + tap_w,
+                acc,
+                mask=(tap_h >= 0) & (tap_h < kh) & (tap_w >= 0) & (tap_w < kw),
+            )
 
 
 @jit(do_not_specialize=('terms', 'total', 'taps', 'kernels', 'sizes'))
-def fold(partial, outputs, terms, total, taps, kernels, sizes,
-         BLOCK: tl.constexpr, TERMS: tl.constexpr):
+def fold(
+    partial, outputs, terms, total, taps, kernels, sizes, BLOCK: tl.constexpr, TERMS: tl.constexpr
+):
     """Gradient of BLOCK taps of a kernel of ``sizes``, of which the map can reach ``kernels``."""
     c = tl.program_id(1).to(tl.int64)
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -211,8 +393,14 @@ def fold(partial, outputs, terms, total, taps, kernels, sizes,
             acc = tl.zeros((TERMS, BLOCK), tl.float32)
             for term in range(0, terms, TERMS):
                 index = term + tl.arange(0, TERMS)
-                acc += tl.load(source[None, :] + (index * total)[:, None],
-                               mask=(index < terms)[:, None] & ok[None, :], other=0.0)
+                acc += tl.load(
+                    source[None, :] + (index * total)[:, None],
+                    mask=(index < terms)[:, None] & ok[None, :],
+                    other=0.0,
+                )
             size = sizes[b][0] * sizes[b][1]
-            tl.store(outputs[b] + c * size + t, tl.sum(acc, 0).to(outputs[b].dtype.element_ty),
-                     mask=t < size)
+            tl.store(
+                outputs[b] + c * size + t,
+                tl.sum(acc, 0).to(outputs[b].dtype.element_ty),
+                mask=t < size,
+            )

@@ -9,20 +9,31 @@ from mmlk.ops.jit import attention
 from tests.cases import TOLERANCE, assert_close
 
 pytestmark = pytest.mark.skipif(
-    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}')
+    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}'
+)
 
 LIMIT = TOLERANCE[torch.float32][0]
 EPSILON = 1e-3
 # Images, pixels, heads, channels of a head: whole and partial vectors, tiles and chunks.
-SHAPES = [(1, 3, 1, 1), (2, 9, 3, 5), (2, 25, 2, 16), (1, 48, 2, 32), (2, 101, 3, 20), (1, 13, 2, 40),
-          (3, 49, 1, 64), (1, 400, 2, 7)]
+SHAPES = [
+    (1, 3, 1, 1),
+    (2, 9, 3, 5),
+    (2, 25, 2, 16),
+    (1, 48, 2, 32),
+    (2, 101, 3, 20),
+    (1, 13, 2, 40),
+    (3, 49, 1, 64),
+    (1, 400, 2, 7),
+]
 NAMES = 'out', 'grad_scores', 'grad_x'
 
 
 def problem(shape):
     n, length, heads, depth = shape
     generator = torch.Generator().manual_seed(sum(shape))
-    return [torch.randn(n, length, count * heads * depth, generator=generator) for count in (1, 2, 1)]
+    return [
+        torch.randn(n, length, count * heads * depth, generator=generator) for count in (1, 2, 1)
+    ]
 
 
 def run(x, scores, grad, heads):
@@ -32,8 +43,9 @@ def run(x, scores, grad, heads):
 
 def exact(x, scores, grad, heads):
     x, scores = (each.double().requires_grad_() for each in (x, scores))
-    value, *both = (each.unflatten(-1, (heads, -1)).transpose(1, 2)
-                    for each in (x, *scores.chunk(2, -1)))
+    value, *both = (
+        each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (x, *scores.chunk(2, -1))
+    )
     query, key = (F.elu(each) + 1 for each in both)
     weights = query @ key.transpose(-1, -2)
     out = (weights @ value) / (weights + EPSILON).sum(-1, keepdim=True)

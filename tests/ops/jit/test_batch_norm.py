@@ -9,12 +9,20 @@ from mmlk.ops.jit import batch_norm
 from tests.cases import TOLERANCE, assert_close
 
 pytestmark = pytest.mark.skipif(
-    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}')
+    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}'
+)
 
 OUTPUT, PARAMETER = TOLERANCE[torch.float32]
 # Parts of a block and several, bands of several lengths, rows that do not fill the unrolled loop.
-SHAPES = [(3, 1, 2, 2), (2, 5, 3, 3), (1, 16, 7, 9), (2, 40, 9, 8), (2, 17, 40, 61), (1, 128, 33, 32),
-          (7, 33, 1, 1)]
+SHAPES = [
+    (3, 1, 2, 2),
+    (2, 5, 3, 3),
+    (1, 16, 7, 9),
+    (2, 40, 9, 8),
+    (2, 17, 40, 61),
+    (1, 128, 33, 32),
+    (7, 33, 1, 1),
+]
 EPSILON, MOMENTUM = 1e-5, 0.1
 AFTER = {'norm': {}, 'gelu': dict(gelu=True), 'sum': dict(add=True)}
 
@@ -33,11 +41,23 @@ def problem(shape, offset=2.0):
 def run(x, parameters, residual, grad, gelu=False, add=False):
     weight, bias, mean, variance = (each.clone() for each in parameters)
     y, *statistics = batch_norm.forward(
-        x, weight, bias, mean, variance, MOMENTUM, EPSILON, gelu=gelu,
-        residual=residual if add else None)
+        x,
+        weight,
+        bias,
+        mean,
+        variance,
+        MOMENTUM,
+        EPSILON,
+        gelu=gelu,
+        residual=residual if add else None,
+    )
     gradients = batch_norm.backward(grad, x, weight, *statistics, gelu_bias=bias if gelu else None)
-    return dict(zip(('y', 'mean', 'variance', 'grad_x', 'grad_weight', 'grad_bias'),
-                    (y, mean, variance, *gradients)))
+    return dict(
+        zip(
+            ('y', 'mean', 'variance', 'grad_x', 'grad_weight', 'grad_bias'),
+            (y, mean, variance, *gradients),
+        )
+    )
 
 
 def exact(x, parameters, residual, grad, gelu=False, add=False):
@@ -46,23 +66,29 @@ def exact(x, parameters, residual, grad, gelu=False, add=False):
     y = F.batch_norm(leaves[0], mean, variance, *leaves[1:], True, MOMENTUM, EPSILON)
     y = F.gelu(y) if gelu else y
     y = y + residual.double() if add else y
-    return dict(zip(('y', 'mean', 'variance', 'grad_x', 'grad_weight', 'grad_bias'),
-                    (y, mean, variance, *torch.autograd.grad(y, leaves, grad.double()))))
+    return dict(
+        zip(
+            ('y', 'mean', 'variance', 'grad_x', 'grad_weight', 'grad_bias'),
+            (y, mean, variance, *torch.autograd.grad(y, leaves, grad.double())),
+        )
+    )
 
 
 @pytest.mark.parametrize('after', AFTER)
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_equals_float64(shape, after):
-    got, want = (each(*problem_, **AFTER[after]) for problem_ in [problem(shape)]
-                 for each in (run, exact))
+    got, want = (
+        each(*problem_, **AFTER[after]) for problem_ in [problem(shape)] for each in (run, exact)
+    )
     for name, value in want.items():
         assert_close(name, got[name], value, OUTPUT if name in 'y grad_x' else PARAMETER)
 
 
 def test_a_large_mean_costs_the_variance_no_digits():
     x, parameters, residual, grad = problem((2, 16, 50, 50), offset=1000.0)
-    _, mean, deviation = batch_norm.forward(x, *(each.clone() for each in parameters), MOMENTUM,
-                                            EPSILON)
+    _, mean, deviation = batch_norm.forward(
+        x, *(each.clone() for each in parameters), MOMENTUM, EPSILON
+    )
     exact_x = x.double()
     assert_close('mean', mean, exact_x.mean((0, 2, 3)), OUTPUT)
     variance = exact_x.var((0, 2, 3), unbiased=False)
@@ -86,7 +112,9 @@ def test_the_gradient_may_overwrite_the_incoming_one():
     x, parameters, residual, grad = problem((2, 24, 6, 7))
     want = run(x, parameters, residual, grad, gelu=True)
     weight, bias, mean, variance = (each.clone() for each in parameters)
-    _, *statistics = batch_norm.forward(x, weight, bias, mean, variance, MOMENTUM, EPSILON, gelu=True)
+    _, *statistics = batch_norm.forward(
+        x, weight, bias, mean, variance, MOMENTUM, EPSILON, gelu=True
+    )
     grad = grad.clone(memory_format=torch.preserve_format)
     grad_x, *_ = batch_norm.backward(grad, x, weight, *statistics, gelu_bias=bias, out=grad)
     assert grad_x is grad and torch.equal(grad, want['grad_x'])
@@ -105,9 +133,11 @@ def test_writes_stay_within_the_last_channels():
         assert each.isfinite().all() and each._base[20:].isnan().all()
 
 
-@pytest.mark.parametrize('wrong', [
-    lambda x: x.double(), lambda x: x.contiguous(), lambda x: x[:, 1:]],
-    ids=['float64', 'contiguous', 'slice'])
+@pytest.mark.parametrize(
+    'wrong',
+    [lambda x: x.double(), lambda x: x.contiguous(), lambda x: x[:, 1:]],
+    ids=['float64', 'contiguous', 'slice'],
+)
 def test_takes_dense_channels_last_float32_only(wrong):
     x = last((2, 6, 4, 5))
     assert batch_norm.takes(x, torch.randn(6)) and not batch_norm.takes(wrong(x), torch.randn(6))

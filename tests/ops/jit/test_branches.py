@@ -12,19 +12,24 @@ from mmlk.ops.jit import branch_norms, branches
 from tests.cases import TOLERANCE, assert_close
 
 pytestmark = pytest.mark.skipif(
-    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}')
+    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}'
+)
 
 OUTPUT, PARAMETER = TOLERANCE[torch.float32]
 THREE, TWO = ((13, 5), (5, 13), (5, 5)), ((31, 3), (3, 31))
 PUBLISHED = ((51, 5), (5, 51), (5, 5))
 # One pixel, partial and several channel blocks, kernels beyond the map, bands of rows and columns.
 CASES = {
-    'pixel': ((2, 3, 1, 1), THREE), 'small': ((2, 16, 5, 7), PUBLISHED),
-    'square': ((3, 62, 14, 14), TWO), 'tall': ((1, 17, 33, 17), THREE),
-    'stage': ((2, 16, 56, 56), PUBLISHED), 'bands': ((1, 5, 70, 130), TWO),
+    'pixel': ((2, 3, 1, 1), THREE),
+    'small': ((2, 16, 5, 7), PUBLISHED),
+    'square': ((3, 62, 14, 14), TWO),
+    'tall': ((1, 17, 33, 17), THREE),
+    'stage': ((2, 16, 56, 56), PUBLISHED),
+    'bands': ((1, 5, 70, 130), TWO),
     'order': ((2, 3, 9, 20), ((3, 9), (1, 1), (11, 3))),
     # Several parts in a task, fewer in the last, and kernels of which no row of taps fits registers.
-    'many': ((9, 130, 4, 6), THREE), 'broad': ((2, 9, 12, 19), ((9, 31), (31, 11), (7, 7))),
+    'many': ((9, 130, 4, 6), THREE),
+    'broad': ((2, 9, 12, 19), ((9, 31), (31, 11), (7, 7))),
 }
 
 
@@ -38,20 +43,23 @@ def problem(case):
     shape, sizes = CASES[case]
     x, weights = last(shape, 2.0), [torch.randn(shape[1], 1, *size) for size in sizes]
     leaves = [each.double().requires_grad_() for each in (x, *weights)]
-    maps = [F.conv2d(leaves[0], each, padding=(each.shape[2] // 2, each.shape[3] // 2),
-                     groups=shape[1]) for each in leaves[1:]]
+    maps = [
+        F.conv2d(leaves[0], each, padding=(each.shape[2] // 2, each.shape[3] // 2), groups=shape[1])
+        for each in leaves[1:]
+    ]
     return x, weights, leaves, maps
 
 
 def pixels_last(stack, x):
     """Maps in blocks of 16 channels as (B, N, H, W, C)."""
-    return stack.permute(0, 1, 3, 4, 2, 5).flatten(4)[..., :x.shape[1]]
+    return stack.permute(0, 1, 3, 4, 2, 5).flatten(4)[..., : x.shape[1]]
 
 
 def blocked(maps):
     """Maps (N, C, H, W) in blocks of 16 channels, (B, N, C / 16, H, W, 16); what is missing is NaN."""
-    padded = torch.stack([F.pad(each, (0, 0, 0, 0, 0, -each.shape[1] % 16), value=float('nan'))
-                          for each in maps])
+    padded = torch.stack(
+        [F.pad(each, (0, 0, 0, 0, 0, -each.shape[1] % 16), value=float('nan')) for each in maps]
+    )
     return padded.unflatten(2, (-1, 16)).permute(0, 1, 2, 4, 5, 3).contiguous()
 
 
@@ -123,9 +131,10 @@ def test_passes_of_the_norms_equal_float64(case):
     assert_close('sums', sums, wanted, PARAMETER)
     share = -channels / x.numel()
     gradients = [
-        per_channel(scale) * (grad + share * (per_channel(wanted[0]) + per_channel(
-            inverse * product) * z))
-        for scale, inverse, product, z in zip(scales, inverses, products, centred)]
+        per_channel(scale)
+        * (grad + share * (per_channel(wanted[0]) + per_channel(inverse * product) * z))
+        for scale, inverse, product, z in zip(scales, inverses, products, centred)
+    ]
     grad_x, taps = branches.gradients([grad], x, weights, True, [True] * count, stack, flows)
     wanted = torch.autograd.grad(maps, leaves, gradients)
     assert_close('grad_x', grad_x, wanted[0], 2 * OUTPUT)
@@ -141,7 +150,8 @@ def test_statistics_equal_float64(case):
     weight, bias, mean, variance = running.double().unbind(1)
     maps, moments, bands = branches.with_moments(x, weights)
     table = branch_norms.statistics(
-        moments, x.shape, bands, [each.unbind() for each in running], eps, momenta)
+        moments, x.shape, bands, [each.unbind() for each in running], eps, momenta
+    )
     # The statistics are those of the rounded map.
     maps = pixels_last(maps, x).double()
     means, variances = maps.mean((1, 2, 3)), maps.var((1, 2, 3), correction=0)
@@ -154,8 +164,12 @@ def test_statistics_equal_float64(case):
     pixels = x.numel() // channels
     share = torch.tensor(momenta[:count]).double()[:, None]
     assert_close('running mean', running[:, 2], torch.lerp(mean, means, share), 1e-6)
-    assert_close('running variance', running[:, 3], torch.lerp(
-        variance, variances * (pixels / (pixels - 1)), share), 1e-6)
+    assert_close(
+        'running variance',
+        running[:, 3],
+        torch.lerp(variance, variances * (pixels / (pixels - 1)), share),
+        1e-6,
+    )
 
 
 def norms(weights, **options):
@@ -175,8 +189,9 @@ def test_batch_norm_keeps_its_digits_far_from_zero(offset):
     exact = copy.deepcopy(made)
     leaves = [each.detach().double().requires_grad_() for each in (x, *weights)]
     y = normed_branches.normed_branches(x, weights, made)
-    wanted = sum(norm.double()(leaves[0] * weight.view(-1, 1, 1))
-                 for norm, weight in zip(exact, leaves[1:]))
+    wanted = sum(
+        norm.double()(leaves[0] * weight.view(-1, 1, 1)) for norm, weight in zip(exact, leaves[1:])
+    )
     assert_close('y', y, wanted, 2 * OUTPUT)
     for mine, theirs in zip(made, exact):
         assert_close('mean', mine.running_mean, theirs.running_mean, OUTPUT)
@@ -199,15 +214,23 @@ def test_nothing_is_written_beyond_the_results(monkeypatch):
         size = torch.Size(shape).numel()
         whole = torch.full((size + 64,), 7.0)
         frames.append((whole, size))
-        return whole[32:32 + size].view(*shape)
+        return whole[32 : 32 + size].view(*shape)
 
     x, weights, _, _ = problem('tall')
     grad, table, norm = last(x.shape), torch.randn(13, 17), torch.rand(4, 17).unbind()
-    monkeypatch.setattr(torch, 'empty_like', lambda like, **_: framed(
-        like.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2))
+    monkeypatch.setattr(
+        torch,
+        'empty_like',
+        lambda like, **_: framed(like.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2),
+    )
     for name in ('new_empty', 'new_zeros'):
-        monkeypatch.setattr(torch.Tensor, name, lambda self, shape: framed(tuple(
-            shape if isinstance(shape, tuple) else (shape,))).zero_())
+        monkeypatch.setattr(
+            torch.Tensor,
+            name,
+            lambda self, shape: framed(
+                tuple(shape if isinstance(shape, tuple) else (shape,))
+            ).zero_(),
+        )
     branches.summed(x, weights, None)
     maps, moments, bands = branches.with_moments(x, weights)
     branch_norms.statistics(moments, x.shape, bands, [norm] * 3, [1e-5] * 3, [0.1] * 3)
@@ -217,7 +240,7 @@ def test_nothing_is_written_beyond_the_results(monkeypatch):
     monkeypatch.undo()
     assert len(frames) >= 8
     for whole, size in frames:
-        assert (whole[:32] == 7).all() and (whole[32 + size:] == 7).all()
+        assert (whole[:32] == 7).all() and (whole[32 + size :] == 7).all()
 
 
 @pytest.mark.parametrize('case', ['square', 'bands'])

@@ -28,8 +28,12 @@ torch.testing.assert_close(linear(x, pack(weight), gelu=True),
 
 
 def run(folder, argument):
-    return subprocess.run([sys.executable, '-c', SCRIPT, argument], capture_output=True, text=True,
-                          env={**os.environ, cache.ENVIRONMENT: str(folder)})
+    return subprocess.run(
+        [sys.executable, '-c', SCRIPT, argument],
+        capture_output=True,
+        text=True,
+        env={**os.environ, cache.ENVIRONMENT: str(folder)},
+    )
 
 
 @pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.unavailable()))

@@ -9,13 +9,16 @@ from mmlk.ops.jit import depthwise
 from tests.cases import DEPTHWISE_CASES, TOLERANCE, assert_close
 
 pytestmark = pytest.mark.skipif(
-    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}')
+    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}'
+)
 
 OUTPUT, PARAMETER = TOLERANCE[torch.float32]
 # Partial and several channel blocks, bands of rows and of columns, strides that do not divide.
 CASES = {
-    **{name: (shape, kernel, (stride, stride) if isinstance(stride, int) else stride)
-       for name, (shape, kernel, stride) in DEPTHWISE_CASES.items()},
+    **{
+        name: (shape, kernel, (stride, stride) if isinstance(stride, int) else stride)
+        for name, (shape, kernel, stride) in DEPTHWISE_CASES.items()
+    },
     'k3-block': ((1, 16, 9, 14), (3, 3), (1, 1)),
     'k5-two-blocks': ((2, 35, 12, 11), (5, 5), (1, 1)),
     'k5-two-blocks-stride2': ((2, 35, 13, 11), (5, 5), (2, 2)),
@@ -74,20 +77,25 @@ def test_slices_are_read_and_written_in_place(case):
     def framed(inner):
         n, c, h, w = inner.shape
         whole = torch.full((n, h + 2, w + 3, c + 7), torch.nan).permute(0, 3, 1, 2)
-        part = whole[:, 3:3 + c, 1:1 + h, 2:2 + w]
+        part = whole[:, 3 : 3 + c, 1 : 1 + h, 2 : 2 + w]
         part.copy_(inner)
         return whole, part
 
     x, grad = framed(x)[1], framed(grad)[1]
     for want, write in (
-            (y, lambda out: depthwise.forward(x, weight, bias, stride, out=out)),
-            (grad_x, lambda out: depthwise.input_gradient(grad, weight, x.shape, stride, out=out))):
+        (y, lambda out: depthwise.forward(x, weight, bias, stride, out=out)),
+        (grad_x, lambda out: depthwise.input_gradient(grad, weight, x.shape, stride, out=out)),
+    ):
         whole, out = framed(torch.full(want.shape, torch.nan))
         write(out)
         assert_close('slice', out, want, OUTPUT)
         assert whole.isfinite().sum() == want.numel()
-    assert_close('grad_weight', depthwise.weight_gradient(
-        grad, x, tuple(weight.shape[2:]), stride)[0], grad_weight, PARAMETER)
+    assert_close(
+        'grad_weight',
+        depthwise.weight_gradient(grad, x, tuple(weight.shape[2:]), stride)[0],
+        grad_weight,
+        PARAMETER,
+    )
 
 
 def test_parameters_may_be_strided():
@@ -117,9 +125,11 @@ def test_threads_do_not_change_a_bit(case, monkeypatch):
     x, weight, bias, stride, grad, *_ = problem(case)
 
     def run():
-        return (depthwise.forward(x, weight, bias, stride),
-                depthwise.input_gradient(grad, weight, x.shape, stride),
-                *depthwise.weight_gradient(grad, x, tuple(weight.shape[2:]), stride))
+        return (
+            depthwise.forward(x, weight, bias, stride),
+            depthwise.input_gradient(grad, weight, x.shape, stride),
+            *depthwise.weight_gradient(grad, x, tuple(weight.shape[2:]), stride),
+        )
 
     threads = torch.get_num_threads()
     try:

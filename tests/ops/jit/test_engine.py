@@ -11,7 +11,8 @@ from mmlk.ops.jit import engine
 from mmlk.ops.jit.kernel import LANES, kernel
 
 needs_compiler = pytest.mark.skipif(
-    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}')
+    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}'
+)
 
 
 @kernel('x_p y_p count numbers_p')
@@ -22,8 +23,17 @@ def _scale(k, x, y, count, numbers, *, factor):
     value = k.load_some(x, first, count - first, slot)
     k.store_some(k.b.fmul(value, k.splat(factor)), y, first, count - first, slot)
     with k.when(k.both(k.task < 1, count >= 1)):
-        results = (7 + count, 7 - count, count * 3, count // 4, count % 4, k.min(count, 5),
-                   k.max(count, 5), (0 - count).at_least_zero(), (0 - 3 * count).exactly_divided(3))
+        results = (
+            7 + count,
+            7 - count,
+            count * 3,
+            count // 4,
+            count % 4,
+            k.min(count, 5),
+            k.max(count, 5),
+            (0 - count).at_least_zero(),
+            (0 - 3 * count).exactly_divided(3),
+        )
         for place, each in enumerate(results):
             k.store_some(k.number(each), numbers, place, k.int(1), slot)
 
@@ -31,8 +41,9 @@ def _scale(k, x, y, count, numbers, *, factor):
 def run(count=50, factor=2.5):
     x, y = torch.randn(count), torch.full((count + LANES,), torch.nan)
     numbers = torch.zeros(9 + LANES)
-    _scale(factor=factor)(-(-count // LANES), 10 ** 9, x.data_ptr(), y.data_ptr(), count,
-                          numbers.data_ptr())
+    _scale(factor=factor)(
+        -(-count // LANES), 10**9, x.data_ptr(), y.data_ptr(), count, numbers.data_ptr()
+    )
     return x, y, numbers[:9]
 
 
@@ -42,8 +53,17 @@ def test_parts_of_vectors_and_integers(count):
     x, y, numbers = run(count)
     assert torch.equal(y[:count], x * 2.5)
     assert y[count:].isnan().all()
-    assert numbers.tolist() == [7 + count, 7 - count, 3 * count, count // 4, count % 4, min(count, 5),
-                                max(count, 5), 0, -count]
+    assert numbers.tolist() == [
+        7 + count,
+        7 - count,
+        3 * count,
+        count // 4,
+        count % 4,
+        min(count, 5),
+        max(count, 5),
+        0,
+        -count,
+    ]
 
 
 @needs_compiler
@@ -70,7 +90,7 @@ def test_the_environment_switches_it_off(monkeypatch):
 
 
 def test_the_operators_work_without_llvmlite():
-    program = '''
+    program = """
 import sys
 sys.modules['llvmlite'] = None
 import torch
@@ -80,7 +100,7 @@ weight = torch.randn(8, 1, 7, 7)
 assert torch.allclose(depthwise_conv2d(x, weight), depthwise_conv2d_reference(x, weight), atol=1e-4)
 print(jit.unavailable())
 print(explain(depthwise_conv2d, x, weight))
-'''
+"""
     run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("llvmlite is not installed (pip install 'mmlk[cpu]')") == 2

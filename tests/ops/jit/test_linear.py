@@ -44,8 +44,12 @@ def test_every_remainder_of_rows_depth_and_features(rows, depth, features):
     x, weight, bias, residual = operands(rows, depth, features)
     panels = pack(weight)
     assert_close('product', linear(x, panels), expected(x, weight), LIMIT)
-    assert_close('all', linear(x, panels, bias, gelu=True, residual=residual),
-                 expected(x, weight, bias, True, residual), LIMIT)
+    assert_close(
+        'all',
+        linear(x, panels, bias, gelu=True, residual=residual),
+        expected(x, weight, bias, True, residual),
+        LIMIT,
+    )
 
 
 def columns_contiguous(weight):
@@ -61,15 +65,29 @@ ORDERS = {
 
 
 @pytest.mark.parametrize('order', ORDERS)
-@pytest.mark.parametrize(('rows', 'depth', 'features'), [
-    (800, 24, 50), (50, 300, 700), (257, 96, 130), (513, 7, 33), (1, 512, 2048), (7, 1301, 37),
-    (300, 600, 17), (5, 3, 1)])
+@pytest.mark.parametrize(
+    ('rows', 'depth', 'features'),
+    [
+        (800, 24, 50),
+        (50, 300, 700),
+        (257, 96, 130),
+        (513, 7, 33),
+        (1, 512, 2048),
+        (7, 1301, 37),
+        (300, 600, 17),
+        (5, 3, 1),
+    ],
+)
 def test_many_tasks_and_spans_cover_the_result(rows, depth, features, order):
     x, weight, bias, residual = operands(rows, depth, features)
     weight, factors = ORDERS[order](weight), torch.randn(features)
     y = linear(x, weight, bias, residual=residual)
-    assert_close('sum', y, expected(x, weight=plain_matrix(weight, depth), bias=bias, residual=residual),
-                 LIMIT)
+    assert_close(
+        'sum',
+        y,
+        expected(x, weight=plain_matrix(weight, depth), bias=bias, residual=residual),
+        LIMIT,
+    )
     before = torch.empty_like(y)
     y = linear(x, weight, bias, gelu=True, factors=factors, before=before)
     want = expected(x, plain_matrix(weight, depth), bias)
@@ -81,7 +99,7 @@ def plain_matrix(weight, depth):
     """(N, K) again."""
     if hasattr(weight, 'matrix'):
         return weight.matrix
-    return weight.panels.transpose(1, 2).reshape(-1, depth)[:weight.features]
+    return weight.panels.transpose(1, 2).reshape(-1, depth)[: weight.features]
 
 
 @pytest.mark.parametrize('order', ORDERS)
@@ -97,13 +115,19 @@ def test_factors_of_the_columns_of_a_weight(rows, depth, features, order):
         ORDERS[order](weight.double())
 
 
-@pytest.mark.parametrize(('rows', 'depth', 'features', 'blocks'), [
-    (7, 5, 32, 2), (200, 24, 96, 3), (13, 40, 160, 2)])
+@pytest.mark.parametrize(
+    ('rows', 'depth', 'features', 'blocks'), [(7, 5, 32, 2), (200, 24, 96, 3), (13, 40, 160, 2)]
+)
 def test_blocks_of_the_weight_see_columns_of_their_own(rows, depth, features, blocks):
     x, weight, bias, residual = operands(rows, depth, features)
     parts = [x + number for number in range(blocks)]
-    want = torch.cat([expected(part, *each) for part, *each in zip(
-        parts, weight.chunk(blocks), bias.chunk(blocks))], 1)
+    want = torch.cat(
+        [
+            expected(part, *each)
+            for part, *each in zip(parts, weight.chunk(blocks), bias.chunk(blocks))
+        ],
+        1,
+    )
     panels, wide = pack(weight), torch.cat(parts, 1)
     assert_close('blocks', linear(wide, panels, bias, blocks=blocks), want, LIMIT)
     with pytest.raises(ValueError, match='blocks of whole vectors'):
@@ -136,7 +160,7 @@ def test_gelu_errs_by_a_few_units_in_the_last_place_of_its_argument():
 
 
 def test_gelu_of_special_values():
-    x = torch.tensor([0.0, 20.0, -20.0, 2.0**99, -2.0**99, math.inf, -math.inf, math.nan])
+    x = torch.tensor([0.0, 20.0, -20.0, 2.0**99, -(2.0**99), math.inf, -math.inf, math.nan])
     y = gelu_by_product(x)
     assert y[:7].tolist() == [0.0, 20.0, 0.0, 2.0**99, 0.0, math.inf, 0.0]
     assert y[7].isnan()
@@ -150,14 +174,15 @@ def test_derivative_of_gelu():
     ones, weight = torch.ones_like(x), pack(torch.full((1, 1), 2.0))
     slope = linear(ones, weight, before=x, slope=True) / 2
     exact = x.double().requires_grad_()
-    want, = torch.autograd.grad(exact_gelu(exact).sum(), exact)
+    (want,) = torch.autograd.grad(exact_gelu(exact).sum(), exact)
     assert (slope.double() - want).abs().max() < 6 * 2**-24
     assert (slope[x > 9] == 1).all() and (slope[x < -9] == 0).all()
     assert linear(ones[:1], weight, before=torch.full((1, 1), math.nan), slope=True).isnan()
 
 
-@pytest.mark.parametrize(('rows', 'depth', 'features'), [
-    (7, 5, 17), (130, 24, 48), (130, 24, 40), (130, 48, 20)])
+@pytest.mark.parametrize(
+    ('rows', 'depth', 'features'), [(7, 5, 17), (130, 24, 48), (130, 24, 40), (130, 48, 20)]
+)
 def test_products_of_a_training_step(rows, depth, features):
     x, weight, bias, grad = operands(rows, depth, features)
     wide, active = products.linear_gelu(x, weight, bias)
@@ -167,7 +192,7 @@ def test_products_of_a_training_step(rows, depth, features):
     want = expected(grad, weight.t())
     assert_close('gradient', products.input_gradient(grad, weight), want, LIMIT)
     exact = x.double().requires_grad_()
-    slope, = torch.autograd.grad(exact_gelu(exact).sum(), exact)
+    (slope,) = torch.autograd.grad(exact_gelu(exact).sum(), exact)
     assert_close('through GELU', products.input_gradient(grad, weight, x), want * slope, LIMIT)
 
 
@@ -191,8 +216,9 @@ def test_row_strides_and_memory_around_the_result(features):
     wide_residual[:, 4:-5] = residual
     wide_out = torch.full((rows + 2, features + 40), 123.0)
     out = wide_out[1:-1, 20:-20]
-    got = linear(wide_x[:, 2:-3], pack(weight), bias, gelu=True, residual=wide_residual[:, 4:-5],
-                 out=out)
+    got = linear(
+        wide_x[:, 2:-3], pack(weight), bias, gelu=True, residual=wide_residual[:, 4:-5], out=out
+    )
     assert got is out
     assert_close('inside', out, expected(x, weight, bias, True, residual), LIMIT)
     out.fill_(123.0)
@@ -205,12 +231,14 @@ def test_operands_that_end_with_their_memory_are_not_read_beyond_it():
 
     def at_the_end(values):
         storage = torch.cat([values.flatten(), torch.full((64,), math.nan)])
-        return storage[:values.numel()].view(values.shape)
+        return storage[: values.numel()].view(values.shape)
 
     want = linear(x, pack(weight), bias, residual=residual)
     for order in (pack, plain):
         for held in (at_the_end(weight), at_the_end(weight.t()).t()):
-            got = linear(at_the_end(x), order(held), at_the_end(bias), residual=at_the_end(residual))
+            got = linear(
+                at_the_end(x), order(held), at_the_end(bias), residual=at_the_end(residual)
+            )
             assert torch.equal(got, want)
 
 
@@ -244,8 +272,10 @@ def test_weights_of_any_strides_are_packed():
     want = linear(x, pack(weight))
     assert torch.equal(linear(x, pack(weight.t().contiguous().t())), want)
     assert pack(weight).panels.shape == (2, 12, 16)
-    assert torch.equal(linear(x, pack(weight.repeat(1, 2)[:, ::2].contiguous())),
-                       linear(x, pack(weight.repeat(1, 2)[:, ::2])))
+    assert torch.equal(
+        linear(x, pack(weight.repeat(1, 2)[:, ::2].contiguous())),
+        linear(x, pack(weight.repeat(1, 2)[:, ::2])),
+    )
 
 
 def test_no_rows_and_no_depth():
@@ -254,12 +284,20 @@ def test_no_rows_and_no_depth():
     assert torch.equal(linear(torch.empty(2, 0), pack(torch.empty(3, 0)), bias), bias.expand(2, 3))
 
 
-@pytest.mark.parametrize('change', [
-    dict(x=torch.zeros(4, 7)), dict(x=torch.zeros(4, 16)[:, ::2]), dict(x=torch.zeros(4, 8).double()),
-    dict(bias=torch.zeros(4)), dict(factors=torch.zeros(4)), dict(residual=torch.zeros(4, 4)),
-    dict(out=torch.zeros(3, 5)),
-    dict(out=torch.zeros(4, 5, dtype=torch.int32)),
-], ids=lambda change: next(iter(change)))
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(x=torch.zeros(4, 7)),
+        dict(x=torch.zeros(4, 16)[:, ::2]),
+        dict(x=torch.zeros(4, 8).double()),
+        dict(bias=torch.zeros(4)),
+        dict(factors=torch.zeros(4)),
+        dict(residual=torch.zeros(4, 4)),
+        dict(out=torch.zeros(3, 5)),
+        dict(out=torch.zeros(4, 5, dtype=torch.int32)),
+    ],
+    ids=lambda change: next(iter(change)),
+)
 def test_operands_that_do_not_fit_are_refused(change):
     name = next(iter(change))
     with pytest.raises(ValueError, match=f'linear: {name} .* is not'):
@@ -273,12 +311,15 @@ def test_folded_product_is_the_same_with_and_without_the_compiler(monkeypatch, s
     x, weight, bias, residual = operands(12, 10, 20)
     copies = BlockedWeights()
     shape = (3, 4, 10)
-    got = products.folded_linear(copies, 'w', x.view(shape), weight, bias, gelu=gelu,
-                                 residual=residual.view(3, 4, 20))
-    assert_close('with residual', got.view(12, 20), expected(x, weight, bias, gelu, residual),
-                 LIMIT)
-    got = products.folded_linear(copies, 'w', x.view(shape), weight[:, :, None, None], None,
-                                 gelu=gelu)
+    got = products.folded_linear(
+        copies, 'w', x.view(shape), weight, bias, gelu=gelu, residual=residual.view(3, 4, 20)
+    )
+    assert_close(
+        'with residual', got.view(12, 20), expected(x, weight, bias, gelu, residual), LIMIT
+    )
+    got = products.folded_linear(
+        copies, 'w', x.view(shape), weight[:, :, None, None], None, gelu=gelu
+    )
     assert_close('plain', got.view(12, 20), expected(x, weight, gelu=gelu), LIMIT)
 
 

@@ -8,7 +8,8 @@ from mmlk.ops.jit import recconv
 from tests.cases import TOLERANCE, assert_close
 
 pytestmark = pytest.mark.skipif(
-    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}')
+    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}'
+)
 
 OUTPUT, PARAMETER = TOLERANCE[torch.float32]
 # (N, C, H, W), kernel, levels: single pixels and rows, maps below the kernel, every width of a tile,
@@ -49,7 +50,8 @@ def test_equals_float64(case, mode):
     exact, *exact_kernels = (each.double().requires_grad_() for each in (x, *kernels))
     want = recconv2d_reference(exact, exact_kernels[0], exact_kernels[1:], mode=mode)
     want_x, *want_kernels = torch.autograd.grad(
-        want, [exact, *exact_kernels], grad.double(), materialize_grads=True)
+        want, [exact, *exact_kernels], grad.double(), materialize_grads=True
+    )
     assert_close('y', recconv.forward(x, kernels[0], kernels[1:], mode), want, OUTPUT)
     grad_x, grad_kernels = recconv.backward(grad, x, kernels[0], kernels[1:], mode, EVERY)
     assert_close('grad_x', grad_x, want_x, OUTPUT)
@@ -57,8 +59,9 @@ def test_equals_float64(case, mode):
         assert_close(f'grad of kernel {index}', got, wanted, PARAMETER)
 
 
-@pytest.mark.parametrize('mask', [
-    [True, False, False], [False, True, False], [False, False, True], [False, True, True]])
+@pytest.mark.parametrize(
+    'mask', [[True, False, False], [False, True, False], [False, False, True], [False, True, True]]
+)
 def test_a_wanted_gradient_does_not_depend_on_the_others(mask):
     x, kernels, grad = problem('14x14')
     every = recconv.backward(grad, x, kernels[0], kernels[1:], 'bilinear', EVERY)
@@ -75,8 +78,10 @@ def test_threads_change_no_bit(case):
 
     def run(threads):
         torch.set_num_threads(threads)
-        return [recconv.forward(x, kernels[0], kernels[1:], 'bilinear'),
-                *recconv.backward(grad, x, kernels[0], kernels[1:], 'bilinear', EVERY)]
+        return [
+            recconv.forward(x, kernels[0], kernels[1:], 'bilinear'),
+            *recconv.backward(grad, x, kernels[0], kernels[1:], 'bilinear', EVERY),
+        ]
 
     before = torch.get_num_threads()
     try:
@@ -94,8 +99,7 @@ def test_neither_reads_nor_writes_around_its_tensors(case, monkeypatch):
     def framed(tensor):
         block = torch.full((tensor.numel() + 2 * margin,), float('nan'))
         blocks.append(block)
-        inner = block[margin:-margin].as_strided(
-            tensor.shape, tensor.stride(), margin)
+        inner = block[margin:-margin].as_strided(tensor.shape, tensor.stride(), margin)
         return inner.copy_(tensor)
 
     def poisoned(self, shape):
@@ -104,12 +108,16 @@ def test_neither_reads_nor_writes_around_its_tensors(case, monkeypatch):
 
     x, kernels, grad = problem(case)
     down, *weights = kernels
-    want = [recconv.forward(x, down, weights, 'bilinear'),
-            *recconv.backward(grad, x, down, weights, 'bilinear', EVERY)]
+    want = [
+        recconv.forward(x, down, weights, 'bilinear'),
+        *recconv.backward(grad, x, down, weights, 'bilinear', EVERY),
+    ]
     x, grad, down, *weights = (framed(each) for each in (x, grad, *kernels))
     monkeypatch.setattr(torch.Tensor, 'new_empty', poisoned)
-    got = [recconv.forward(x, down, weights, 'bilinear'),
-           *recconv.backward(grad, x, down, weights, 'bilinear', EVERY)]
+    got = [
+        recconv.forward(x, down, weights, 'bilinear'),
+        *recconv.backward(grad, x, down, weights, 'bilinear', EVERY),
+    ]
     assert all(torch.equal(one, two) for one, two in zip(got, want, strict=True))
     for block in blocks:
         assert block[:margin].isnan().all() and block[-margin:].isnan().all()

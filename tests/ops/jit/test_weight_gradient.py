@@ -13,14 +13,25 @@ pytestmark = pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.un
 
 LIMIT = TOLERANCE[torch.float32][1]
 # Remainders of every kind; several spans; several chunks.
-SHAPES = [(1, 1, 1), (3, 16, 16), (5, 15, 33), (7, 17, 100), (64, 130, 65), (257, 40, 30), (700, 33, 9),
-          (9000, 90, 70), (300, 1000, 900)]
+SHAPES = [
+    (1, 1, 1),
+    (3, 16, 16),
+    (5, 15, 33),
+    (7, 17, 100),
+    (64, 130, 65),
+    (257, 40, 30),
+    (700, 33, 9),
+    (9000, 90, 70),
+    (300, 1000, 900),
+]
 
 
 def operands(rows, outputs, inputs):
     generator = torch.Generator().manual_seed(rows + outputs)
-    return [torch.randn(size, generator=generator)
-            for size in ((rows, outputs), (rows, inputs), (outputs,), (rows, outputs))]
+    return [
+        torch.randn(size, generator=generator)
+        for size in ((rows, outputs), (rows, inputs), (outputs,), (rows, outputs))
+    ]
 
 
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
@@ -63,10 +74,18 @@ def test_rows_within_wider_rows_and_the_end_of_memory():
     assert all(torch.equal(*pair) for pair in zip(got, want))
 
 
-@pytest.mark.parametrize(('name', 'operand'), [
-    ('grad', torch.zeros(0, 5)), ('grad', torch.zeros(4, 5).double()),
-    ('grad', torch.zeros(4, 10)[:, ::2]), ('x', torch.zeros(3, 6)), ('factors', torch.zeros(6)),
-    ('y', torch.zeros(4, 6)), ('y', torch.zeros(4, 5, dtype=torch.bfloat16))])
+@pytest.mark.parametrize(
+    ('name', 'operand'),
+    [
+        ('grad', torch.zeros(0, 5)),
+        ('grad', torch.zeros(4, 5).double()),
+        ('grad', torch.zeros(4, 10)[:, ::2]),
+        ('x', torch.zeros(3, 6)),
+        ('factors', torch.zeros(6)),
+        ('y', torch.zeros(4, 6)),
+        ('y', torch.zeros(4, 5, dtype=torch.bfloat16)),
+    ],
+)
 def test_operands_that_do_not_fit_are_refused(name, operand):
     operands = {'grad': torch.zeros(4, 5), 'x': torch.zeros(4, 6)}
     with pytest.raises(ValueError, match=f'weight_gradient: ({name}|x) .* is not'):

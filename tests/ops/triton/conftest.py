@@ -25,6 +25,7 @@ def interpreted():
     """
     os.environ['TRITON_INTERPRET'] = '1'
     from tests.ops.triton.interpreter import prepare
+
     pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), prepare)
     try:
         pool.submit(os.getpid).result()  # the child has copied the environment

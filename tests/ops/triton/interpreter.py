@@ -11,8 +11,12 @@ def prepare() -> None:
     """Fills what `torch.empty*` returns with NaN, in one thread; fp32 maps are strict fp32."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
-    for owner, name in ((torch, 'empty'), (torch, 'empty_like'), (torch, 'empty_strided'),
-                        (torch.Tensor, 'new_empty')):
+    for owner, name in (
+        (torch, 'empty'),
+        (torch, 'empty_like'),
+        (torch, 'empty_strided'),
+        (torch.Tensor, 'new_empty'),
+    ):
         setattr(owner, name, _poisoned(getattr(owner, name)))
 
 
@@ -49,8 +53,14 @@ def check_depthwise(shape, kernel, stride, layout, dtype, weight_dtype=torch.flo
     cotangent = LAYOUTS[layout](tuple(y.shape), dtype)
     got = [y, *depthwise.backward(cotangent, x, weight, stride, [True, True, True])]
     assert [each.dtype for each in got] == [dtype, dtype, weight_dtype, weight_dtype]
-    compare(lambda *args: reference.depthwise_conv2d_reference(*args, stride), (x, weight, bias),
-            got, cotangent, dtype, ('y', 'grad_x', 'grad_weight', 'grad_bias'))
+    compare(
+        lambda *args: reference.depthwise_conv2d_reference(*args, stride),
+        (x, weight, bias),
+        got,
+        cotangent,
+        dtype,
+        ('y', 'grad_x', 'grad_weight', 'grad_bias'),
+    )
 
 
 def check_depthwise_rearranged(*arguments):
@@ -94,14 +104,30 @@ def check_inception(shape, branch, side, band, layout, dtype):
 
     torch.manual_seed(0)
     x, cotangent = LAYOUTS[layout](shape, dtype), LAYOUTS[layout](shape, dtype)
-    parameters = [torch.randn(size) for size in (
-        (branch, 1, side, side), (branch,), (branch, 1, 1, band), (branch,), (branch, 1, band, 1),
-        (branch,))]
-    got = [inception.forward(x, *parameters),
-           *inception.backward(cotangent, x, *parameters[::2], [True] * 7)]
+    parameters = [
+        torch.randn(size)
+        for size in (
+            (branch, 1, side, side),
+            (branch,),
+            (branch, 1, 1, band),
+            (branch,),
+            (branch, 1, band, 1),
+            (branch,),
+        )
+    ]
+    got = [
+        inception.forward(x, *parameters),
+        *inception.backward(cotangent, x, *parameters[::2], [True] * 7),
+    ]
     assert [each.dtype for each in got[:2]] == [dtype] * 2
-    compare(reference.inception_dwconv2d_reference, (x, *parameters), got, cotangent, dtype,
-            ('y', 'grad_x', 'square', 'square bias', 'wide', 'wide bias', 'tall', 'tall bias'))
+    compare(
+        reference.inception_dwconv2d_reference,
+        (x, *parameters),
+        got,
+        cotangent,
+        dtype,
+        ('y', 'grad_x', 'square', 'square bias', 'wide', 'wide bias', 'tall', 'tall bias'),
+    )
 
 
 def check_inception_on_demand(mask):
@@ -112,8 +138,14 @@ def check_inception_on_demand(mask):
     x = torch.randn(1, 7, 5, 4)
     weights = [torch.randn(2, 1, *size) for size in ((3, 3), (1, 5), (5, 1))]
     y = inception.forward(x, weights[0], None, weights[1], None, weights[2], None)
-    assert_close('y', y, reference.inception_dwconv2d_reference(
-        x, weights[0], None, weights[1], None, weights[2], None), TOLERANCE[torch.float32][0])
+    assert_close(
+        'y',
+        y,
+        reference.inception_dwconv2d_reference(
+            x, weights[0], None, weights[1], None, weights[2], None
+        ),
+        TOLERANCE[torch.float32][0],
+    )
     grad = torch.randn_like(x)
     every = inception.backward(grad, x, *weights, [True] * 7)
     some = inception.backward(grad, x, *weights, mask)
@@ -134,14 +166,21 @@ def check_recconv(shape, levels, kernel, mode, layout, dtype, **settings):
         down, *weights = torch.randn(levels + 2, shape[1], 1, kernel, kernel) / kernel
         y, saved = recconv.forward(x, down, weights, mode)
         grad_x, grad_down, grad_weights = recconv.backward(
-            cotangent, x, down, weights, saved, mode, [True] * 3)
+            cotangent, x, down, weights, saved, mode, [True] * 3
+        )
     finally:
         for name, value in before.items():
             setattr(recconv, name, value)
     got = [y, grad_x, grad_down, *grad_weights]
     assert [each.dtype for each in got[:3]] == [dtype, dtype, torch.float32]
-    compare(lambda x, down, *weights: reference.recconv2d_reference(x, down, weights, mode=mode),
-            (x, down, *weights), got, cotangent, dtype, ('y', 'grad_x', 'down', *['kernel'] * 9))
+    compare(
+        lambda x, down, *weights: reference.recconv2d_reference(x, down, weights, mode=mode),
+        (x, down, *weights),
+        got,
+        cotangent,
+        dtype,
+        ('y', 'grad_x', 'down', *['kernel'] * 9),
+    )
 
 
 def check_dcls(version, channels, count, window, dtype):
@@ -167,8 +206,11 @@ def check_dcls(version, channels, count, window, dtype):
     leaves = [double(each) for each in arguments]
     want = build(*leaves)
     assert_close('kernel', kernel, want, TOLERANCE[torch.float32][0])
-    for name, mine, theirs in zip(('weight', 'positions', 'sigma'), grads,
-                                  torch.autograd.grad(want, leaves, cotangent.double())):
+    for name, mine, theirs in zip(
+        ('weight', 'positions', 'sigma'),
+        grads,
+        torch.autograd.grad(want, leaves, cotangent.double()),
+    ):
         assert_close(name, mine, theirs, TOLERANCE[dtype][1])
 
 

@@ -24,8 +24,8 @@ def check_depthwise(shape, kernel, layout, dtype):
     weight, bias = torch.randn(shape[1], 1, *kernel), torch.randn(shape[1])
     weight = weight.to(dtype).float()  # the rounding of the kernel is not the kernel's error
     (want,), grads = _expected(
-        lambda *args: (reference.depthwise_conv2d_reference(*args),), (x, weight, bias),
-        [cotangent])
+        lambda *args: (reference.depthwise_conv2d_reference(*args),), (x, weight, bias), [cotangent]
+    )
     outputs, parameters = TOLERANCE[dtype]
     y = toeplitz.forward(x, weight, bias, (1, 1))
     assert y.dtype == dtype
@@ -33,8 +33,13 @@ def check_depthwise(shape, kernel, layout, dtype):
     grad_x = toeplitz.input_gradient(cotangent, weight, x, (1, 1))
     assert_close('grad_x', grad_x, grads[0], outputs)
     for result in (y, grad_x):
-        assert result.is_contiguous(memory_format=(
-            torch.channels_last if layout.startswith('channels_last') else torch.contiguous_format))
+        assert result.is_contiguous(
+            memory_format=(
+                torch.channels_last
+                if layout.startswith('channels_last')
+                else torch.contiguous_format
+            )
+        )
     grad_weight, grad_bias = toeplitz.weight_gradient(cotangent, x, kernel, (1, 1), True)
     assert grad_weight.dtype == grad_bias.dtype == torch.float32
     assert_close('grad_weight', grad_weight, grads[1], parameters)
@@ -50,8 +55,9 @@ def check_parts_of_the_weight_gradient(parts):
     toeplitz.splits = lambda *_args, **_kwargs: parts
     got, _ = toeplitz.weight_gradient(grad, x, (9, 11), (1, 1), False)
     weight = torch.zeros(1, 1, 9, 11, dtype=torch.float64, requires_grad=True)
-    want, = torch.autograd.grad(
-        reference.depthwise_conv2d_reference(x.double(), weight), weight, grad.double())
+    (want,) = torch.autograd.grad(
+        reference.depthwise_conv2d_reference(x.double(), weight), weight, grad.double()
+    )
     assert_close('grad_weight', got, want, TOLERANCE[torch.float32][1])
 
 
@@ -68,7 +74,9 @@ def check_large_kernel(shape, kernels, layout, dtype):
 
     wants, grads = _expected(
         lambda x, *weights: reference.large_kernel_branches_reference(x, weights),
-        (x, *weights), cotangents)
+        (x, *weights),
+        cotangents,
+    )
     for got, want in zip(large_kernel.branches(x, *padded), wants):
         assert_close('branch', got, want, outputs)
     mask = [True] * (1 + len(weights)) + [False] * (4 - len(weights))
@@ -80,10 +88,13 @@ def check_large_kernel(shape, kernels, layout, dtype):
     cotangent = cotangents[0]
     (want,), grads = _expected(
         lambda x, bias, *weights: (reference.large_kernel_sum_reference(x, weights, bias),),
-        (x, bias, *weights), [cotangent])
+        (x, bias, *weights),
+        [cotangent],
+    )
     assert_close('sum', large_kernel.total(x, *padded, bias), want, outputs)
-    got = large_kernel.backward(cotangent, cotangent, cotangent, x, *padded,
-                                [True, False, True, False, True])
+    got = large_kernel.backward(
+        cotangent, cotangent, cotangent, x, *padded, [True, False, True, False, True]
+    )
     assert_close('grad_x of the sum', got[0], grads[0], outputs)
     assert got[1].numel() == got[3].numel() == 0
     assert_close('grad_second', got[2], grads[3], parameters)

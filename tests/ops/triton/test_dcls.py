@@ -32,9 +32,14 @@ def test_positions_that_are_not_finite_show(interpreted, version):
     interpreted(check_dcls_not_finite, version)
 
 
-@pytest.mark.parametrize(('window', 'dtype', 'reason'), [
-    ((5, 5, 5), torch.float32, '3 axes'), ((65, 5), torch.float32, 'a side above 64'),
-    ((5, 5), torch.float64, 'torch.float64')])
+@pytest.mark.parametrize(
+    ('window', 'dtype', 'reason'),
+    [
+        ((5, 5, 5), torch.float32, '3 axes'),
+        ((65, 5), torch.float32, 'a side above 64'),
+        ((5, 5), torch.float64, 'torch.float64'),
+    ],
+)
 def test_what_is_not_built_is_refused_with_its_reason(window, dtype, reason):
     weight, positions = torch.empty(2, 1, 3, dtype=dtype), torch.empty(2, 2, 1, 3, dtype=dtype)
     assert reason in dcls_cuda.incapable(weight, positions, None, window)

@@ -49,7 +49,9 @@ def test_depthwise_with_rearranged_weights(interpreted, case):
     interpreted(check_depthwise_rearranged, *CASES[case], 'channels_last', torch.float32)
 
 
-@pytest.mark.parametrize('layout', ['channel_slice', 'channels_last_slice', 'expanded', 'transposed'])
+@pytest.mark.parametrize(
+    'layout', ['channel_slice', 'channels_last_slice', 'expanded', 'transposed']
+)
 def test_depthwise_takes_maps_of_any_strides(interpreted, layout):
     interpreted(check_depthwise, (1, 3, 5, 6), (3, 3), 1, layout, torch.float32)
 

@@ -27,7 +27,9 @@ def test_inception_takes_half_maps_with_float_weights(interpreted, layout, dtype
     interpreted(check_inception, (1, 10, 5, 6), 2, 3, 5, layout, dtype)
 
 
-@pytest.mark.parametrize('layout', ['channel_slice', 'channels_last_slice', 'expanded', 'transposed'])
+@pytest.mark.parametrize(
+    'layout', ['channel_slice', 'channels_last_slice', 'expanded', 'transposed']
+)
 def test_inception_takes_maps_of_any_strides(interpreted, layout):
     interpreted(check_inception, (1, 8, 5, 4), 2, 3, 5, layout, torch.float32)
 

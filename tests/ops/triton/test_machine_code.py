@@ -5,9 +5,13 @@ import pytest
 from mmlk.ops.triton import machine_code
 
 EXAMPLES = machine_code.examples()
-POINTS = [pytest.param(name, arch, id=f'{name}-sm_{arch}',
-                       marks=[pytest.mark.slow] if example.slow else [])
-          for name, example in EXAMPLES.items() for arch in example.archs]
+POINTS = [
+    pytest.param(
+        name, arch, id=f'{name}-sm_{arch}', marks=[pytest.mark.slow] if example.slow else []
+    )
+    for name, example in EXAMPLES.items()
+    for arch in example.archs
+]
 
 
 @pytest.mark.parametrize('name,arch', POINTS)

@@ -51,9 +51,14 @@ def run(arguments, dtype, settings):
     check_recconv(*arguments, dtype, **settings)
 
 
-@pytest.mark.parametrize(('sizes', 'count', 'reason'), [
-    ((9, 9), 3, 'a side above 7'), ((3, 5), 3, 'only equal square ones'),
-    ((5, 5), 10, 'at most 7 are fused')])
+@pytest.mark.parametrize(
+    ('sizes', 'count', 'reason'),
+    [
+        ((9, 9), 3, 'a side above 7'),
+        ((3, 5), 3, 'only equal square ones'),
+        ((5, 5), 10, 'at most 7 are fused'),
+    ],
+)
 def test_what_is_not_fused_is_refused_with_its_reason(sizes, count, reason):
     weights = [torch.empty(2, 1, *sizes)] * count
     assert reason in recconv_cuda.incapable(torch.empty(1, 2, 4, 4), weights[0], weights)

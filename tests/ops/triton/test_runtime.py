@@ -12,8 +12,10 @@ from mmlk.ops.triton import depthwise, runtime
 
 
 def fake_arguments(dtype):
-    return (torch.empty(2, 4, 9, 9, dtype=dtype, device='cuda'),
-            torch.empty(4, 1, 7, 7, dtype=dtype, device='cuda'))
+    return (
+        torch.empty(2, 4, 9, 9, dtype=dtype, device='cuda'),
+        torch.empty(4, 1, 7, 7, dtype=dtype, device='cuda'),
+    )
 
 
 def test_reason_without_a_device(monkeypatch):
@@ -30,8 +32,9 @@ def test_reasons_of_type_and_size(monkeypatch):
     with FakeTensorMode():
         assert 'triton: used' in explain(depthwise_conv2d, *fake_arguments(torch.bfloat16))
         assert 'triton: not used, the input is torch.float64' in explain(
-            depthwise_conv2d, *fake_arguments(torch.float64))
-        large = torch.empty(1, 2 ** 12, 2 ** 10, 2 ** 10, dtype=torch.bfloat16, device='cuda')
+            depthwise_conv2d, *fake_arguments(torch.float64)
+        )
+        large = torch.empty(1, 2**12, 2**10, 2**10, dtype=torch.bfloat16, device='cuda')
         assert 'one image has more than 2147483647 elements' in cuda.refuses(large)
         assert depthwise_conv2d(*fake_arguments(torch.float16)).shape == (2, 4, 9, 9)
 
@@ -48,9 +51,11 @@ def test_compiled_graph_holds_the_registered_operators(monkeypatch):
     with FakeTensorMode(), torch.device('cuda'):
         model = torch.nn.Sequential(DepthwiseConv2d(16, 7), InceptionDWConv2d(16))
         torch.compile(model, backend=capture, fullgraph=True)(torch.empty(2, 16, 9, 9))
-    graph, = graphs
+    (graph,) = graphs
     assert [str(node.target) for node in graph.graph.nodes if node.op == 'call_function'] == [
-        'mmlk.depthwise_conv2d.default', 'mmlk.inception_dwconv2d.default']
+        'mmlk.depthwise_conv2d.default',
+        'mmlk.inception_dwconv2d.default',
+    ]
 
 
 def test_maps_of_every_size_share_their_kernels():
@@ -66,8 +71,8 @@ def test_maps_of_every_size_share_their_kernels():
 
 
 def test_number_of_partial_sums_is_bounded():
-    assert runtime.splits(work=10 ** 6, programs=1, least=8) == 1024
-    assert runtime.splits(work=10 ** 6, programs=3, least=8) == 342
+    assert runtime.splits(work=10**6, programs=1, least=8) == 1024
+    assert runtime.splits(work=10**6, programs=3, least=8) == 342
     assert runtime.splits(work=16, programs=1, least=8) == 2
     assert runtime.splits(work=0, programs=1, least=8) == 1
 

@@ -40,8 +40,9 @@ def test_passes_equal_the_reference_in_16_bits(interpreted, case, dtype):
     interpreted(check_depthwise, *CASES[case], 'contiguous', dtype)
 
 
-@pytest.mark.parametrize('layout', [
-    'channels_last', 'channel_slice', 'channels_last_slice', 'expanded', 'transposed'])
+@pytest.mark.parametrize(
+    'layout', ['channels_last', 'channel_slice', 'channels_last_slice', 'expanded', 'transposed']
+)
 def test_maps_of_any_strides(interpreted, layout):
     interpreted(check_depthwise, *CASES['k13-rows-of-4'], layout, torch.float32)
 
@@ -65,9 +66,16 @@ def test_branches_share_launches(interpreted, case, layout):
 
 
 @pytest.mark.parametrize('arch', [80, 90])
-@pytest.mark.parametrize('name', [
-    'toeplitz/forward-k17-bf16', 'toeplitz/forward-k51x5-bf16', 'toeplitz/weight-gradient-k17-bf16',
-    'large_kernel/branches-bf16', 'large_kernel/weight-gradients-bf16'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'toeplitz/forward-k17-bf16',
+        'toeplitz/forward-k51x5-bf16',
+        'toeplitz/weight-gradient-k17-bf16',
+        'large_kernel/branches-bf16',
+        'large_kernel/weight-gradients-bf16',
+    ],
+)
 def test_operands_arrive_in_vectors_without_registers(name, arch):
     report = machine_code.inspect(machine_code.launch_of(machine_code.examples()[name]), arch)
     assert report.hot_loop['LDG'] == 0, 'scalar or synchronous loads'
@@ -106,13 +114,20 @@ def problem(kernel, dtype=torch.bfloat16, stride=(1, 1), last=False, width=56):
     return depthwise.Problem((2, 8, 56, width), kernel, stride, dtype, last)
 
 
-@pytest.mark.parametrize('arguments,taken', [
-    (dict(kernel=(17, 17)), True), (dict(kernel=(51, 5)), True), (dict(kernel=(7, 7)), False),
-    (dict(kernel=(17, 17), stride=(2, 2)), False), (dict(kernel=(11, 11), last=True), False),
-    (dict(kernel=(13, 13), last=True), True), (dict(kernel=(11, 11), width=57), False),
-    (dict(kernel=(11, 11)), True),
-    (dict(kernel=(17, 17), dtype=torch.float32), False),
-])
+@pytest.mark.parametrize(
+    'arguments,taken',
+    [
+        (dict(kernel=(17, 17)), True),
+        (dict(kernel=(51, 5)), True),
+        (dict(kernel=(7, 7)), False),
+        (dict(kernel=(17, 17), stride=(2, 2)), False),
+        (dict(kernel=(11, 11), last=True), False),
+        (dict(kernel=(13, 13), last=True), True),
+        (dict(kernel=(11, 11), width=57), False),
+        (dict(kernel=(11, 11)), True),
+        (dict(kernel=(17, 17), dtype=torch.float32), False),
+    ],
+)
 def test_route_takes_what_pays(arguments, taken):
     assert toeplitz.takes(problem(**arguments)) == taken
 
