@@ -25,7 +25,7 @@ from mmengine.config import Config
 import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmlk.backbones import DCLSConvNeXt
 from mmlk.checkpoints.read import read_checkpoint
-from mmlk.ops.dcls_construct import driven_axes
+from mmlk.ops.dcls.construct import driven_axes
 from mmlk.registry import MODELS
 
 

@@ -17,7 +17,7 @@ from mmlk.layers import (
     drop_path_schedule,
 )
 from mmlk.ops import DCLSDepthwiseConv2d, PatchConv2d, dispatch
-from mmlk.ops.operators import layout
+from mmlk.ops.maps import layout
 from mmlk.registry import MODELS
 
 
@@ -240,7 +240,7 @@ class DCLSConvNeXt(Backbone):
         block.
         """
         self._check_input(x)
-        if dispatch.refuses_device(x, 'cpu') is not None:
+        if dispatch.refusal_for_device(x, 'cpu') is not None:
             return super().forward(x)
         maps = super().forward(x.contiguous(memory_format=torch.channels_last))
         return tuple(y.contiguous(memory_format=layout(x)) for y in maps)

@@ -21,7 +21,7 @@ from mmlk.layers import (
     fold_conv_norms,
 )
 from mmlk.ops import dispatch
-from mmlk.ops.operators import layout
+from mmlk.ops.maps import layout
 from mmlk.registry import MODELS
 
 SERIES = ('m', 'a', 'stride8', 'stride8_shared')
@@ -154,7 +154,7 @@ class RecNeXt(Backbone):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Maps of ``out_indices`` in the layout of ``x``; computed channels-last on a CPU."""
         self._check_input(x)
-        if dispatch.refuses_device(x, 'cpu') is not None:
+        if dispatch.refusal_for_device(x, 'cpu') is not None:
             return super().forward(x)
         # MMCV's RoIAlign reads channels-last maps as if they were contiguous (mmcv#2203).
         maps = super().forward(x.contiguous(memory_format=torch.channels_last))

@@ -94,11 +94,10 @@ class RecNeXtBlock(nn.Module):
     def fold(self) -> None:
         """Fold every norm; the one between the mixers goes into the 1x1 convolution behind it."""
         fold_conv_norms(self)
-        if isinstance(self.token_mixer, RecConv2d):
-            self.token_mixer.switch_to_deploy()
         if not isinstance(self.norm, nn.Identity):
             self.channel_mixer[0] = fold_norm_before(self.norm, self.channel_mixer[0])
             self.norm = nn.Identity()
+        self.channel_mixer.fold()
 
 
 class RecNeXtDownsample(nn.Module):
@@ -129,6 +128,7 @@ class RecNeXtDownsample(nn.Module):
         fold_conv_norms(self)
         self.token_mixer = fold_norm_after(self.token_mixer, self.norm)
         self.norm = nn.Identity()
+        self.channel_mixer.fold()
 
 
 class RecNeXtStage(nn.Module):

@@ -121,6 +121,7 @@ class Stride8Block(nn.Module):
         """Fold every norm and the three local branches."""
         self.rep_mixer = self.rep_mixer.fold()
         fold_conv_norms(self)
+        self.channel_mixer.fold()
 
 
 class _SharingBlocks(nn.Module):
@@ -165,6 +166,7 @@ class Stride8Downsample(nn.Module):
     def fold(self) -> None:
         """Fold every norm."""
         fold_conv_norms(self)
+        self.channel_mixer.fold()
 
 
 class Stride8Stage(nn.Module):

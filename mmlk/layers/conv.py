@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlk.layers.fold import fold_norm_after
 from mmlk.layers.norm import build_norm
-from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, depthwise_conv2d, dispatch
-from mmlk.ops.operators import channels_last
+from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, expanding_depthwise_conv2d
+from mmlk.ops.maps import channels_last
 
 
 class ExpandingDepthwiseConv2d(nn.Conv2d):
     """Depthwise convolution in which each channel makes ``multiplier`` adjacent output channels.
 
     Output channel ``c * multiplier + i`` is channel c convolved with its i-th kernel, as in a
-    grouped ``nn.Conv2d``. On a CPU it runs as one depthwise convolution per i: a grouped
-    convolution that adds channels has no fast code there.
+    grouped ``nn.Conv2d``; computed by `expanding_depthwise_conv2d`.
 
     Args:
         channels: Input channels C.
@@ -33,15 +31,7 @@ class ExpandingDepthwiseConv2d(nn.Conv2d):
         self.multiplier = multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        if dispatch.refuses_device(x, 'cpu'):
-            return super().forward(x)
-        parts = [
-            depthwise_conv2d(
-                x, self.weight[i :: self.multiplier], self.bias[i :: self.multiplier], self.stride
-            ).permute(0, 2, 3, 1)
-            for i in range(self.multiplier)
-        ]
-        return torch.stack(parts, -1).flatten(3).permute(0, 3, 1, 2)
+        return expanding_depthwise_conv2d(x, self.weight, self.bias, self.stride)
 
 
 class GELU(nn.GELU):

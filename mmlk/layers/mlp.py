@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from mmlk.layers import mlp_cpu, normed_mlp_cpu
 from mmlk.layers.conv import GELU, ConvNorm
 from mmlk.layers.drop import DropPath
-from mmlk.layers.eager_cpu import unobserved
 from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
-from mmlk.ops import channel_mlp, channel_mlp_reference, dispatch
-from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
+from mmlk.layers.norm import LayerNorm
+from mmlk.ops import PointwiseConv2d, channel_mlp, dispatch
+from mmlk.ops.modules import can_stand_for, own_batch
 
 _IDENTITY, _KEEP = nn.Identity(), DropPath()
 
@@ -28,7 +26,8 @@ def add_normed_mlp(
 ) -> Tensor:
     """``x + drop_path(scale * second(act(first(norm(mixed)))))``, the layers on the channels.
 
-    On a CPU it is one autograd node in training, and a folded second layer adds the residual.
+    On a CPU it is one autograd node in training (`mmlk.ops.norm_mlp`), and a folded second layer adds
+    the residual.
 
     Args:
         x: (N, C, H, W).
@@ -40,56 +39,42 @@ def add_normed_mlp(
         scale: Factor per output channel.
         drop_path: Applied to the sum's second term.
     """
-    if normed_mlp_cpu.trains_as_one(x, mixed, norm, first, act, second, scale, drop_path):
-        return normed_mlp_cpu.train(x, mixed, norm, first, second, scale, drop_path)
+    plain = _is_mlp(first, act, second, nn.Linear)
+    if plain and type(norm) is LayerNorm and can_stand_for(norm, drop_path):
+        layers = norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias
+        args = x, mixed, *layers, scale, norm.eps
+        run = dispatch.accelerated('norm_mlp', *args, None)
+        if run is not None:
+            return run(*args, drop_path.draw(x))
     y = norm(mixed.permute(0, 2, 3, 1))
     if type(second) is FoldedLinear and scale is None and _keeps(drop_path):
         return second(act(first(y)), x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return x + drop_path(mix_channels(y, first, act, second, scale).permute(0, 3, 1, 2))
+    if plain:
+        y = channel_mlp(y, first.weight, first.bias, second.weight, second.bias, scale)
+    else:
+        y = second(act(first(y)))
+        y = y if scale is None else y * scale
+    return x + drop_path(y.permute(0, 3, 1, 2))
 
 
 def _keeps(drop_path: DropPath) -> bool:
-    return drop_path.rate == 0.0 or not drop_path.training
+    """Whether stochastic depth changes nothing."""
+    return (drop_path.rate == 0.0 or not drop_path.training) and can_stand_for(drop_path)
 
 
-def mix_channels(
-    x: torch.Tensor,
-    first: nn.Module,
-    act: nn.Module,
-    second: nn.Module,
-    scale: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """``scale * second(act(first(x)))`` on the last axis, in one operator if the modules are plain.
-
-    Args:
-        x: (..., C).
-        first: Linear layer.
-        act: Activation; one operator computes the exact GELU only.
-        second: Linear layer.
-        scale: Factor per output channel.
-    """
-    if _one_operator(first, act, second, nn.Linear):
-        return channel_mlp(x, first.weight, first.bias, second.weight, second.bias, scale)
-    y = second(act(first(x)))
-    return y if scale is None else y * scale
-
-
-def _one_operator(first: nn.Module, act: nn.Module, second: nn.Module, kind: type) -> bool:
-    """Whether nothing but the parameters of two layers matters.
-
-    A subclass, as sharding and quantisation make them, and a hook want the layer to be called.
-    """
+def _is_mlp(first: nn.Module, act: nn.Module, second: nn.Module, kind: type) -> bool:
+    """Whether nothing but the parameters of two layers matters."""
     return (
         type(first) is type(second) is kind
         and type(act) is nn.GELU
         and act.approximate == 'none'
         and first.bias is not None
         and second.bias is not None
-        and unobserved(first, act, second)
+        and can_stand_for(first, act, second)
     )
 
 
-def _scaled(y: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+def _scaled(y: Tensor, scale: Tensor | None) -> Tensor:
     return y if scale is None else y * scale.reshape(1, -1, 1, 1)
 
 
@@ -107,24 +92,16 @@ class ConvMlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(hidden_channels, channels, 1)
 
-    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """``scale * mlp(x)``, with ``scale`` (C,) left out if None."""
         first, second = self.fc1, self.fc2
-        if not _one_operator(first, self.act, second, nn.Conv2d):
-            return _scaled(second(self.act(first(x))), scale)
-        run = dispatch.choose(
-            'channel_mlp', x, first.weight, first.bias, second.weight, second.bias, scale
-        )
-        if run is not channel_mlp_reference:
-            y = run(
-                x.permute(0, 2, 3, 1),
-                first.weight.flatten(1),
-                first.bias,
-                second.weight.flatten(1),
-                second.bias,
-                scale,
-            )
-            return y.permute(0, 3, 1, 2)
+        if _is_mlp(first, self.act, second, nn.Conv2d):
+            weights = (each.weight.flatten(1) for each in (first, second))
+            weight1, weight2 = weights
+            args = x.permute(0, 2, 3, 1), weight1, first.bias, weight2, second.bias, scale
+            run = dispatch.accelerated('channel_mlp', *args)
+            if run is not None:
+                return run(*args).permute(0, 3, 1, 2)
         # Elsewhere convolutions spare a contiguous map two transpositions.
         return _scaled(second(self.act(first(x))), scale)
 
@@ -142,7 +119,7 @@ class ConvMlp(nn.Module):
         self.fc2 = FoldedPointwiseConv2d(self.fc2)
 
 
-class ConvNormMlp(KeepsBlockedWeights, nn.Sequential):
+class ConvNormMlp(nn.Sequential):
     """Pointwise MLP whose convolutions carry a norm each; submodules ``0`` and ``2``, GELU between.
 
     Args:
@@ -158,18 +135,47 @@ class ConvNormMlp(KeepsBlockedWeights, nn.Sequential):
             GELU(),
             ConvNorm(hidden_channels, channels, bias=bias, norm_cfg=norm_cfg),
         )
-        self._blocked = BlockedWeights()
 
     def residual(
         self, x: Tensor, mixed: Tensor, norm: nn.Module = _IDENTITY, drop_path: DropPath = _KEEP
     ) -> Tensor:
         """``x + drop_path(mlp(norm(mixed)))``.
 
-        On a CPU it is one autograd node in training and two products in a folded network.
+        On a CPU it is one autograd node in training (`mmlk.ops.conv_norm_mlp`), and two products that
+        apply GELU and add the residual in a folded network.
         """
         if _keeps(drop_path):
-            if mlp_cpu.trains_as_one(self, x, mixed, norm):
-                return mlp_cpu.train(self, x, mixed, norm)
-            if mlp_cpu.infers_as_two(self, x, mixed, norm):
-                return mlp_cpu.infer(self, self._blocked, x, mixed)
+            run, args = self._accelerated(x, mixed, norm)
+            if run is not None:
+                return run(*args)
+            last = self[2]
+            if type(last) is FoldedPointwiseConv2d and can_stand_for(self, last):
+                return last(self[1](self[0](norm(mixed))), x)
         return x + drop_path(self(norm(mixed)))
+
+    def _accelerated(self, x: Tensor, mixed: Tensor, norm: nn.Module):
+        """The operator that stands for norm and mixer in training and its arguments, or None."""
+        first, act, last = self
+        if (
+            not type(first) is type(last) is ConvNorm
+            or type(act) is not GELU
+            or not type(first.conv) is type(last.conv) is PointwiseConv2d
+            or first.conv.bias is not None
+            or last.conv.bias is not None
+        ):
+            return None, ()
+        norms = first.norm, last.norm
+        if not can_stand_for(self, norm, act, first, last, first.conv, last.conv, *norms):
+            return None, ()
+        front = None if type(norm) is nn.Identity else own_batch(norm)
+        states = own_batch(first.norm), own_batch(last.norm)
+        if None in states or (front is None and type(norm) is not nn.Identity):
+            return None, ()
+        args = x, mixed, front, first.conv.weight, states[0], last.conv.weight, states[1]
+        return dispatch.accelerated('conv_norm_mlp', *args), args
+
+    def fold(self) -> None:
+        """Prepare for inference, when the norms are folded and the weights are final."""
+        if all(each.groups == 1 for each in (self[0], self[2])):
+            self[0], self[1] = FoldedPointwiseConv2d(self[0], gelu=True), nn.Identity()
+            self[2] = FoldedPointwiseConv2d(self[2])

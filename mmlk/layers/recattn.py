@@ -5,41 +5,51 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlk.layers import recattn_cpu
 from mmlk.layers.conv import ConvNorm
-from mmlk.layers.recattn_cpu import normed_depthwise, normed_depthwise_of_sum
-from mmlk.ops.blocked import BlockedWeights, KeepsBlockedWeights
-from mmlk.ops.operators import channels_last
+from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, dispatch
+from mmlk.ops.modules import can_stand_for, own_batch
+from mmlk.ops.packed_weights import HoldsPackedWeights, PackedWeights
+from mmlk.ops.reference import attention2d
 
 _EPSILON = 1e-6
 
 
-def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Normalised attention without softmax, in the cheaper of its two orders of multiplication.
+def _conv_and_norm(layer: nn.Module, kind: type) -> tuple | None:
+    """Weight, bias and batch norm of a normed or folded convolution that an operator may stand for."""
+    if type(layer) is kind and can_stand_for(layer):
+        return layer.weight, layer.bias, None
+    if type(layer) is not ConvNorm or type(layer.conv) is not kind:
+        return None
+    state = own_batch(layer.norm)
+    if state is None or not can_stand_for(layer, layer.conv, layer.norm):
+        return None
+    return layer.conv.weight, layer.conv.bias, state
 
-    ``o_i = mean over j of (q_i . k_j) v_j / (mean over j of (q_i . k_j) + 1e-6)``. With positive
-    entries in query and key the weights are positive and sum to one. ``q (k^T v)`` costs a d x e
-    matrix per head, ``(q k^T) v`` an L x L one; the results differ by rounding only.
+
+def add_depthwise(
+    x: Tensor, layer: nn.Module, *, coarse: Tensor | None = None, onto: Tensor | None = None
+) -> Tensor:
+    """``onto + layer(x + up(coarse))``, interpolated to the nearest pixel.
 
     Args:
-        query: (..., L, d), positive.
-        key: (..., L, d), positive.
-        value: (..., L, e).
-
-    Returns:
-        (..., L, e).
+        x: (N, C, H, W).
+        layer: Depthwise convolution, normed or folded.
+        coarse: (N, C, h, w).
+        onto: Map of the result's shape; without gradients it may be overwritten.
     """
-    length, width, depth = query.shape[-2], query.shape[-1], value.shape[-1]
-    scale = length**-0.5
-    if length * (width + depth) < 2 * width * depth:
-        weights = (query * scale) @ (key * scale).transpose(-1, -2)
-        return (weights @ value) / (weights.sum(-1, keepdim=True) + _EPSILON)
-    total = query @ key.mean(-2, keepdim=True).transpose(-1, -2)
-    summary = (key * scale).transpose(-1, -2) @ (value * scale)
-    return (query @ summary) / (total + _EPSILON)
+    parts = _conv_and_norm(layer, DepthwiseConv2d)
+    if parts is not None:
+        stride = (layer if parts[2] is None else layer.conv).stride
+        run = dispatch.accelerated('depthwise_sum', x, *parts, stride, coarse, onto)
+        if run is not None:
+            return run(x, *parts, stride, coarse, onto)
+    if coarse is not None:
+        x = x + F.interpolate(coarse, size=x.shape[2:], mode='nearest')
+        return add_depthwise(x, layer, onto=onto)
+    return layer(x) if onto is None else layer(x) + onto
 
 
-class LinearAttention2d(KeepsBlockedWeights, nn.Module):
+class LinearAttention2d(HoldsPackedWeights, nn.Module):
     """Linear attention over the pixels of a map, plus a depthwise 3x3 convolution of it.
 
     Query and key are ``elu + 1`` of a normed 1x1 convolution ``qk``, the value is the map itself.
@@ -78,26 +88,19 @@ class LinearAttention2d(KeepsBlockedWeights, nn.Module):
         options = dict(bias=bias, norm_cfg=norm_cfg)
         self.qk = ConvNorm(channels, 2 * qk_channels, groups=qk_groups, **options)
         self.pe = ConvNorm(channels, channels, 3, groups=channels, **options)
-        self._blocked = BlockedWeights()
+        self._packed = PackedWeights()
 
     def forward(self, x: Tensor) -> Tensor:
-        if recattn_cpu.attends_as_one(x, self.qk):
-            out = recattn_cpu.attention(x, self.qk, self._blocked, self.num_heads, _EPSILON)
-            return normed_depthwise(x, self.pe, self._blocked, 'pe', onto=out)
-        query, key = (F.elu(self.qk(x)) + 1).chunk(2, 1)
-        out = linear_attention(*(self._tokens(each) for each in (query, key, x)))
-        if channels_last(x):
-            out = out.transpose(1, 2).reshape(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-        else:
-            out = out.transpose(2, 3).reshape(x.shape)
-        return self.pe(x) + out
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) as (N, heads, H * W, C / heads)."""
-        return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+        parts = _conv_and_norm(self.qk, PointwiseConv2d)
+        if parts is not None:
+            args = x, *parts, self.num_heads, _EPSILON, self._packed
+            run = dispatch.accelerated('linear_attention2d', *args)
+            if run is not None:
+                return add_depthwise(x, self.pe, onto=run(*args))
+        return add_depthwise(x, self.pe, onto=attention2d(x, self.qk(x), self.num_heads, _EPSILON))
 
 
-class RecAttn2d(KeepsBlockedWeights, nn.Module):
+class RecAttn2d(nn.Module):
     """``conv(x + up(attention(down(x))))``: one level down by 5x5, nearest interpolation up.
 
     ``down`` and ``conv`` are depthwise and normed, so blocks need no norm of their own.
@@ -133,8 +136,8 @@ class RecAttn2d(KeepsBlockedWeights, nn.Module):
             ),
         )
         self.conv = ConvNorm(in_channels, in_channels, kernel_size, 1, in_channels, **options)
-        self._blocked = BlockedWeights()
 
     def forward(self, x: Tensor) -> Tensor:
-        coarse = self.down[1](normed_depthwise(x, self.down[0], self._blocked, 'down'))
-        return normed_depthwise_of_sum(x, coarse, self.conv, self._blocked, 'conv')
+        down, attention = self.down
+        coarse = attention(add_depthwise(x, down))
+        return add_depthwise(x, self.conv, coarse=coarse)

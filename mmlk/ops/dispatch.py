@@ -1,23 +1,29 @@
 """Which code computes an operator, and why.
 
-An operator has backends in a fixed order of preference. A backend's ``refuses`` looks at the same
-arguments as the operator and returns the reason why it cannot take them, or None. `choose` takes
-the first backend without a reason, `explain` prints the reasons: both ask the same predicates, so
-they cannot disagree. The environment variable ``MMLK_BACKEND`` forces one backend for every
-operator that has it; a forced backend that refuses raises with its reason.
+An operator has backends in a fixed order of preference. A backend's ``refusal`` looks at the same
+arguments as the operator and returns the reason why it cannot take them, or None. `run` takes the
+first backend without a reason, `explain` prints the reasons: both ask the same predicates, so they
+cannot disagree. The environment variable ``MMLK_BACKEND`` forces one backend for every operator that
+has it; a forced backend that refuses raises with its reason.
 
-The module also registers operators with the PyTorch dispatcher (`define`, `implement`), so that a
-backend of another device is one `implement` and one `register` away.
+Blocks of layers that a device computes as one are operators like any other. Their reference is the
+chain of layers, so a layer asks `accelerated` and, where that is None, calls its parts one by one.
+
+Every choice between two ways of computing the same thing at run time is made here. What a backend
+does with a shape (which loop, which library) is that backend's own policy.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from mmlk.ops.maps import channels_last
 
 PREFERENCE = ('triton', 'cpu', 'separable', 'reference')
 ENVIRONMENT = 'MMLK_BACKEND'
@@ -29,17 +35,31 @@ class Backend(NamedTuple):
     Args:
         name: One of `PREFERENCE`.
         run: The computation, with the operator's arguments.
-        refuses: Reason why it cannot take these arguments, or None.
+        refusal: Reason why it cannot take these arguments, or None.
         describe: Further words on what it would do with them, for `explain`.
     """
 
     name: str
-    run: Callable[..., torch.Tensor]
-    refuses: Callable[..., str | None]
+    run: Callable[..., Any]
+    refusal: Callable[..., str | None]
     describe: Callable[..., str] | None = None
 
 
+_ARGUMENTS: dict[str, Callable[..., tuple]] = {}
 _BACKENDS: dict[str, tuple[Backend, ...]] = {}
+
+
+def declare(operator: str, arguments: Callable[..., tuple], reference: Callable[..., Any]) -> None:
+    """Make ``operator`` known, with the backend that every operator has.
+
+    Args:
+        operator: Name of the public function.
+        arguments: From the arguments of the public function, but ``backend``, to the positional ones of
+            the backends; raises where they do not fit.
+        reference: The definition, called with the backends' arguments.
+    """
+    _ARGUMENTS[operator] = arguments
+    register(operator, Backend('reference', reference, no_refusal))
 
 
 def register(operator: str, backend: Backend) -> None:
@@ -58,12 +78,17 @@ def backends(operator: str) -> tuple[str, ...]:
     return tuple(each.name for each in _BACKENDS[operator])
 
 
-def choose(operator: str, *args, backend: str | None = None) -> Callable[..., torch.Tensor]:
-    """The computation to use for ``operator`` on ``args``.
+def operators() -> tuple[str, ...]:
+    """Names of all operators, in alphabetical order."""
+    return tuple(sorted(_BACKENDS))
+
+
+def choose(operator: str, *args, backend: str | None = None) -> Backend:
+    """The backend to use for ``operator`` on ``args``.
 
     Args:
         operator: Registered name.
-        args: The operator's positional arguments.
+        args: The positional arguments of its backends.
         backend: Name of the backend to use; None takes ``MMLK_BACKEND`` or the first that can.
 
     Raises:
@@ -75,19 +100,41 @@ def choose(operator: str, *args, backend: str | None = None) -> Callable[..., to
     if name:
         for each in candidates:
             if each.name == name:
-                reason = each.refuses(*args)
+                reason = each.refusal(*args)
                 if reason is not None:
-                    raise RuntimeError(f'{operator}: backend {name!r} was asked for but {reason}')
-                return each.run
+                    raise RuntimeError(
+                        f'{operator}: backend {name!r} was asked for but {reason}; leave the '
+                        f"backend open or take 'reference'"
+                    )
+                return each
         if backend or name not in PREFERENCE:
             raise ValueError(
                 f'{operator}: unknown backend {name!r}, '
                 f'choose from {[each.name for each in candidates]}'
             )
     for each in candidates:
-        if each.refuses(*args) is None:
+        if each.refusal(*args) is None:
+            return each
+    raise AssertionError(f'{operator}: the reference refuses')  # it takes whatever torch takes
+
+
+def run(operator: str, *args, backend: str | None = None):
+    """``operator`` of ``args``, computed by the backend that `choose` names."""
+    return choose(operator, *args, backend=backend).run(*args)
+
+
+def accelerated(operator: str, *args) -> Callable[..., Any] | None:
+    """The computation that stands for a chain of layers, or None if the layers are to be called.
+
+    A forced backend that refuses is no error here: the layers' own operators obey it.
+    """
+    name = os.environ.get(ENVIRONMENT)
+    for each in _BACKENDS[operator]:
+        if each.name == 'reference':
+            return None
+        if (not name or each.name == name) and each.refusal(*args) is None:
             return each.run
-    raise RuntimeError(f'{operator}: no backend takes these arguments\n' + explain(operator, *args))
+    return None
 
 
 def explain(operator: str | Callable, *args, backend: str | None = None, **kwargs) -> str:
@@ -100,19 +147,22 @@ def explain(operator: str | Callable, *args, backend: str | None = None, **kwarg
 
     Returns:
         One line per backend: ``name: used`` or ``name: not used, reason``.
+
+    Raises:
+        ValueError: If there is no such operator, or the arguments do not fit it.
     """
     name = operator if isinstance(operator, str) else operator.__name__
     if name not in _BACKENDS:
         raise ValueError(
             f'explain: {name!r} is not an operator with backends, choose from {sorted(_BACKENDS)}'
         )
-    args = (*args, *kwargs.values())
+    args = _ARGUMENTS[name](*args, **kwargs)
     forced = backend or os.environ.get(ENVIRONMENT)
     if forced not in backends(name):
         forced = None
     lines, taken = [], False
     for each in _BACKENDS[name]:
-        reason = each.refuses(*args)
+        reason = each.refusal(*args)
         if reason is not None:
             lines.append(f'{each.name}: not used, {reason}')
         elif forced and each.name != forced:
@@ -126,12 +176,12 @@ def explain(operator: str | Callable, *args, backend: str | None = None, **kwarg
     return '\n'.join(lines)
 
 
-def never_refuses(*_args) -> None:
+def no_refusal(*_args) -> None:
     """The predicate of the reference backends: plain torch takes whatever torch takes."""
     return None
 
 
-def exporting() -> str | None:
+def refusal_for_export() -> str | None:
     """Reason why a graph under export must hold plain torch operators only, or None."""
     # The function torch.compiler.is_exporting() is constantly true under torch.compile.
     if getattr(torch.compiler, '_is_exporting_flag', False):
@@ -141,129 +191,57 @@ def exporting() -> str | None:
     return None
 
 
-def refuses_device(x: torch.Tensor, device: str) -> str | None:
-    """Reason why a backend of ``device`` cannot take ``x``, or None."""
+def refusal_for_device(x: Tensor, device: str, *operands: Tensor | None) -> str | None:
+    """Reason why a backend of ``device`` cannot take ``x`` and what goes with it, or None."""
     if x.device.type != device:
         return f'the input is on {x.device.type}'
-    return exporting() or _transformed()
+    for each in operands:
+        if each is not None and each.device != x.device:
+            return f'the input is on {x.device} but an operand on {each.device}'
+    return refusal_for_export() or _refusal_for_transform()
 
 
-def watched(x: torch.Tensor) -> bool:
+def refusal_to_fuse(*maps: Tensor) -> str | None:
+    """Reason why layers on float32 maps must be called one by one on a CPU, or None.
+
+    The maps have to be channels-last: their pixels are the rows of a matrix then.
+    """
+    for x in maps:
+        if x.device.type != 'cpu' or x.dtype != torch.float32:
+            return f'a map is {x.dtype} on {x.device.type}, only float32 on the CPU is fused'
+        if needs_dispatcher(x):
+            return 'a compiler, autocast, a dispatch mode or a subclass has to see the layers'
+        if not channels_last(x):
+            return 'a map is not channels-last'
+        if x.numel() == 0:
+            return 'a map is empty'
+    return refusal_for_export() or _refusal_for_transform()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def needs_dispatcher(x: Tensor) -> bool:
     """Whether a compiler, autocast, a dispatch mode or a kind of tensor must see an operator.
 
-    If nothing watches, a backend may call its kernels through a `torch.autograd.Function` of its
-    own: autograd through a registered operator costs half a millisecond of Python a call, more than
-    the arithmetic of most small maps.
+    Otherwise a backend may call its kernels through an autograd node of its own (`library.node`):
+    autograd through a registered operator costs half a millisecond of Python a call, more than the
+    arithmetic of most small maps.
     """
     return (
         torch.compiler.is_compiling()
         or x.is_meta
-        or type(x) not in (torch.Tensor, torch.nn.Parameter)
+        or type(x) not in _PLAIN
         or torch.is_autocast_enabled(x.device.type)
-        or torch.utils._python_dispatch._get_current_dispatch_mode() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
     )
 
 
-def _transformed() -> str | None:
-    if (
-        not torch.compiler.is_dynamo_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is not None
-    ):
+def _refusal_for_transform() -> str | None:
+    if torch.compiler.is_dynamo_compiling():
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         return 'a torch.func transform is active'
+    if forward_ad._current_level >= 0:
+        return 'forward-mode differentiation is active'
     return None
-
-
-_LIBRARY = torch.library.Library('mmlk', 'FRAGMENT')
-
-
-def define(
-    name: str,
-    schema: str,
-    *,
-    fake: Callable,
-    backward: Callable | None = None,
-    setup_context: Callable | None = None,
-    autocast: bool = True,
-) -> Callable:
-    """Register ``mmlk::name`` with its fake, autograd and autocast rules; kernels come later.
-
-    Under autocast the floating tensors named by the first argument only (the activations) are cast:
-    kernels read parameters in their own precision, which saves a cast and keeps their gradients
-    in it.
-
-    Args:
-        name: Operator name inside the ``mmlk`` namespace.
-        schema: Arguments and result, as in native_functions.yaml.
-        fake: Result of the right shape, dtype and strides from fake tensors.
-        backward: Gradient formula in terms of a registered operator; without one, asking for a
-            gradient raises (torch alone would warn and return a wrong one).
-        setup_context: Saves what ``backward`` needs.
-        autocast: Whether the first argument follows autocast; parameters alone should not.
-
-    Returns:
-        The callable ``torch.ops.mmlk.name.default``.
-    """
-    _LIBRARY.define(f'{name}{schema}', tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f'mmlk::{name}', fake, lib=_LIBRARY)
-    operator = getattr(torch.ops.mmlk, name).default
-    if backward is None:
-        torch.library.register_autograd(f'mmlk::{name}', _no_second_derivative(name), lib=_LIBRARY)
-    else:
-        torch.library.register_autograd(
-            f'mmlk::{name}', backward, setup_context=setup_context, lib=_LIBRARY
-        )
-        devices = (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA')) if autocast else ()
-        for device, key in devices:
-            _LIBRARY.impl(name, _autocast(operator, device, key), key)
-    return operator
-
-
-def _no_second_derivative(name: str) -> Callable:
-    def refuse(ctx, *grads):
-        raise RuntimeError(
-            f"{name}: second derivatives are not available here, use backend='reference'"
-        )
-
-    return refuse
-
-
-def first_derivative_only(name: str) -> Callable:
-    """Decorator of the ``backward`` of an `autograd.Function` that is written out by hand.
-
-    A gradient of its gradients raises. torch's ``once_differentiable`` does so only where the incoming
-    gradient has a history of its own, and loses the second derivative silently elsewhere.
-    """
-
-    def decorate(backward: Callable) -> Callable:
-        @functools.wraps(backward)
-        def wrapper(ctx, *grads):
-            with torch.no_grad():
-                results = backward(ctx, *grads)
-            if not torch.is_grad_enabled():
-                return results
-            message = f"{name}: second derivatives are not available here, use backend='reference'"
-            refusal = torch._C._functions.DelayedError(message.encode(), len(results))
-            return refusal(
-                *(None if each is None else each.detach().requires_grad_() for each in results)
-            )
-
-        return wrapper
-
-    return decorate
-
-
-def _autocast(operator: Callable, device: str, key: str) -> Callable:
-    keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-    def call(x, *args):
-        if x.dtype == torch.float32:
-            x = x.to(torch.get_autocast_dtype(device))
-        with torch._C._ExcludeDispatchKeyGuard(keyset):
-            return operator(x, *args)
-
-    return call
-
-
-def implement(name: str, device: str, kernel: Callable) -> None:
-    """Register ``kernel`` as the computation of ``mmlk::name`` on ``device`` ('CPU', 'CUDA')."""
-    _LIBRARY.impl(name, kernel, device)

@@ -2,7 +2,7 @@
 
 One multiplication with its addition counts as two, taps in the padding included, as torch counts
 its own convolutions; a gradient costs as much as the forward pass. MMEngine's counter needs no
-formula: it traces, and a traced graph holds plain convolutions (`mmlk.ops.dispatch.exporting`).
+formula: it traces, and a traced graph holds plain convolutions (`mmlk.ops.dispatch.refusal_for_export`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from math import prod
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from mmlk.ops import branches, operators, recconv_cpu  # noqa: F401  define what is counted here
+from mmlk.ops.depthwise import (
+    schema as _depthwise_schema,  # noqa: F401  define what is counted here
+)
+from mmlk.ops.inception import schema as _inception_schema  # noqa: F401
+from mmlk.ops.large_kernel import schema as _large_kernel_schema  # noqa: F401
+from mmlk.ops.recconv import schema as _recconv_schema  # noqa: F401
 
 
 def depthwise_flops(weight_shape, out_shape) -> int:

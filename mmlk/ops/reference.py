@@ -12,10 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """``value`` for both axes, unless it already is a pair."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+from mmlk.ops.maps import channels_last, pair
 
 
 def depthwise_conv2d_reference(
@@ -43,6 +40,28 @@ def depthwise_conv2d_reference(
     """
     kernel = weight.shape[2:]
     return F.conv2d(x, weight, bias, pair(stride), (kernel[0] // 2, kernel[1] // 2), 1, x.shape[1])
+
+
+def expanding_depthwise_conv2d_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`depthwise_conv2d_reference` with m kernels per channel; their outputs are adjacent.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (C m, 1, kh, kw), sides odd.
+        bias: (C m,).
+        stride: Step in rows and columns.
+
+    Returns:
+        (N, C m, ceil(H / sh), ceil(W / sw)).
+    """
+    return depthwise_conv2d_reference(x, weight, bias, stride)
 
 
 def pointwise_conv2d_reference(
@@ -112,6 +131,201 @@ def channel_mlp_reference(
     """
     y = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
     return y if scale is None else y * scale
+
+
+def folded_linear_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    gelu: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """``[residual +] act(x W^T + b)`` on the last axis, ``act`` the exact GELU or nothing.
+
+    Args:
+        x: (..., K).
+        weight: (N, K), or (N, K, 1, 1).
+        bias: (N,).
+        residual: (..., N).
+        gelu: Apply GELU.
+
+    Returns:
+        (..., N).
+    """
+    y = F.linear(x, weight.flatten(1), bias)
+    y = F.gelu(y) if gelu else y
+    return y if residual is None else residual + y
+
+
+def norm_mlp_reference(
+    x: Tensor,
+    mixed: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    scale: Tensor | None = None,
+    eps: float = 1e-6,
+    factors: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """``x + factors * channel_mlp(layer_norm(mixed))``, both over the channels of (N, C, H, W) maps.
+
+    Args:
+        x: (N, C, H, W).
+        mixed: (N, C, H, W).
+        norm_weight: (C,).
+        norm_bias: (C,).
+        weight1: (H, C).
+        bias1: (H,).
+        weight2: (C, H).
+        bias2: (C,).
+        scale: (C,); None leaves it out.
+        eps: Added to the variance.
+        factors: (N, 1, 1, 1); None leaves them out.
+
+    Returns:
+        (N, C, H, W).
+    """
+    y = layer_norm_reference(mixed.permute(0, 2, 3, 1), norm_weight, norm_bias, eps)
+    y = channel_mlp_reference(y, weight1, bias1, weight2, bias2, scale).permute(0, 3, 1, 2)
+    return x + y if factors is None else x + factors * y
+
+
+def conv_norm_mlp_reference(
+    x: Tensor,
+    mixed: Tensor,
+    norm,
+    weight1: Tensor,
+    norm1,
+    weight2: Tensor,
+    norm2,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """``x + norm2(conv2(gelu(norm1(conv1(norm(mixed))))))``, the convolutions 1x1 without bias.
+
+    Args:
+        x: (N, C, H, W).
+        mixed: (N, C, H, W).
+        norm: Batch norm of C channels as for `batch_norm_reference`; None leaves it out.
+        weight1: (H, C, 1, 1).
+        norm1: Batch norm of H channels.
+        weight2: (C, H, 1, 1).
+        norm2: Batch norm of C channels.
+
+    Returns:
+        (N, C, H, W).
+    """
+    y = mixed if norm is None else batch_norm_reference(mixed, norm)
+    y = F.gelu(batch_norm_reference(pointwise_conv2d_reference(y, weight1), norm1))
+    return x + batch_norm_reference(pointwise_conv2d_reference(y, weight2), norm2)
+
+
+def depthwise_sum_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm=None,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    coarse: Tensor | None = None,
+    onto: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """``onto + norm(depthwise(x + up(coarse)))``, what is None left out.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (C, 1, kh, kw), sides odd.
+        bias: (C,).
+        norm: Batch norm as for `batch_norm_reference`.
+        stride: Step in rows and columns.
+        coarse: (N, C, h, w), enlarged to (H, W) by the nearest pixel.
+        onto: (N, C, ceil(H / sh), ceil(W / sw)).
+
+    Returns:
+        (N, C, ceil(H / sh), ceil(W / sw)).
+    """
+    if coarse is not None:
+        x = x + F.interpolate(coarse, size=x.shape[2:], mode='nearest')
+    y = depthwise_conv2d_reference(x, weight, bias, stride)
+    y = y if norm is None else batch_norm_reference(y, norm)
+    return y if onto is None else onto + y
+
+
+def linear_attention2d_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm=None,
+    *,
+    heads: int,
+    epsilon: float = 1e-6,
+    backend: str | None = None,
+) -> Tensor:
+    """Attention without softmax over the pixels of a map, values being the map itself.
+
+    Query and key are ``elu + 1`` of a 1x1 convolution, normed where ``norm`` is given. With l for the
+    mean over the pixels, ``o_i = l(q_i . k_j v_j) / (l(q_i . k_j) + epsilon)``: the weights are positive
+    and sum to one. Channels are split into heads contiguously.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (2 Q, C / groups, 1, 1), queries before keys.
+        bias: (2 Q,).
+        norm: Batch norm as for `batch_norm_reference`.
+        heads: Divides C and Q.
+        epsilon: Added to the mean of the weights.
+
+    Returns:
+        (N, C, H, W).
+    """
+    scores = pointwise_conv2d_reference(x, weight, bias)
+    scores = scores if norm is None else batch_norm_reference(scores, norm)
+    return attention2d(x, scores, heads, epsilon)
+
+
+def attention2d(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> Tensor:
+    """The attention of `linear_attention2d_reference` from raw queries and keys on.
+
+    Args:
+        x: (N, C, H, W), the values.
+        scores: (N, 2 Q, H, W).
+        heads: Divides C and Q.
+        epsilon: Added to the mean of the weights.
+
+    Returns:
+        (N, C, H, W) in the layout of ``x``.
+    """
+    query, key = (F.elu(scores) + 1).chunk(2, 1)
+    query, key, value = (
+        each.flatten(2).unflatten(1, (heads, -1)).transpose(2, 3) for each in (query, key, x)
+    )
+    out = _attention(query, key, value, epsilon)
+    if channels_last(x):
+        return out.transpose(1, 2).reshape(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+    return out.transpose(2, 3).reshape(x.shape)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, epsilon: float) -> Tensor:
+    """(..., L, d), (..., L, d) and (..., L, e) to (..., L, e), in the cheaper order of products.
+
+    ``q (k^T v)`` costs a d x e matrix per head, ``(q k^T) v`` an L x L one.
+    """
+    length, width, depth = query.shape[-2], query.shape[-1], value.shape[-1]
+    scale = length**-0.5
+    if length * (width + depth) < 2 * width * depth:
+        weights = (query * scale) @ (key * scale).transpose(-1, -2)
+        return (weights @ value) / (weights.sum(-1, keepdim=True) + epsilon)
+    total = query @ key.mean(-2, keepdim=True).transpose(-1, -2)
+    summary = (key * scale).transpose(-1, -2) @ (value * scale)
+    return (query @ summary) / (total + epsilon)
 
 
 def patch_conv2d_reference(
@@ -189,6 +403,39 @@ def large_kernel_sum_reference(
     for weight in others:
         y = y + depthwise_conv2d_reference(x, weight)
     return y
+
+
+def large_kernel_normed_reference(
+    x: Tensor, weights: Sequence[Tensor], norms: Sequence, *, backend: str | None = None
+) -> Tensor:
+    """The sum over several kernels of a batch norm of `depthwise_conv2d_reference` each.
+
+    Args:
+        x: (N, C, H, W).
+        weights: Kernels (C, 1, kh, kw).
+        norms: A `mmlk.ops.norm.batch_norm.BatchNormState` for each; running statistics are updated.
+
+    Returns:
+        (N, C, H, W).
+    """
+    return sum(
+        batch_norm_reference(depthwise_conv2d_reference(x, weight), norm)
+        for weight, norm in zip(weights, norms)
+    )
+
+
+def batch_norm_reference(x: Tensor, norm, *, backend: str | None = None) -> Tensor:
+    """Batch norm with the statistics of ``x`` (N, C, H, W), recorded in ``norm``."""
+    return F.batch_norm(
+        x,
+        norm.running_mean,
+        norm.running_var,
+        norm.weight,
+        norm.bias,
+        True,
+        norm.record(),
+        norm.eps,
+    )
 
 
 def dcls_kernel1d_reference(

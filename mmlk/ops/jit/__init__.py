@@ -7,10 +7,12 @@ in a tenth of a second, by way of the package llvmlite; no compiler needs to be 
 llvmlite the operators use the routes of torch alone.
 
 - `engine`: from a written kernel to machine code, and its launch on torch's threads.
-- `kernel`: the words kernels are written in: loops, vectors of 16 floats, strided maps.
-- one module per operator.
+- `language`: the words kernels are written in: loops, vectors of 16 floats, strided maps.
+- `maths`, `planes`, `moments`, `tile`: what the loops of several operators share.
+
+The loops themselves are beside their operators, in files named ``loops``.
 """
 
-from mmlk.ops.jit.engine import unavailable
+from mmlk.ops.jit.engine import refusal
 
-__all__ = ['unavailable']
+__all__ = ['refusal']

@@ -32,14 +32,21 @@ ENVIRONMENT = 'MMLK_JIT'
 HEADER = 3
 """Words before a kernel's arguments."""
 
-_lock = threading.Lock()
+# Held by whoever creates LLVM's machine, compiles, or loads code: none of it is safe in two threads.
+_lock = threading.RLock()
 _loaded: dict[str, Compiled] = {}
 # Bytes for a thread whose default may not hold a task's scratch (512 KB on macOS).
 _STACK = 8 << 20
 
 
-@functools.cache
 def _machine():
+    """LLVM's target machine for this processor and the engine that holds compiled code."""
+    with _lock:  # functools.cache alone lets two threads create one, and frees the loser's
+        return _create_machine()
+
+
+@functools.cache
+def _create_machine():
     """LLVM's target machine for this processor and the engine that holds compiled code."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -66,7 +73,7 @@ def _missing() -> str | None:
     return None
 
 
-def unavailable() -> str | None:
+def refusal() -> str | None:
     """Reason why nothing can be compiled here, or None. ``MMLK_JIT=0`` in the environment is one."""
     if os.environ.get(ENVIRONMENT) == '0':
         return f'{ENVIRONMENT}=0'
@@ -79,8 +86,14 @@ def has(feature: str) -> bool:
     return bool(llvm.get_host_cpu_features().get(feature))
 
 
-@functools.cache
 def _team():
+    """``run(address, words, threads)`` of the process, see `_create_team`."""
+    with _lock:
+        return _create_team()
+
+
+@functools.cache
+def _create_team():
     """``run(address, words, threads)``: several threads enter the function at once.
 
     torch's own OpenMP runtime lends its threads, which are awake already; a second pool would compete

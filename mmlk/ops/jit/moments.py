@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from mmlk.ops.jit.kernel import Int, Kernel
+from mmlk.ops.jit.language import Int, Kernel
 
 
 class Moments:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mmlk.ops.jit.kernel import LANES, Int, Kernel
+from mmlk.ops.jit.language import LANES, Int, Kernel
 
 
 class Map(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmlk.ops.jit.kernel import Int
+from mmlk.ops.jit.language import Int
 
 # Rows of a tile: on AVX2 twelve of the sixteen registers hold sums of 16 columns.
 ROWS = 6

@@ -1,9 +1,9 @@
-"""CUDA kernels in Triton, compiled at their first use; nothing is built at installation.
+"""What CUDA kernels in Triton share; they are compiled at their first use, nothing at installation.
 
-Nobody imports this package but `mmlk.ops.cuda`, and that only once a CUDA tensor is seen, so torch
-without Triton or without a GPU is not affected.
+The kernels are beside their operators, in files named ``triton``. The ``cuda.py`` there imports them,
+and that only once a CUDA tensor is seen: torch without Triton or without a GPU is not affected.
 
-How a kernel module looks (``depthwise.py`` or ``inception.py`` is the pattern):
+How a kernel module looks (`mmlk.ops.depthwise.triton` and `mmlk.ops.inception.triton` are the pattern):
 
 * Its docstring states the tiling in words, the arithmetic intensity, what is accumulated in which
   dtype, and why results do not depend on anything but shapes.
@@ -21,12 +21,20 @@ How a kernel module looks (``depthwise.py`` or ``inception.py`` is the pattern):
   with what the compiled code must fulfil on sm_80 and sm_90. `tests/ops/triton/test_machine_code.py`
   and ``tools/inspect_kernels.py`` run over the examples of all `MODULES`.
 
-How an operator gets a module: one row in `mmlk.ops.cuda.KERNELS` per registered operator (forward
-and backward) and one `dispatch.register` of a 'triton' backend there. Further ways to compute one
-pass of a depthwise convolution are a `depthwise.Route` in `depthwise.ROUTES`.
+How an operator gets a module: its ``cuda.py`` calls `mmlk.ops.cuda.implement` for each registered
+operator (forward and backward) and registers one 'triton' backend. Further ways to compute one pass of
+a depthwise convolution are a `Route` in `mmlk.ops.depthwise.triton.ROUTES`.
 
-How it is tested: ``tests/ops/triton`` runs launchers in Triton's interpreter in a process of its own
+How it is tested: ``tests/ops`` runs launchers in Triton's interpreter in a process of its own
 (`interpreted`), with `torch.empty` poisoned by NaN; see ``tests/ops/triton/conftest.py``.
 """
 
-MODULES = ('depthwise', 'inception', 'recconv', 'dcls', 'planes', 'toeplitz', 'large_kernel')
+MODULES = (
+    'depthwise.triton',
+    'inception.triton',
+    'recconv.triton',
+    'dcls.triton',
+    'triton.planes',
+    'depthwise.triton_toeplitz',
+    'large_kernel.triton',
+)

@@ -56,7 +56,7 @@ def examples() -> dict[str, runtime.Example]:
     """The examples of all kernel modules by ``module/name``."""
     found = {}
     for name in MODULES:
-        module = importlib.import_module(f'mmlk.ops.triton.{name}')
+        module = importlib.import_module(f'mmlk.ops.{name}')
         found.update({f'{name}/{each.name}': each for each in module.EXAMPLES})
     return found
 

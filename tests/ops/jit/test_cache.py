@@ -36,7 +36,7 @@ def run(folder, argument):
     )
 
 
-@pytest.mark.skipif(jit.unavailable() is not None, reason=str(jit.unavailable()))
+@pytest.mark.skipif(jit.refusal() is not None, reason=str(jit.refusal()))
 def test_a_second_process_compiles_nothing_unless_a_file_is_damaged(tmp_path):
     first = run(tmp_path, 'new')
     assert first.returncode == 0, first.stderr

@@ -8,10 +8,10 @@ import torch
 
 from mmlk.ops import jit
 from mmlk.ops.jit import engine
-from mmlk.ops.jit.kernel import LANES, kernel
+from mmlk.ops.jit.language import LANES, kernel
 
 needs_compiler = pytest.mark.skipif(
-    jit.unavailable() is not None, reason=f'no compiled loops: {jit.unavailable()}'
+    jit.refusal() is not None, reason=f'no compiled loops: {jit.refusal()}'
 )
 
 
@@ -78,7 +78,7 @@ def test_threads_of_python_serve_where_torch_has_none_to_lend(monkeypatch):
         raise OSError(f'{name}: no such file')
 
     monkeypatch.setattr(engine.ctypes, 'CDLL', missing)
-    monkeypatch.setattr(engine, '_team', engine._team.__wrapped__)
+    monkeypatch.setattr(engine, '_create_team', engine._create_team.__wrapped__)
     monkeypatch.setattr(engine.torch, 'get_num_threads', lambda: 3)
     x, y, _ = run(4000)
     assert torch.equal(y[:4000], x * 2.5)
@@ -86,7 +86,7 @@ def test_threads_of_python_serve_where_torch_has_none_to_lend(monkeypatch):
 
 def test_the_environment_switches_it_off(monkeypatch):
     monkeypatch.setenv('MMLK_JIT', '0')
-    assert jit.unavailable() == 'MMLK_JIT=0'
+    assert jit.refusal() == 'MMLK_JIT=0'
 
 
 def test_the_operators_work_without_llvmlite():
@@ -98,7 +98,7 @@ from mmlk.ops import depthwise_conv2d, depthwise_conv2d_reference, explain, jit
 x = torch.randn(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)
 weight = torch.randn(8, 1, 7, 7)
 assert torch.allclose(depthwise_conv2d(x, weight), depthwise_conv2d_reference(x, weight), atol=1e-4)
-print(jit.unavailable())
+print(jit.refusal())
 print(explain(depthwise_conv2d, x, weight))
 """
     run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)

@@ -43,7 +43,7 @@ def compare(function, tensors, got, cotangent, dtype, names):
 
 def check_depthwise(shape, kernel, stride, layout, dtype, weight_dtype=torch.float32):
     """The launchers of forward and backward pass; ``layout`` is that of map and gradient."""
-    from mmlk.ops.triton import depthwise
+    from mmlk.ops.depthwise import triton as depthwise
 
     torch.manual_seed(0)
     stride = reference.pair(stride)
@@ -65,7 +65,7 @@ def check_depthwise(shape, kernel, stride, layout, dtype, weight_dtype=torch.flo
 
 def check_depthwise_rearranged(*arguments):
     """As `check_depthwise`, with weights rearranged as they are for large maps."""
-    from mmlk.ops.triton import direct
+    from mmlk.ops.depthwise import triton_direct as direct
 
     before, direct.REARRANGED = direct.REARRANGED, 0
     try:
@@ -76,7 +76,7 @@ def check_depthwise_rearranged(*arguments):
 
 def check_depthwise_on_demand(mask):
     """Gradients asked for one at a time equal those asked for together."""
-    from mmlk.ops.triton import depthwise
+    from mmlk.ops.depthwise import triton as depthwise
 
     torch.manual_seed(0)
     x, weight = torch.randn(2, 3, 6, 5), torch.randn(3, 1, 3, 3)
@@ -89,7 +89,7 @@ def check_depthwise_on_demand(mask):
 
 def check_depthwise_without_images():
     """An empty batch has an empty result and gradients of zero."""
-    from mmlk.ops.triton import depthwise
+    from mmlk.ops.depthwise import triton as depthwise
 
     x, weight = torch.randn(0, 3, 6, 5), torch.randn(3, 1, 3, 3)
     y = depthwise.forward(x, weight, None, (2, 2))
@@ -100,7 +100,7 @@ def check_depthwise_without_images():
 
 def check_inception(shape, branch, side, band, layout, dtype):
     """The launchers of forward and backward pass."""
-    from mmlk.ops.triton import inception
+    from mmlk.ops.inception import triton as inception
 
     torch.manual_seed(0)
     x, cotangent = LAYOUTS[layout](shape, dtype), LAYOUTS[layout](shape, dtype)
@@ -132,7 +132,7 @@ def check_inception(shape, branch, side, band, layout, dtype):
 
 def check_inception_on_demand(mask):
     """Gradients asked for alone equal those asked for together; without biases it runs as well."""
-    from mmlk.ops.triton import inception
+    from mmlk.ops.inception import triton as inception
 
     torch.manual_seed(0)
     x = torch.randn(1, 7, 5, 4)
@@ -155,7 +155,7 @@ def check_inception_on_demand(mask):
 
 def check_recconv(shape, levels, kernel, mode, layout, dtype, **settings):
     """The launchers of forward and backward pass; ``settings`` replace constants of the module."""
-    from mmlk.ops.triton import recconv
+    from mmlk.ops.recconv import triton as recconv
 
     torch.manual_seed(0)
     before = {name: getattr(recconv, name) for name in settings}
@@ -185,7 +185,7 @@ def check_recconv(shape, levels, kernel, mode, layout, dtype, **settings):
 
 def check_dcls(version, channels, count, window, dtype):
     """The launchers of forward and backward pass, with positions at integers and borders."""
-    from mmlk.ops.triton import dcls
+    from mmlk.ops.dcls import triton as dcls
 
     torch.manual_seed(0)
     weight, positions = torch.randn(*channels, count), torch.randn(2, *channels, count) * 2
@@ -216,7 +216,7 @@ def check_dcls(version, channels, count, window, dtype):
 
 def check_dcls_not_finite(version):
     """A position that is not finite shows in its kernel and in no other."""
-    from mmlk.ops.triton import dcls
+    from mmlk.ops.dcls import triton as dcls
 
     positions = torch.zeros(2, 2, 1, 3)
     positions[0, 1, 0, 2] = float('nan')

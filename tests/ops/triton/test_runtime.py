@@ -8,7 +8,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from mmlk.ops import DepthwiseConv2d, InceptionDWConv2d, cuda, depthwise_conv2d, explain
-from mmlk.ops.triton import depthwise, runtime
+from mmlk.ops.depthwise import triton as depthwise
+from mmlk.ops.triton import runtime
 
 
 def fake_arguments(dtype):
@@ -20,7 +21,7 @@ def fake_arguments(dtype):
 
 def test_reason_without_a_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(cuda, '_unavailable', cuda._unavailable.__wrapped__)  # nothing remembered
+    monkeypatch.setattr(cuda, '_refusal_of_triton', cuda._refusal_of_triton.__wrapped__)  # nothing remembered
     with FakeTensorMode():
         text = explain(depthwise_conv2d, *fake_arguments(torch.float32))
     assert 'triton: not used, torch sees no CUDA device' in text
@@ -28,19 +29,19 @@ def test_reason_without_a_device(monkeypatch):
 
 
 def test_reasons_of_type_and_size(monkeypatch):
-    monkeypatch.setattr(cuda, '_unavailable', lambda index: None)
+    monkeypatch.setattr(cuda, '_refusal_of_triton', lambda index: None)
     with FakeTensorMode():
         assert 'triton: used' in explain(depthwise_conv2d, *fake_arguments(torch.bfloat16))
         assert 'triton: not used, the input is torch.float64' in explain(
             depthwise_conv2d, *fake_arguments(torch.float64)
         )
         large = torch.empty(1, 2**12, 2**10, 2**10, dtype=torch.bfloat16, device='cuda')
-        assert 'one image has more than 2147483647 elements' in cuda.refuses(large)
+        assert 'one image has more than 2147483647 elements' in cuda.refusal(large)
         assert depthwise_conv2d(*fake_arguments(torch.float16)).shape == (2, 4, 9, 9)
 
 
 def test_compiled_graph_holds_the_registered_operators(monkeypatch):
-    monkeypatch.setattr(cuda, '_unavailable', lambda index: None)
+    monkeypatch.setattr(cuda, '_refusal_of_triton', lambda index: None)
     torch._dynamo.reset()
     graphs = []
 

@@ -1,0 +1,14 @@
+"""CUDA backend of the Inception depthwise convolution: the way to its Triton kernels."""
+
+from __future__ import annotations
+
+from mmlk.ops import cuda, dispatch
+from mmlk.ops.inception import cpu, schema
+
+_KERNELS = 'mmlk.ops.inception.triton'
+
+cuda.implement('inception_dwconv2d', _KERNELS, 'forward', cpu.compute)
+cuda.implement('inception_dwconv2d_backward', _KERNELS, 'backward', cpu.compute_backward)
+dispatch.register(
+    'inception_dwconv2d', dispatch.Backend('triton', schema.inception_dwconv2d, cuda.refusal)
+)

@@ -1,0 +1,45 @@
+"""The one way from a tensor to an address that compiled loops may read or write."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def address(x: Tensor | None) -> int:
+    """Address of the first element of a float32 tensor on the CPU; 0 for None.
+
+    Raises:
+        RuntimeError: If the memory is not what the loops take it for: another device or dtype, freed
+            storage, or elements that are kept negated.
+    """
+    if x is None:
+        return 0
+    pointer = x.data_ptr() if x.is_cpu and x.dtype is torch.float32 and not x.is_neg() else 0
+    if pointer == 0 and x.numel() > 0:
+        raise RuntimeError(f'compiled loops cannot address this tensor: {_description(x)}')
+    return pointer
+
+
+def can_address(*tensors: Tensor | None) -> bool:
+    """Whether `address` takes all tensors, and no subclass wants to know of it."""
+    for x in tensors:
+        if x is None:
+            continue
+        if (
+            type(x) not in _PLAIN
+            or not x.is_cpu
+            or x.dtype is not torch.float32
+            or x.is_neg()
+            or (x.numel() > 0 and x.data_ptr() == 0)
+        ):
+            return False
+    return True
+
+
+def _description(x: Tensor) -> str:
+    kept = ', elements kept negated' if x.is_neg() else ''
+    freed = ', storage freed' if x.is_cpu and x.numel() and x.data_ptr() == 0 else ''
+    return f'{x.dtype} {tuple(x.shape)} on {x.device}{kept}{freed}'

@@ -1,0 +1,147 @@
+"""Operators registered with the PyTorch dispatcher, and autograd nodes written by hand.
+
+A registered operator (`define`, `implement`) is what compilers, autocast and dispatch modes see. A
+`node` is the same mathematics for eager calls that none of them has to see. Both refuse second
+derivatives in the same words.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library('mmlk', 'FRAGMENT')
+
+
+def define(
+    name: str,
+    schema: str,
+    *,
+    fake: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+    autocast: bool = True,
+) -> Callable:
+    """Register ``mmlk::name`` with its fake, autograd and autocast rules; kernels come later.
+
+    Under autocast the floating tensors named by the first argument only (the activations) are cast:
+    kernels read parameters in their own precision, which saves a cast and keeps their gradients
+    in it.
+
+    Args:
+        name: Operator name inside the ``mmlk`` namespace.
+        schema: Arguments and result, as in native_functions.yaml.
+        fake: Result of the right shape, dtype and strides from fake tensors.
+        backward: Gradient formula in terms of a registered operator; without one, asking for a
+            gradient raises (torch alone would warn and return a wrong one).
+        setup_context: Saves what ``backward`` needs.
+        autocast: Whether the first argument follows autocast; parameters alone should not.
+
+    Returns:
+        The callable ``torch.ops.mmlk.name.default``.
+    """
+    _LIBRARY.define(f'{name}{schema}', tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f'mmlk::{name}', fake, lib=_LIBRARY)
+    operator = getattr(torch.ops.mmlk, name).default
+    if backward is None:
+        torch.library.register_autograd(f'mmlk::{name}', _refuse_gradient(name), lib=_LIBRARY)
+    else:
+        torch.library.register_autograd(
+            f'mmlk::{name}', backward, setup_context=setup_context, lib=_LIBRARY
+        )
+        devices = (('cpu', 'AutocastCPU'), ('cuda', 'AutocastCUDA')) if autocast else ()
+        for device, key in devices:
+            _LIBRARY.impl(name, _autocast(operator, device, key), key)
+    return operator
+
+
+def implement(name: str, device: str, kernel: Callable) -> None:
+    """Register ``kernel`` as the computation of ``mmlk::name`` on ``device`` ('CPU', 'CUDA')."""
+    _LIBRARY.impl(name, kernel, device)
+
+
+def node(name: str, forward: Callable, backward: Callable) -> Callable:
+    """An autograd node written by hand, with a gradient but no gradient of that gradient.
+
+    Args:
+        name: Operator or block, for messages.
+        forward: ``forward(ctx, *args)`` returns the result; it passes what the gradient needs to
+            ``ctx.save_for_backward``, among it every argument that enters more than linearly.
+        backward: ``backward(ctx, *grads)`` returns gradients of the leading arguments, in their order;
+            those that nobody asked for (``ctx.needs_input_grad``) are dropped.
+
+    Returns:
+        ``apply(*args)``.
+    """
+
+    def checked_backward(ctx, *grads):
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        wanted = ctx.needs_input_grad
+        found = [each if want else None for each, want in zip(found, wanted)]
+        found += [None] * (len(wanted) - len(found))
+        if torch.is_grad_enabled():  # create_graph: somebody may differentiate once more
+            return _refuse_from_here(name, found, (*grads, *ctx.saved_tensors, *_leaves(ctx)))
+        return tuple(found)
+
+    methods = dict(forward=staticmethod(forward), backward=staticmethod(checked_backward))
+    return types.new_class(
+        name, (torch.autograd.Function,), {}, lambda it: it.update(methods)
+    ).apply
+
+
+def _leaves(ctx) -> list[Tensor]:
+    """Arguments of a node that are leaves of the graph, saved or not."""
+    edges = [edge for edge, _ in ctx.next_functions if edge is not None]
+    return [edge.variable for edge in edges if hasattr(edge, 'variable')]
+
+
+def _refuse_from_here(
+    name: str, results: Sequence[Tensor | None], sources: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """``results`` as functions of ``sources`` whose gradient raises.
+
+    With an edge to every source a second derivative raises whoever asks for it. torch's
+    ``once_differentiable`` has edges to the incoming gradients only, and loses it silently elsewhere.
+    """
+    given = [each for each in results if each is not None]
+    sources = [each for each in sources if each is not None and each.requires_grad]
+    linked = iter(_Refusal.apply(name, len(given), *given, *sources))
+    return tuple(None if each is None else next(linked) for each in results)
+
+
+class _Refusal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, name, count, *tensors):
+        ctx.operator = name
+        return tuple(each.view_as(each) for each in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(_refusal(ctx.operator))
+
+
+def _refuse_gradient(name: str) -> Callable:
+    def refuse(ctx, *grads):
+        raise RuntimeError(_refusal(name))
+
+    return refuse
+
+
+def _refusal(name: str) -> str:
+    return f"{name}: second derivatives are not available here, use backend='reference'"
+
+
+def _autocast(operator: Callable, device: str, key: str) -> Callable:
+    keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def call(x, *args):
+        if x.dtype == torch.float32:
+            x = x.to(torch.get_autocast_dtype(device))
+        with torch._C._ExcludeDispatchKeyGuard(keyset):
+            return operator(x, *args)
+
+    return call
