@@ -1,6 +1,6 @@
 # make demo   train and evaluate UperNet + InceptionNeXt on generated scenes, with pictures
 # make demo-detection   the same with Mask R-CNN + RecNeXt; compiles mmcv's operators once
-# make test   the whole test suite
+# make test   the whole test suite in random order; ORDER=SEED repeats the order that a run has printed
 # All make .venv on first use and need nothing but Python 3.10-3.12 and, for the last two, a C++ compiler.
 
 PYTHON := .venv/bin/python
@@ -31,7 +31,8 @@ demo-detection: setup-ops
 		--work-dir $(DEMO)-detection/test --show-dir $(CURDIR)/$(DEMO)-detection/pictures
 
 # Small problems run faster side by side on one thread each than one by one on all.
-PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	$(if $(ORDER),--randomly-seed=$(ORDER))
 
 test: setup-ops
 	$(PYTEST)
