@@ -59,8 +59,9 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmlk', 'mmlk.*']),
+    package_data=dict(mmlk=['py.typed']),
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'numpy'],
+    install_requires=['torch>=2.4', 'numpy'],
     extras_require=dict(cpu=CPU, onedl=ONEDL, openmmlab=OPENMMLAB, test=TEST),
     cmdclass=dict(build_py=BuildWithConfigs),
 )

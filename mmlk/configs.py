@@ -15,7 +15,10 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 from mmlk import compat
 
@@ -68,20 +71,23 @@ def install_config_resolver() -> None:
 class _ConfigImportHook(importlib.abc.MetaPathFinder):
     """Waits for MMEngine's config module, so that importing mmlk need not import torch."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != _CONFIG_MODULE:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
-        if spec is None:
+        if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
-        def execute_and_patch(module):
+        def execute_and_patch(module: ModuleType) -> None:
             execute(module)
             compat.wrap_config_resolver(module.Config, _with_our_configs)
 
-        spec.loader.exec_module = execute_and_patch
+        # An attribute of this one loader, which the import system made for this one module.
+        spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]  # on purpose
         return spec
 
 
