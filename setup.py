@@ -30,7 +30,7 @@ OPENMMLAB = [
 ]
 # Compiles the CPU operators' loops at run time; without it they use torch's routines alone.
 CPU = ['llvmlite>=0.45']
-TEST = ['pytest', 'timm>=1.0.22', 'ftfy', 'regex', 'build', 'wheel']
+TEST = ['pytest', 'pytest-randomly>=4', 'timm>=1.0.22', 'ftfy', 'regex', 'build', 'wheel']
 
 
 class BuildWithConfigs(build_py):
@@ -59,8 +59,9 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmlk', 'mmlk.*']),
+    package_data=dict(mmlk=['py.typed']),
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'numpy'],
+    install_requires=['torch>=2.4', 'numpy'],
     extras_require=dict(cpu=CPU, onedl=ONEDL, openmmlab=OPENMMLAB, test=TEST),
     cmdclass=dict(build_py=BuildWithConfigs),
 )

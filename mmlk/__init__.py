@@ -7,7 +7,7 @@ themselves when a config names a type with the ``mmlk.`` prefix, and ``mmlk::`` 
 
 from mmlk.configs import config_path, install_config_resolver
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = ['__version__', 'config_path']
 
 install_config_resolver()

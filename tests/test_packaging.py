@@ -108,6 +108,7 @@ def test_wheel_holds_configs_and_tools_and_is_pure_python(wheel):
     for path in (ROOT / 'configs').rglob('*.py'):
         assert f'mmlk/.mim/configs/{path.relative_to(ROOT / "configs").as_posix()}' in names
     assert {
+        'mmlk/py.typed',
         'mmlk/.mim/tools/train.py',
         'mmlk/.mim/tools/dist_train.sh',
         'mmlk/.mim/model-index.yml',

@@ -371,7 +371,7 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
             "there is no key to load; a file of the backbone alone belongs in the backbone's "
             "init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
-    if theirs.family != family:
+    if theirs.family != family or theirs.layout is None:
         return f'the file looks like {theirs.text}, not like {spec.title}; choose another file'
     if ours.layout is None:
         return (
@@ -379,17 +379,18 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
             'switch_to_deploy, load before folding'
         )
     if theirs.layout != ours.layout:
-        return f'the file holds {_against(spec, theirs, ours)}'
+        difference = _against(spec, theirs, theirs.layout.detail, ours, ours.layout.detail)
+        return f'the file holds {difference}'
     if not any(key in own for key in map_keys(family, shapes).values()):
         prefix = BACKBONE_PREFIX if any(BACKBONE_PREFIX in key for key in shapes) else 'other names'
         return f'the keys stand under {prefix!r}; pass prefix={prefix!r}'
     mapped = {new: tuple(shapes[old]) for old, new in map_keys(family, shapes).items() if new}
     stem = next((key for key in own if key.endswith('.weight')), '')
     if mapped.get(stem, ())[2:] == tuple(own[stem])[2:] and mapped[stem] != tuple(own[stem]):
-        theirs, ours = mapped[stem][1], own[stem][1]
+        channels = mapped[stem][1]
         return (
-            f'the stem of the file takes {theirs} channels, the module {ours}; build the '
-            f'backbone with in_channels={theirs}'
+            f'the stem of the file takes {channels} channels, the module {own[stem][1]}; build the '
+            f'backbone with in_channels={channels}'
         )
     return (
         'the file is the right variant but incomplete or altered, as a folded network is; take '
@@ -397,14 +398,16 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
     )
 
 
-def _against(spec: Family, theirs: Description, ours: Description) -> str:
+def _against(
+    spec: Family, theirs: Description, detail: tuple, ours: Description, our_detail: tuple
+) -> str:
     """File against module, with the detail spelled out where it is what differs."""
     left, right = theirs.text, ours.text
-    if theirs.layout.detail != ours.layout.detail and theirs.layout.detail:
-        left += f' ({spec.detail(theirs.layout.detail)})' if theirs.arch else ''
-        right += f' ({spec.detail(ours.layout.detail)})' if ours.arch and ours.layout.detail else ''
+    if detail != our_detail and detail:
+        left += f' ({spec.detail(detail)})' if theirs.arch else ''
+        right += f' ({spec.detail(our_detail)})' if ours.arch and our_detail else ''
     remedy = f"build the backbone with arch='{theirs.arch}'" if theirs.arch else 'adapt the arch'
-    if 'full' in theirs.layout.detail and 'decomposed' in ours.layout.detail:
+    if 'full' in detail and 'decomposed' in our_detail:
         remedy = (
             'it is the wrong, non-decomposed model (an early SLaK-T link and the distilled '
             'ConvNeXt students are such files)'

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -226,7 +227,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _read_file(path: Path, unsafe: bool, map_location: str | torch.device):
+def _read_file(path: Path, unsafe: bool, map_location: str | torch.device) -> Any:
     """Content of a checkpoint file of any kind we read."""
     refusal = _refusal(path)
     if refusal:
@@ -312,7 +313,7 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == '.safetensors' or (head[8:] == b'{' and length < path.stat().st_size)
 
 
-def _read_safetensors(path: Path, map_location: str | torch.device):
+def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Tensor]:
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -331,13 +332,13 @@ def _read_safetensors(path: Path, map_location: str | torch.device):
 class _Inert:
     """Takes any arguments and any state, and does nothing with them."""
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
         return super().__new__(cls)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
@@ -354,12 +355,8 @@ def _harmless_globals() -> Iterator[None]:
     """``torch.load`` accepts :data:`_HARMLESS` inside, ahead of what the process has allowed.
 
     A real class of the same name must not mix with the stand-ins, so those step aside meanwhile.
-    torch before 2.4 has no such list.
     """
     api = torch.serialization
-    if not hasattr(api, 'add_safe_globals'):
-        yield
-        return
     before = api.get_safe_globals()
     ours = {_full_name(kind) for kind in _STAND_INS}
     api.clear_safe_globals()
@@ -371,12 +368,12 @@ def _harmless_globals() -> Iterator[None]:
         api.add_safe_globals(before)
 
 
-def _full_name(kind) -> str:
+def _full_name(kind: Any) -> str:
     """Name under which the restricted unpickler knows an allowed global."""
     return kind[1] if isinstance(kind, tuple) else f'{kind.__module__}.{kind.__qualname__}'
 
 
-def _unwrap(content, path: Path, prefer: str | None) -> tuple[Mapping, FileInfo]:
+def _unwrap(content: Any, path: Path, prefer: str | None) -> tuple[Mapping, FileInfo]:
     """The state dict inside ``content``, which may be a trainer's file."""
     info = FileInfo(path)
     if isinstance(content, torch.nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
+
+from mmlk.compat import mmcv_has_operators
 
 _DISTRIBUTIONS = {'mmseg': 'onedl-mmsegmentation', 'mmdet': 'onedl-mmdetection'}
 
@@ -29,10 +30,7 @@ def check_packages(cfg: Config) -> None:
                 f'check_packages: the config needs the package {package!r}, which is not '
                 f'installed; install {wanted} (or its upstream release), see tools/doctor.py'
             )
-    # Found on disk, since importing mmcv to look would take seconds.
-    if scope == 'mmdet' and not PathFinder.find_spec(
-        'mmcv._ext', find_spec('mmcv').submodule_search_locations
-    ):
+    if scope == 'mmdet' and not mmcv_has_operators():
         raise ValueError(
             'check_packages: detection needs mmcv with compiled operators, and this mmcv has '
             'none (mmcv._ext is missing); sh tools/setup_env.sh ops builds it, see tools/doctor.py'
@@ -52,7 +50,7 @@ def check_types(cfg: Config) -> None:
     import_module(f'{scope}.registry')
     roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
     registries = [root.children.get(scope, root) for root in roots]
-    for place, name in _types(cfg._cfg_dict, ''):
+    for place, name in _types({key: cfg[key] for key in cfg}, ''):
         if any(_find(registry, name) for registry in registries):
             continue
         prefix, _, bare = name.rpartition('.')

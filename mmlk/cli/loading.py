@@ -44,13 +44,11 @@ def read_only_tensors(trust: bool = False) -> None:
     """Let this process load MMEngine's own checkpoints, and no arbitrary pickle, from here on.
 
     MMEngine falls back to executing the pickle where safe loading fails; torch's environment switch
-    turns that into an error. Before torch 2.4 neither exists, and nothing changes.
+    turns that into an error.
 
     Args:
         trust: Permit arbitrary pickles, as the user asked for by flag.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return
     torch.serialization.add_safe_globals(_SAFE_GLOBALS)
     if not trust and 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:
         os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'

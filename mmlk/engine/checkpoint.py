@@ -66,12 +66,16 @@ class SafeCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend=_BACKEND)
             self.file_backend = _PatientBackend()
 
-    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        super()._save_checkpoint_with_step(runner, step, meta)
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        super().after_train_iter(runner, *args, **kwargs)
         self._delete_outdated()
 
-    def _save_best_checkpoint(self, runner, metrics) -> None:
-        super()._save_best_checkpoint(runner, metrics)
+    def after_train_epoch(self, runner) -> None:
+        super().after_train_epoch(runner)
+        self._delete_outdated()
+
+    def after_val_epoch(self, runner, metrics) -> None:
+        super().after_val_epoch(runner, metrics)
         self._delete_outdated()
 
     @master_only

@@ -162,6 +162,6 @@ def test_missing_package_is_named(cfg, monkeypatch):
 
 def test_detection_without_compiled_operators_is_refused(cfg, monkeypatch):
     cfg.default_scope = 'mmdet'
-    monkeypatch.setattr('mmlk.cli.checks.PathFinder.find_spec', lambda name, path: None)
+    monkeypatch.setattr('mmlk.compat.PathFinder.find_spec', lambda name, path: None)
     with pytest.raises(ValueError, match='compiled operators'):
         check_packages(cfg)

@@ -7,12 +7,12 @@ import json
 import os
 import subprocess
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from mmengine.utils import ManagerMixin
 from PIL import Image
+
+from tests.isolation import forget_instances
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,14 +154,9 @@ def call_tool(tool: str, *args, monkeypatch, cwd: Path) -> None:
         patch.setenv('LOCAL_RANK', '0')
         # Undone with the context, unlike what the tool itself sets.
         patch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
-        for manager in _descendants(ManagerMixin):
-            patch.setattr(manager, '_instance_dict', OrderedDict())
+        forget_instances()
         spec.loader.exec_module(module)
         module.main()
-
-
-def _descendants(base: type) -> list[type]:
-    return [base, *(found for child in base.__subclasses__() for found in _descendants(child))]
 
 
 def scalars(work_dir: Path, key: str) -> list[float]:
