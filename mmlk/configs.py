@@ -17,6 +17,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from mmlk.import_hooks import call_after_execution
+
 _PREFIX = 'mmlk::'
 _CONFIG_MODULE = 'mmengine.config.config'
 
@@ -71,16 +73,7 @@ class _ConfigImportHook(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
-        if spec is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def execute_and_patch(module):
-            execute(module)
-            _patch(module.Config)
-
-        spec.loader.exec_module = execute_and_patch
-        return spec
+        return spec and call_after_execution(spec, lambda module: _patch(module.Config))
 
 
 def _patch(config_class: type) -> None:
