@@ -1,7 +1,9 @@
 # make demo   train and evaluate UperNet + InceptionNeXt on generated scenes, with pictures
-# make demo-detection   the same with Mask R-CNN + RecNeXt; compiles mmcv's operators once
+# make demo-detection   the same with Mask R-CNN + RecNeXt
 # make test   the whole test suite
-# All make .venv on first use and need nothing but Python 3.10-3.12 and, for the last two, a C++ compiler.
+# make setup-ops   compiles mmcv's operators (a C++ compiler, half an hour), for detectors that need more
+#                  of them than torchvision has; make test then compares the two
+# The first three make .venv on first use and need nothing but Python 3.10-3.12.
 
 PYTHON := .venv/bin/python
 DATA := data/mini
@@ -22,7 +24,7 @@ demo: setup-base
 		$(DEMO)/predictions $(DEMO)/pictures.png
 
 demo-detection: export MMLK_MINI_ROOT = $(DATA_COCO)
-demo-detection: setup-ops
+demo-detection: setup-base
 	$(PYTHON) tools/generate_data.py $(DATA_COCO) --format coco --train 400 --val 60 --seed 0
 	$(PYTHON) tools/train.py configs/mask_rcnn_recnext_m0_coco_mini.py \
 		--work-dir $(DEMO)-detection --cfg-options randomness.seed=$(SEED)
@@ -33,7 +35,7 @@ demo-detection: setup-ops
 # Small problems run faster side by side on one thread each than one by one on all.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
 
-test: setup-ops
+test: setup-base
 	$(PYTEST)
 
 test-quick: setup-base

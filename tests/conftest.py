@@ -7,6 +7,8 @@ os.environ.setdefault('CUDA_DEVICE_ORDER', 'PCI_BUS_ID')
 import pytest
 import torch
 
+import mmlk  # noqa: F401  (before mmdet, which looks for MMCV's operators when it is imported)
+
 
 @pytest.fixture(autouse=True)
 def _reproducible():
