@@ -29,9 +29,13 @@ def nms(
     Returns:
         (K,) int64.
     """
+    boxes = _wide(boxes)
     if offset:
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:] + offset], dim=1)
-    return torchvision.ops.nms(boxes, scores, _float32(iou_threshold))
+    # Equal scores come in the order of this sort, as in MMCV; torchvision's own is another.
+    order = scores.sort(0, descending=True)[1]
+    ranks = torch.arange(len(order), 0, -1, dtype=boxes.dtype, device=boxes.device)
+    return order[torchvision.ops.nms(boxes[order], ranks, _float32(iou_threshold))]
 
 
 def softnms(

@@ -17,15 +17,16 @@ from mmlk.import_hooks import call_after_execution
 _EXTENSION = 'mmcv._ext'
 _SUBSTITUTE = Path(__file__).with_name('extension.py')
 _SWITCH = 'MMLK_MMCV_OPS'
-# Operators that pool regions of a map; their first two arguments are the map and the regions.
+# Operators that pool regions of a map. The first two arguments of each forward and backward are only
+# read: the map or its gradient, and the regions (of deform_roi_pool's backward, both maps).
 _POOLING = (
-    'roi_align_forward',
-    'roi_align_rotated_forward',
-    'riroi_align_rotated_forward',
-    'roi_pool_forward',
-    'deform_roi_pool_forward',
-    'bezier_align_forward',
-    'border_align_forward',
+    'roi_align',
+    'roi_align_rotated',
+    'riroi_align_rotated',
+    'roi_pool',
+    'deform_roi_pool',
+    'bezier_align',
+    'border_align',
 )
 
 
@@ -100,7 +101,7 @@ class _ExtensionFinder(MetaPathFinder):
 
 def _guard(extension: ModuleType) -> None:
     """Make the pooling operators of a compiled ``extension`` read maps and regions of any layout."""
-    for name in _POOLING:
+    for name in (f'{pooling}_{way}' for pooling in _POOLING for way in ('forward', 'backward')):
         operator = getattr(extension, name, None)
         if operator is not None and not hasattr(operator, '__wrapped__'):
             setattr(extension, name, _reading_contiguous(operator))
@@ -108,7 +109,7 @@ def _guard(extension: ModuleType) -> None:
 
 def _reading_contiguous(operator):
     @functools.wraps(operator, assigned=('__name__', '__doc__'), updated=())
-    def guarded(features, regions, *outputs, **options):
-        return operator(features.contiguous(), regions.contiguous(), *outputs, **options)
+    def guarded(first, second, *others, **options):
+        return operator(first.contiguous(), second.contiguous(), *others, **options)
 
     return guarded

@@ -21,10 +21,10 @@ def overlaps(box: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
         return shared / (area + areas - shared)
 
 
-def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, offset: int = 0) -> list[int]:
-    """Indices of the boxes that are kept, by descending score; the first of equal ones wins."""
+def nms(boxes: np.ndarray, order: np.ndarray, threshold: float, offset: int = 0) -> list[int]:
+    """Indices of the boxes that are kept, of boxes that come in the ``order`` of their scores."""
     kept = []
-    for i in np.argsort(-scores, kind='stable'):
+    for i in order:
         if not (overlaps(boxes[i], boxes[kept], offset) > np.float32(threshold)).any():
             kept.append(int(i))
     return kept
