@@ -49,7 +49,7 @@ def source(request, use):
 def boxes_and_scores(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes in pixels of one kind, and their scores."""
     drawn = np.random.RandomState(0)
-    count = dict(empty=0, one=1, many=400).get(kind, 60)
+    count = dict(empty=0, one=1, many=150).get(kind, 60)
     corner = drawn.uniform(-20, 300, (count, 2))
     size = drawn.uniform(1, 90, (count, 2))
     scores = drawn.uniform(0, 1, count)
