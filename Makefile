@@ -1,9 +1,11 @@
 # make demo   train and evaluate UperNet + InceptionNeXt on generated scenes, with pictures
-# make demo-detection   the same with Mask R-CNN + RecNeXt; compiles mmcv's operators once
+# make demo-detection   the same with Mask R-CNN + RecNeXt
 # make test   the whole test suite in random order; ORDER=SEED repeats the order that a run has printed
 # make lint, make typecheck   style and format; types of the public modules
 # make test-minimum   the operators' tests on the oldest torch that is supported
-# All make .venv on first use and need nothing but Python 3.10-3.12 and, for demo-detection and test, a C++ compiler.
+# make setup-ops   compiles mmcv's operators (a C++ compiler, half an hour), for detectors that need more
+#                  of them than torchvision has; make test then compares the two
+# All but the last make .venv on first use and need nothing but Python 3.10-3.12.
 
 PYTHON := .venv/bin/python
 DATA := data/mini
@@ -24,7 +26,7 @@ demo: setup-base
 		$(DEMO)/predictions $(DEMO)/pictures.png
 
 demo-detection: export MMLK_MINI_ROOT = $(DATA_COCO)
-demo-detection: setup-ops
+demo-detection: setup-base
 	$(PYTHON) tools/generate_data.py $(DATA_COCO) --format coco --train 400 --val 60 --seed 0
 	$(PYTHON) tools/train.py configs/mask_rcnn_recnext_m0_coco_mini.py \
 		--work-dir $(DEMO)-detection --cfg-options randomness.seed=$(SEED)
@@ -36,7 +38,7 @@ demo-detection: setup-ops
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder \
 	$(if $(ORDER),--randomly-seed=$(ORDER))
 
-test: setup-ops
+test: setup-base
 	$(PYTEST)
 
 test-quick: setup-base

@@ -21,12 +21,14 @@ ONEDL = [
     'onedl-mmdetection>=3.5.1',
     'onedl-mmpretrain>=1.3.6',
 ]
+# The last releases; the first two refuse mmcv 2.2 when they are imported, which pip cannot know.
+# mmcv-lite is mmcv without compiled operators.
 OPENMMLAB = [
-    'mmengine>=0.10.4',
-    'mmcv>=2.0.0',
-    'mmsegmentation>=1.2.2',
-    'mmdet>=3.3.0',
-    'mmpretrain>=1.2.0',
+    'mmengine>=0.10.4,<1.0',
+    'mmcv-lite>=2.0.1,<2.2',
+    'mmsegmentation==1.2.2',
+    'mmdet==3.3.0',
+    'mmpretrain==1.2.0',
 ]
 # Compiles the CPU operators' loops at run time; without it they use torch's routines alone.
 CPU = ['llvmlite>=0.45']

@@ -10,8 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib import metadata
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -89,17 +87,3 @@ def _installed(package: str) -> str:
         except metadata.PackageNotFoundError:
             continue
     return f'{package} of unknown version'
-
-
-# -------------------------------------------------------------------------------------------- MMCV
-
-
-def mmcv_has_operators() -> bool:
-    """Whether mmcv was built with compiled operators, without importing it, which takes seconds.
-
-    Needs the name ``mmcv._ext`` of the compiled module; checked on MMCV 2.0.0 to 2.3.6.
-    """
-    package = find_spec('mmcv')
-    return package is not None and bool(
-        PathFinder.find_spec('mmcv._ext', package.submodule_search_locations)
-    )

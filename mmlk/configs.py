@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mmlk import compat
+from mmlk.import_hooks import call_after_execution
 
 _PREFIX = 'mmlk::'
 _CONFIG_MODULE = 'mmengine.config.config'
@@ -78,17 +79,9 @@ class _ConfigImportHook(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def execute_and_patch(module: ModuleType) -> None:
-            execute(module)
-            compat.wrap_config_resolver(module.Config, _with_our_configs)
-
-        # An attribute of this one loader, which the import system made for this one module.
-        spec.loader.exec_module = execute_and_patch  # type: ignore[method-assign]  # on purpose
-        return spec
+        return spec and call_after_execution(
+            spec, lambda module: compat.wrap_config_resolver(module.Config, _with_our_configs)
+        )
 
 
 def _with_our_configs(resolve: compat.ConfigResolver) -> compat.ConfigResolver:

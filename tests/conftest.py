@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import mmlk  # noqa: F401  (before mmdet, which looks for MMCV's operators when it is imported)
 from tests.isolation import isolated
 
 

@@ -1,6 +1,5 @@
 """Other packages' private names: used as they are today, and missed with a remedy."""
 
-import importlib.util
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -61,12 +60,3 @@ def test_a_wrapper_tells_how_many_iterations_it_accumulates():
 def test_what_is_gone_is_an_error_with_versions(function, name):
     with pytest.raises(RuntimeError, match=rf"mmengine \d.* no '{name}'; install .* 0\.10\.4 to"):
         function(SimpleNamespace())
-
-
-def test_compiled_operators_are_found_where_they_can_be_imported():
-    assert compat.mmcv_has_operators() == (importlib.util.find_spec('mmcv._ext') is not None)
-
-
-def test_without_mmcv_there_are_no_operators(monkeypatch):
-    monkeypatch.setattr(compat, 'find_spec', lambda name: None)
-    assert compat.mmcv_has_operators() is False

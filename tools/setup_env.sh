@@ -1,8 +1,9 @@
 #!/bin/sh
 # Make .venv in the checkout: torch, the maintained OpenMMLab packages and mmlk itself (editable).
 #
-#   tools/setup_env.sh base    all of it, mmcv without compiled operators (enough for segmentation)
-#   tools/setup_env.sh ops     as base, with mmcv's operators compiled (detection needs them)
+#   tools/setup_env.sh base    all of it, mmcv without compiled operators: enough for segmentation, and
+#                              with torchvision's operators for Mask and Cascade R-CNN
+#   tools/setup_env.sh ops     as base, with all of mmcv's operators compiled (other detectors)
 #   tools/setup_env.sh minimum    .venv-minimum instead: the oldest torch and llvmlite of setup.py, test tools
 #
 # PYTHON names the interpreter (3.10 to 3.12). What is there already is left alone, so a second call
@@ -108,7 +109,7 @@ install_ops() {
 build_ops() {
     folder=$(wheel_folder)
     jobs=${MAX_JOBS:-$(nproc)}
-    say "compiling mmcv's operators with $jobs jobs: about $((40 / jobs)) minutes on idle cores; once per machine"
+    say "compiling mmcv's operators with $jobs jobs: about $((60 / jobs)) minutes on idle cores; once per machine"
     mkdir -p "$(dirname "$folder")"
     work=$(mktemp -d "$folder.XXXXXX")
     trap 'rm -rf "$work"' EXIT INT TERM
