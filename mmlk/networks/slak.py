@@ -9,6 +9,45 @@ from mmlk.networks.convnext import ConvNeXt, ConvNeXtBlock
 from mmlk.ops import LargeKernelDWConv2d
 
 
+class SLaKBlock(ConvNeXtBlock):
+    """`ConvNeXtBlock` around SLaK's large kernel, ``large_kernel``.
+
+    Args:
+        channels: Channels C.
+        kernel_size: Long side of the depthwise kernels.
+        small_kernel_size: Their short side.
+        decomposed: Strips instead of a full kernel.
+        drop_path: Probability of dropping a sample's residual.
+        layer_scale_init: Initial ``gamma``; None or 0 leaves the scale out.
+        norm_cfg: Batch norm after each branch of the kernel; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int,
+        small_kernel_size: int,
+        decomposed: bool,
+        drop_path: float,
+        layer_scale_init: float | None,
+        norm_cfg: dict | None,
+    ):
+        super().__init__(
+            channels,
+            'large_kernel',
+            LargeKernelDWConv2d(
+                channels,
+                kernel_size,
+                small_kernel_size,
+                decomposed,
+                norm=(lambda width: build_norm(norm_cfg, width)) if norm_cfg else None,
+            ),
+            drop_path=drop_path,
+            layer_scale_init=layer_scale_init,
+        )
+
+
 class SLaK(ConvNeXt):
     """SLaK trunk for dense prediction.
 
@@ -81,21 +120,15 @@ class SLaK(ConvNeXt):
         if len(kernel_sizes) != len(dims):
             raise ValueError(f'SLaK: kernel_sizes {kernel_sizes} and dims {dims} differ in length')
 
-        def block(stage: int, drop_path: float) -> ConvNeXtBlock:
-            branch_norm = settings['branch_norm']
-            large_kernel = LargeKernelDWConv2d(
+        def block(stage: int, drop_path: float) -> SLaKBlock:
+            return SLaKBlock(
                 dims[stage],
-                kernel_sizes[stage],
-                settings['small_kernel_size'],
-                settings['decomposed'],
-                norm=(lambda width: build_norm(norm_cfg, width)) if branch_norm else None,
-            )
-            return ConvNeXtBlock(
-                dims[stage],
-                'large_kernel',
-                large_kernel,
+                kernel_size=kernel_sizes[stage],
+                small_kernel_size=settings['small_kernel_size'],
+                decomposed=settings['decomposed'],
                 drop_path=drop_path,
                 layer_scale_init=layer_scale_init,
+                norm_cfg=norm_cfg if settings['branch_norm'] else None,
             )
 
         super().__init__(
