@@ -1,8 +1,10 @@
-"""Who may import whom: each row imports a module in a fresh interpreter, then looks around."""
+"""Who may import whom: by what the files say, and by what an import brings in a fresh interpreter."""
 
+import ast
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,7 @@ RULES = {
     'mmlk.checkpoints.load': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.ops'],
     'mmlk.checkpoints.zoo': ['torch', 'mmengine', *OPENMMLAB],
     'mmlk.checkpoints.keymaps': ['torch', 'mmengine', *OPENMMLAB],
+    'mmlk.networks': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.registry', 'mmlk.ops.triton'],
     'mmlk.backbones': [*OPENMMLAB, 'mmlk.ops.triton'],
     'mmlk.cli.config': ['torch', *OPENMMLAB],
     'mmlk.cli.checkpoint': ['torch', *OPENMMLAB],
@@ -55,3 +58,156 @@ def test_module_brings_nothing_it_should_not(module):
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == '[]'
     assert run.stderr == '', 'import is not silent'
+
+
+ROOT = Path(__file__).resolve().parents[1]
+OPERATORS = ('depthwise', 'norm', 'dense', 'inception', 'large_kernel', 'dcls', 'recconv', 'blocks')
+"""Folders of operators, lowest first: none imports one that comes later."""
+SHARED = (
+    'dispatch',
+    'library',
+    'maps',
+    'memory',
+    'packed_weights',
+    'reference',
+    'jit',
+    'triton',
+    'cuda',
+)
+"""What the operators share; it knows none of them."""
+FOLDERS = {
+    # folder of mmlk: the other folders and top-level modules of mmlk that it may import
+    'ops': (),
+    'layers': ('ops',),
+    'checkpoints': ('compat',),
+    'networks': ('ops', 'layers', 'checkpoints'),
+    'backbones': ('networks', 'registry'),
+    'mmcv_ops': ('compat', 'import_hooks'),
+    'data': ('registry', 'compat'),
+    'engine': ('checkpoints', 'registry', 'compat'),
+}
+FIXED_NAMES = {'loops', 'triton'}
+
+
+def imports(path):
+    """Modules of mmlk that a file imports, wherever in it: (imported module, line)."""
+    module = '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__')
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(each.name, node.lineno) for each in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}:{node.lineno}: a relative import'
+            names = [f'{node.module}.{each.name}' for each in node.names]
+            known = [name for name in names if exists(name)]
+            found += [(name, node.lineno) for name in known]
+            if len(known) < len(names):
+                found.append((node.module, node.lineno))
+    return [
+        (name, line)
+        for name, line in found
+        if name.split('.')[0] == 'mmlk' and name not in ('mmlk', module)
+    ]
+
+
+def exists(module):
+    path = ROOT.joinpath(*module.split('.'))
+    return path.with_suffix('.py').is_file() or (path / '__init__.py').is_file()
+
+
+def violations(path):
+    """What a file imports against the rules, in words."""
+    parts = path.relative_to(ROOT / 'mmlk').parts
+    home = parts[0].removesuffix('.py')
+    for name, line in imports(path):
+        target = name.split('.')[1:]
+        where = f'{"/".join(parts)}:{line} imports {name}'
+        if home in FOLDERS and target[0] not in (home, *FOLDERS[home]):
+            yield f'{where}: {home} may import {FOLDERS[home]} only'
+        if (
+            home != 'ops'
+            and target[0] == 'ops'
+            and any(
+                each.split('_')[0] in ('loops', 'triton', 'jit', 'cpu', 'cuda')
+                for each in target[1:]
+            )
+            and home in ('layers', 'networks', 'backbones', 'checkpoints', 'engine', 'data')
+        ):
+            yield f"{where}: kernels and policies are the operators' own"
+        if home != 'ops' or len(parts) < 2 or target[0] != 'ops' or len(target) < 2:
+            continue
+        folder, other = parts[1].removesuffix('.py'), target[1]
+        if folder in SHARED and other in OPERATORS:
+            yield f'{where}: what operators share knows none of them'
+        if folder in OPERATORS and other in OPERATORS:
+            if OPERATORS.index(other) > OPERATORS.index(folder):
+                yield f'{where}: {other} is above {folder}'
+        if (
+            parts[-1] == '__init__.py'
+            and folder in OPERATORS
+            and target[-1].split('_')[0] in ('loops', 'triton', 'cpu', 'cuda')
+        ):
+            yield f'{where}: what users call knows no device'
+
+
+def files(folder='mmlk'):
+    return sorted((ROOT / folder).rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_what_is_below_it(path):
+    assert not list(violations(path))
+
+
+def test_every_folder_of_operators_has_its_place():
+    folders = {
+        path.name for path in (ROOT / 'mmlk/ops').iterdir() if (path / '__init__.py').is_file()
+    }
+    assert folders == {*OPERATORS, 'jit', 'triton'}
+
+
+def test_files_of_operators_have_fixed_names():
+    """A reader who knows the operator and the question knows the file."""
+    answers = (
+        '__init__',
+        'schema',
+        'cpu',
+        'cuda',
+        'loops',
+        'triton',
+        'modules',
+        'node',
+        'torch_routes',
+    )
+    extra = {
+        'depthwise': {'expanding'},
+        'large_kernel': {'normed'},
+        'dcls': {'construct', 'separable'},
+        'dense': {'channel_mlp', 'folded_linear', 'patches', 'pointwise', 'products'},
+        'norm': {'batch_norm', 'layer_norm'},
+        'blocks': {'attention', 'conv_norm_mlp', 'depthwise_sum', 'norm_mlp'},
+    }
+    for folder in OPERATORS:
+        for path in (ROOT / 'mmlk/ops' / folder).glob('*.py'):
+            name = path.stem
+            base = name.split('_')[0] if name.startswith(('loops', 'triton')) else name
+            assert base in answers or name in extra.get(folder, ()), path
+
+
+@pytest.mark.parametrize(
+    ('path', 'line', 'message'),
+    [
+        ('mmlk/layers/mlp.py', 'from mmlk.ops.jit import engine', "the operators' own"),
+        ('mmlk/layers/mlp.py', 'from mmlk.networks import SLaK', 'may import'),
+        ('mmlk/ops/dispatch.py', 'from mmlk.ops.recconv import loops', 'knows none of them'),
+        ('mmlk/ops/depthwise/cpu.py', 'import mmlk.ops.inception', 'is above'),
+        ('mmlk/ops/recconv/__init__.py', 'from mmlk.ops.recconv import cpu', 'knows no device'),
+        ('mmlk/networks/slak.py', 'import mmlk.registry', 'may import'),
+    ],
+)
+def test_the_rules_can_fail(path, line, message, monkeypatch):
+    text = Path.read_text
+    monkeypatch.setattr(Path, 'read_text', lambda self, *a, **k: f'{line}\n')
+    found = list(violations(ROOT / path))
+    monkeypatch.setattr(Path, 'read_text', text)
+    assert any(message in each for each in found)

@@ -96,7 +96,7 @@ def choose(operator: str, *args, backend: str | None = None) -> Backend:
         RuntimeError: if the named backend refuses these arguments, with its reason.
     """
     candidates = _BACKENDS[operator]
-    name = backend or os.environ.get(ENVIRONMENT)
+    name = backend or _forced()
     if name:
         for each in candidates:
             if each.name == name:
@@ -128,7 +128,7 @@ def accelerated(operator: str, *args) -> Callable[..., Any] | None:
 
     A forced backend that refuses is no error here: the layers' own operators obey it.
     """
-    name = os.environ.get(ENVIRONMENT)
+    name = _forced()
     for each in _BACKENDS[operator]:
         if each.name == 'reference':
             return None
@@ -157,7 +157,7 @@ def explain(operator: str | Callable, *args, backend: str | None = None, **kwarg
             f'explain: {name!r} is not an operator with backends, choose from {sorted(_BACKENDS)}'
         )
     args = _ARGUMENTS[name](*args, **kwargs)
-    forced = backend or os.environ.get(ENVIRONMENT)
+    forced = backend or _forced()
     if forced not in backends(name):
         forced = None
     lines, taken = [], False
@@ -174,6 +174,16 @@ def explain(operator: str | Callable, *args, backend: str | None = None, **kwarg
             detail = f' ({each.describe(*args)})' if each.describe else ''
             lines.append(f'{each.name}: used{detail}')
     return '\n'.join(lines)
+
+
+def _forced() -> str | None:
+    """Backend that the environment asks for, or None."""
+    return os.environ.get(ENVIRONMENT)
+
+
+# The compiler takes the answer for a constant, as torch.compiler.assume_constant_result says: some
+# versions cannot read a variable that is not set.
+_forced._dynamo_marked_constant = True
 
 
 def no_refusal(*_args) -> None:

@@ -210,7 +210,7 @@ def test_eager_calls_compute_what_is_wanted(wanted):
 def test_second_derivatives_are_refused_and_the_reference_has_them():
     x, weight = leaf(torch.randn(1, 2, 9, 9)), leaf(torch.randn(2, 1, 7, 7))
     (first,) = torch.autograd.grad(depthwise_conv2d(x, weight).pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='depthwise_conv2d_backward: second derivatives are not'):
+    with pytest.raises(RuntimeError, match='depthwise_conv2d.*: second derivatives are not'):
         first.sum().backward()
     y = depthwise_conv2d(x, weight, backend='reference').pow(2).sum()
     (first,) = torch.autograd.grad(y, x, create_graph=True)

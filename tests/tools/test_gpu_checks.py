@@ -11,7 +11,7 @@ import torch
 
 from tests.cases import TOLERANCE, assert_close
 
-TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'bench'
 sys.path.insert(0, str(TOOLS))
 
 import gpu_cases  # noqa: E402

@@ -14,7 +14,7 @@ elements, from L2); at 768 channels of 34 elements and 17 x 17 cells 0.4 MB and 
 takes longer than the memory. About kh * kw multiplications an element forward and three times that
 backward. Everything is float32 and summed inside one program in fixed order; no atomics.
 
-Conventions are those of `mmlk.ops.dcls_construct`: at an integer position the slope of ``v0`` is the
+Conventions are those of `mmlk.ops.dcls.construct`: at an integer position the slope of ``v0`` is the
 right-hand one, that of ``v1`` and ``max`` zero.
 """
 

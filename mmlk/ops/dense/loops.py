@@ -2,8 +2,8 @@
 
 Vectors run over output features: a tile of up to 6 rows by 16 features stays in registers while the
 depth K is summed, so that each 16 weights loaded serve 6 rows and each float of ``x`` a whole vector.
-The weight is read in panels of 16 features (`mmlk.ops.jit.panels`). Every output is one sum in the order
-of K, with a stop every `SPAN` products, however rows and features are divided among tasks.
+The weight is read in panels of 16 features (`mmlk.ops.dense.loops_panels`). Every output is one sum in
+the order of K, with a stop every `SPAN` products, however rows and features are divided among tasks.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def linear(
 
     Args:
         x: (M, K), or (M, blocks K), rows contiguous.
-        weight: (N, K), as `mmlk.ops.jit.panels.pack` or `plain` give it.
+        weight: (N, K), as `mmlk.ops.dense.loops_panels.pack` or `plain` give it.
         bias: (N,), contiguous.
         gelu: Apply the exact GELU.
         residual: (M, N), rows contiguous.

@@ -1,7 +1,7 @@
 """Convolution of patches that do not overlap: the downsampling between stages, a matrix product.
 
 With a patch laid out as a row, the gradients too are products in their best order
-(`mmlk.ops.products`); torch's convolution takes up to twice as long for them on a CPU.
+(`mmlk.ops.dense.products`); torch's convolution takes up to twice as long for them on a CPU.
 """
 
 from __future__ import annotations

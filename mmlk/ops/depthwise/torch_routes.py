@@ -1,7 +1,7 @@
 """Ways to compute a depthwise convolution and its gradients on a CPU with torch's own primitives.
 
-All are exact rearrangements of the same sum at stride 1 and zero padding ``k // 2``; `mmlk.ops.cpu`
-says which one is taken where. Maps are (N, C, H, W), weights (C, 1, kh, kw), both float32 or
+All are exact rearrangements of the same sum at stride 1 and zero padding ``k // 2``;
+`mmlk.ops.depthwise.cpu` says which one is taken where. Maps are (N, C, H, W), weights (C, 1, kh, kw), both float32 or
 float64. oneDNN reaches a third to a half of the processor's arithmetic on its vectorised
 convolutions and one or two percent on what falls through to its per-group matrix products; every
 route below ends in a vectorised convolution or in a Fourier transform.
@@ -111,7 +111,8 @@ def weight_gradient_native(grad: Tensor, x: Tensor, weight: Tensor, stride=(1, 1
     """torch's gradient as it is.
 
     In NCHW it is vectorised for widths up to 3 only, and there, on AVX2 machines, wrong by a tenth
-    and more for heights of 35 and above on many map heights. `mmlk.ops.cpu` never sends those here.
+    and more for heights of 35 and above on many map heights. `mmlk.ops.depthwise.cpu` never
+    sends those here.
     """
     return convolution_backward(
         grad,

@@ -80,6 +80,10 @@ def refusal() -> str | None:
     return _missing()
 
 
+# The compiler takes the answer for a constant, as torch.compiler.assume_constant_result says.
+refusal._dynamo_marked_constant = True
+
+
 @functools.cache
 def has(feature: str) -> bool:
     """Whether the processor has what LLVM calls ``feature``, for instance ``avx512f``."""

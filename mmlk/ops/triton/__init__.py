@@ -19,7 +19,7 @@ How a kernel module looks (`mmlk.ops.depthwise.triton` and `mmlk.ops.inception.t
   shapes (`runtime.splits`), added by a second kernel in fixed order. No atomics.
 * ``EXAMPLES``: a tuple of `runtime.Example`, the launches that represent the module's kernels,
   with what the compiled code must fulfil on sm_80 and sm_90. `tests/ops/triton/test_machine_code.py`
-  and ``tools/inspect_kernels.py`` run over the examples of all `MODULES`.
+  and ``tools/bench/inspect_kernels.py`` run over the examples of all `MODULES`.
 
 How an operator gets a module: its ``cuda.py`` calls `mmlk.ops.cuda.implement` for each registered
 operator (forward and backward) and registers one 'triton' backend. Further ways to compute one pass of

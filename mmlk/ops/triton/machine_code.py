@@ -1,7 +1,7 @@
 """Compiles launches for a GPU that need not be there, and reads what the machine code says.
 
 Needs Triton with its bundled ``ptxas`` and ``cuobjdump``, no driver. Used by the tests and by
-``tools/inspect_kernels.py``.
+``tools/bench/inspect_kernels.py``.
 """
 
 from __future__ import annotations

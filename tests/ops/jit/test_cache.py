@@ -13,8 +13,8 @@ SCRIPT = """
 import sys
 import torch
 from mmlk.ops.jit import engine
-from mmlk.ops.jit.linear import linear
-from mmlk.ops.jit.panels import pack
+from mmlk.ops.dense.loops import linear
+from mmlk.ops.dense.loops_panels import pack
 
 engine._machine()
 if sys.argv[1] == 'found':

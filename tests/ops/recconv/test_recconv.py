@@ -303,7 +303,7 @@ def test_a_list_of_the_wrong_length_is_named():
 
 def test_explain_names_the_backend_taken():
     down, weights = parameters(4, 5, 1)
-    said = explain('recconv2d', image(1, 4, 6, 6), down, weights, 'bilinear')
+    said = explain('recconv2d', image(1, 4, 6, 6), down, weights, mode='bilinear')
     assert said.startswith('triton: not used, the input is on cpu\ncpu: used')
     assert 'reference: not used' in said
 

@@ -3,13 +3,13 @@
 The published way builds a grid of (window x elements) cells. ``--package`` names a folder in which the
 DCLS package is installed (``pip install --target FOLDER --no-deps DCLS``) whose construction is then the
 rival; without it a restatement of the same grid is. Whole networks are compared by
-``tools/benchmark_models.py DCLSConvNeXt --rival rivals:dcls_convnext``.
+``tools/bench/benchmark_models.py DCLSConvNeXt --rival rivals:dcls_convnext``.
 
 Results are compared before anything is timed. The contestants take turns of three calls in one
 process. The first call of a turn finds caches and allocator as the other contestant left them, and pays
 for giving back its memory; ratios of those calls are reported apart from those of the others.
 
-    python tools/benchmark_dcls.py --package /tmp/dcls --threads 1 --clock cpu
+    python tools/bench/benchmark_dcls.py --package /tmp/dcls --threads 1 --clock cpu
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmark_ops import CLOCKS, device  # noqa: E402
 from rival_dcls import dcls_grid_kernel, dcls_package_kernel  # noqa: E402

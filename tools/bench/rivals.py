@@ -1,4 +1,4 @@
-"""Networks as their authors compute them, for ``tools/benchmark_models.py --rival rivals:...``."""
+"""Networks as their authors compute them, for ``tools/bench/benchmark_models.py --rival rivals:...``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rival_dcls import dcls_convnext  # noqa: E402, F401
 from rival_recnext import recnext  # noqa: E402, F401

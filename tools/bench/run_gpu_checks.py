@@ -1,8 +1,8 @@
 """Everything that a GPU is needed for, in one run: correctness first, then time.
 
-    python tools/run_gpu_checks.py                                  # all sections, about 8 minutes
-    python tools/run_gpu_checks.py --only parity limits compile     # correctness alone
-    python tools/run_gpu_checks.py --only operators --filter Inception
+    python tools/bench/run_gpu_checks.py                                  # all sections, about 8 minutes
+    python tools/bench/run_gpu_checks.py --only parity limits compile     # correctness alone
+    python tools/bench/run_gpu_checks.py --only operators --filter Inception
 
 Sections: parity (output and gradients of every operator against float64, poisoned memory, repeats
 equal to the bit), limits (more than 2^31 elements, other streams, CUDA graphs, other devices),
@@ -27,8 +27,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'tools')]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tools/bench')]
 
 import gpu_correctness  # noqa: E402
 import gpu_timing  # noqa: E402

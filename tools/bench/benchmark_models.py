@@ -1,10 +1,10 @@
 """Images per second of a backbone or of a whole config, next to a rival, in both memory layouts.
 
-    python tools/benchmark_models.py InceptionNeXt --arch tiny --input 2x3x160x160 \\
+    python tools/bench/benchmark_models.py InceptionNeXt --arch tiny --input 2x3x160x160 \\
         --kwargs '{"output_norm": false}' \\
         --rival timm:create_model \\
         --rival-kwargs '{"model_name": "inception_next_tiny", "features_only": true}'
-    python tools/benchmark_models.py configs/upernet_inceptionnext_t_ade20k.py --input 1x3x512x512
+    python tools/bench/benchmark_models.py configs/upernet_inceptionnext_t_ade20k.py --input 1x3x512x512
 
 Where the rival's state has the same shapes in the same order it gets our weights, and its outputs
 must agree before anything is timed. The contestants run in turn within one process.
@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmark_ops import CLOCKS, LAYOUTS, device  # noqa: E402
 

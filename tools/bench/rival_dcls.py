@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmlk.backbones import DCLSConvNeXt  # noqa: E402
 from mmlk.backbones.base import Backbone  # noqa: E402

@@ -1,7 +1,7 @@
 """Print what the compiled Triton kernels need, for GPUs that need not be there.
 
-python tools/inspect_kernels.py                  # every example, sm_80 and sm_90
-python tools/inspect_kernels.py --filter toeplitz --arch 90
+python tools/bench/inspect_kernels.py                  # every example, sm_80 and sm_90
+python tools/bench/inspect_kernels.py --filter toeplitz --arch 90
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmlk.ops.triton import machine_code  # noqa: E402
 

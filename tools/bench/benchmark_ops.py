@@ -4,8 +4,8 @@ Every case is verified before it is timed. The contestants of a case run in turn
 so a slow spell of the machine hits all of them; medians and quartiles are reported, with the share
 of the GEMM and copy rates that this machine showed in the same run.
 
-    python tools/benchmark_ops.py                             # the table of docs/benchmarks.md
-    python tools/benchmark_ops.py --family slak --size 512    # stage maps of one family
+    python tools/bench/benchmark_ops.py                             # the table of docs/benchmarks.md
+    python tools/bench/benchmark_ops.py --family slak --size 512    # stage maps of one family
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmark_cases import FAMILIES, SIZES, Case, family_cases, table_cases  # noqa: E402
 
