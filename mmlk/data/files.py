@@ -128,8 +128,9 @@ def _tiff_problem(content: bytes) -> str | None:
             for offset, length in pieces:
                 if offset + length > len(content):
                     return 'the TIFF is truncated: its data reach beyond the end of the file'
-        missing = [tag for tag in (_WIDTH, _HEIGHT) if tag not in tags]
-        return f'the TIFF lacks the tag(s) {missing}' if missing else None
+        if _WIDTH not in tags or _HEIGHT not in tags:
+            return 'cannot be decoded as an image (the TIFF states no width and height)'
+        return None
     except Exception as error:
         return f'cannot be decoded as an image ({first_line(error)})'
 
