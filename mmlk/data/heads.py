@@ -25,11 +25,13 @@ class Head(NamedTuple):
         place: Dotted key under ``model``.
         num_classes: What it states.
         ignore_index: Label that its loss leaves out; MMSegmentation's default is 255.
+        weights: Number of class weights of its loss; None without such.
     """
 
     place: str
     num_classes: int
     ignore_index: int | None
+    weights: int | None = None
 
 
 def check_heads(cfg: Mapping, datasets: Sequence[Opened]) -> list[str]:
@@ -50,6 +52,7 @@ def check_heads(cfg: Mapping, datasets: Sequence[Opened]) -> list[str]:
     """
     segmentation = list(_heads(cfg, _SEGMENTATION))
     detection = list(_heads(cfg, _DETECTION))
+    _check_weights(segmentation)
     notes = []
     for opened in datasets:
         with named(opened.loader, opened.settings):
@@ -91,7 +94,25 @@ def _heads(cfg: Mapping, places: Sequence[str]) -> Iterator[Head]:
         for number, head in enumerate(node if several else [node]):
             if isinstance(head.get('num_classes'), int):
                 name = f'{place}[{number}]' if several else place
-                yield Head(name, head['num_classes'], head.get('ignore_index', 255))
+                weights = _class_weights(head.get('loss_decode'))
+                yield Head(name, head['num_classes'], head.get('ignore_index', 255), weights)
+
+
+def _class_weights(loss: object) -> int | None:
+    """Number of class weights of a loss or of the first of several that has some."""
+    losses = loss if isinstance(loss, Sequence) else [loss]
+    found = [entry.get('class_weight') for entry in losses if isinstance(entry, Mapping)]
+    return next((len(weights) for weights in found if isinstance(weights, Sequence)), None)
+
+
+def _check_weights(heads: Sequence[Head]) -> None:
+    for head in heads:
+        if head.weights not in (None, head.num_classes):
+            raise DataError(
+                f'model.{head.place} has num_classes={head.num_classes} and a loss with '
+                f'{head.weights} class weights; write as many weights in the order of the classes, '
+                f'or model=dict({head.place}=dict(loss_decode=dict(class_weight=None)))'
+            )
 
 
 def _check_segmentation(opened: Opened, heads: Sequence[Head]) -> list[str]:

@@ -31,14 +31,23 @@ def registered_class(name: str | type, scope: str | None) -> type | None:
     Args:
         name: Registered name, with or without scope, or the class itself.
         scope: The config's ``default_scope``.
+
+    Raises:
+        DataError: If the package of the scope cannot be imported, with the cause.
     """
     from mmengine.dataset import BaseDataset
     from mmengine.registry import DATASETS
 
     if isinstance(name, str):
-        if scope and scope != 'mmengine':
-            import_module(f'{scope}.registry')
-        name = DATASETS.children.get(scope, DATASETS).get(name)
+        try:
+            if scope and scope != 'mmengine':
+                import_module(f'{scope}.registry')
+            name = DATASETS.children.get(scope, DATASETS).get(name)
+        except Exception as error:  # registries import their package when they are first asked
+            raise DataError(
+                f'the data sets of {scope} cannot be imported: {type(error).__name__}: {error}; '
+                'see tools/doctor.py'
+            ) from error
     return name if isinstance(name, type) and issubclass(name, BaseDataset) else None
 
 
