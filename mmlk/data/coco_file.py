@@ -86,7 +86,7 @@ def _read(path: Path, training: bool) -> dict:
         raise DataError(f'{path}: no COCO file, its lists are nested too deeply') from None
     except json.JSONDecodeError as error:
         size = path.stat().st_size
-        raise DataError(
+        raise MissingDataError(
             f'{path}: broken JSON at character {error.pos} of a file of {size} bytes '
             f'({error.msg}); it is probably truncated: download or copy it again'
         ) from None

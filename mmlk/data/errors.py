@@ -6,4 +6,4 @@ class DataError(RuntimeError):
 
 
 class MissingDataError(DataError):
-    """A data set of which a folder or a file is not there."""
+    """A data set of which a folder, a file or the end of a file is not there."""
