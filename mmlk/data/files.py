@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 _JPEG, _PNG, _TIFF = b'\xff\xd8', b'\x89PNG\r\n\x1a\n', (b'II*\0', b'MM\0*')
 _CONTAINERS = (b'\x93NUMPY', b'\x89HDF', b'\x1f\x8b', b'PK\x03\x04')
@@ -53,9 +53,10 @@ def image_problem(content: bytes, decode: bool = False) -> str | None:
             if decode:
                 picture.load()
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
-        if not content.startswith(_TIFF):
-            return f'cannot be decoded as an image ({first_line(error)})'
-        return _unusual_tiff_problem(content) if decode else None
+        # Pillow knows few kinds of many-band and 16-bit TIFFs; their data are left to the loader.
+        if isinstance(error, UnidentifiedImageError) and content.startswith(_TIFF):
+            return None
+        return f'cannot be decoded as an image ({first_line(error)})'
     if decode and content.startswith(_JPEG):
         complaint = _opencv_complaint(content)
         return f'the JPEG is damaged ({complaint})' if complaint else None
@@ -142,19 +143,6 @@ def _tiff_tags(content: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
     file.seek(tags.next)
     tags.load(file)
     return tags
-
-
-def _unusual_tiff_problem(content: bytes) -> str | None:
-    """What tifffile, where installed, says of a TIFF of a kind that Pillow does not know."""
-    try:
-        import tifffile
-    except ImportError:
-        return None
-    try:
-        tifffile.imread(io.BytesIO(content))
-    except Exception as error:
-        return f'cannot be decoded as an image ({first_line(error)})'
-    return None
 
 
 def _opencv_complaint(content: bytes) -> str | None:
