@@ -37,18 +37,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
-    """The config of the run and sentences for its log; all that can be judged before building."""
+    """The config of the run and sentences for its log; all that can be judged without torch."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     cfg.load_from, cfg.resume = locate(args.checkpoint), False
     checks.check_packages(cfg)
+    notes = check_datasets(cfg, ('test_dataloader',))
     if args.show or args.show_dir:
         evaluation.draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
     if args.out:
         evaluation.store_predictions(cfg, args.out)
     if args.tta:
         evaluation.enable_tta(cfg)
-    return cfg, check_datasets(cfg, ('test_dataloader',))
+    return cfg, notes
 
 
 def main() -> None:

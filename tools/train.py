@@ -45,16 +45,16 @@ def parse_args() -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
-    """The config of the run and sentences for its log; all that can be judged before building."""
+    """The config of the run and sentences for its log; all that can be judged without torch."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     checks.check_packages(cfg)
+    notes = check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
     if args.accumulate is not None:
         batch.accumulate(cfg, args.accumulate)
     if args.auto_scale_lr:
         batch.enable_lr_scaling(cfg)
-    notes = set_resume(cfg, args.resume)
-    return cfg, check_datasets(cfg) + notes
+    return cfg, notes + set_resume(cfg, args.resume)
 
 
 def main() -> None:

@@ -62,7 +62,9 @@ def check_heads(cfg: Mapping, datasets: Sequence[Opened]) -> list[str]:
             elif detection and opened.dataset is not None:
                 _check_detection(opened.dataset, detection)
         if segmentation:
-            _complete_checks(opened.settings, segmentation)
+            _complete_checks(opened.settings.get('pipeline'), segmentation)
+    if segmentation:
+        _complete_checks(cfg.get('tta_pipeline'), segmentation)
     return list(dict.fromkeys(notes))
 
 
@@ -84,10 +86,8 @@ def label_rule(dataset: BaseDataset, cfg: Mapping) -> LabelRule:
 
 
 def _heads(cfg: Mapping, places: Sequence[str]) -> Iterator[Head]:
-    model = cfg.get('model') or {}
-    model = model.get('module') or model  # test-time augmentation wraps the model
     for place in places:
-        node = model
+        node = cfg.get('model') or {}
         for part in place.split('.'):
             node = (node.get(part) if isinstance(node, Mapping) else None) or {}
         several = isinstance(node, Sequence)
@@ -182,8 +182,8 @@ def _check_detection(dataset: BaseDataset, heads: Sequence[Head]) -> None:
         )
 
 
-def _complete_checks(settings: Mapping, heads: Sequence[Head]) -> None:
-    for step in steps(settings.get('pipeline')):
+def _complete_checks(pipeline: object, heads: Sequence[Head]) -> None:
+    for step in steps(pipeline):
         if step_name(step) == 'CheckSample' and 'num_classes' not in step:
             step['num_classes'] = min(head.num_classes for head in heads)
             step.setdefault('ignore_index', heads[0].ignore_index)

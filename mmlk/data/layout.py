@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 from mmlk.data.coco_file import check_coco_file
 from mmlk.data.errors import DataError, MissingDataError
 from mmlk.data.heads import check_heads
-from mmlk.data.opened import is_local, named, open_datasets
+from mmlk.data.opened import is_local, leaf_datasets, named, open_datasets
 from mmlk.data.pipelines import reads_labels, reads_masks
 from mmlk.data.registered import load_samples, sample_files, shown, type_name
 
 if TYPE_CHECKING:
     from mmengine.dataset import BaseDataset
 
-__all__ = ['DataError', 'check_datasets']
+__all__ = ['DataError', 'check_datasets', 'leaf_datasets']
 
 # Listing sizes takes one system call per file; beyond this many, emptiness is left to the loaders.
 _MOST_SIZES_READ = 25_000
@@ -143,7 +143,7 @@ def _check_files(samples: list[dict], with_labels: bool) -> None:
 
 
 def _nothing_listed(dataset: BaseDataset) -> str:
-    folder, suffix = dataset.data_prefix.get('img_path'), getattr(dataset, 'img_suffix', None)
+    folder, suffix = _prefix(dataset).get('img_path'), getattr(dataset, 'img_suffix', None)
     if getattr(dataset, 'ann_file', None) or not folder or not suffix:
         return f'{type(dataset).__name__} lists no sample {_place(dataset)}'
     names = [name for _, _, found in os.walk(folder, followlinks=True) for name in found]
@@ -194,9 +194,13 @@ def _unasked(settings: Mapping) -> str:
 
 
 def _place(dataset: BaseDataset) -> str:
-    prefix = dataset.data_prefix if isinstance(dataset.data_prefix, Mapping) else {}
+    prefix = _prefix(dataset)
     named = [prefix.get('img_path') or prefix.get('img'), getattr(dataset, 'ann_file', None)]
     return 'in ' + ' by '.join(str(path) for path in named if path)
+
+
+def _prefix(dataset: BaseDataset) -> Mapping:
+    return dataset.data_prefix if isinstance(dataset.data_prefix, Mapping) else {}
 
 
 def _few(dataset: BaseDataset) -> str:

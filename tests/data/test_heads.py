@@ -89,10 +89,10 @@ def test_a_picked_subset_counts_its_own_classes():
     assert check(segmentation(2, subset)) == []
 
 
-def test_the_other_names_for_a_head_are_looked_at_too():
+def test_several_decode_heads_are_all_looked_at():
     cfg = segmentation()
-    cfg['model'] = dict(type='SegTTAModel', module=dict(decode_head=[dict(num_classes=1)] * 2))
-    with pytest.raises(DataError, match=r'decode_head\[0\].num_classes=1'):
+    cfg['model'] = dict(decode_head=[dict(num_classes=2), dict(num_classes=1)])
+    with pytest.raises(DataError, match=r'decode_head\[1\].num_classes=1'):
         check(cfg)
 
 
@@ -169,9 +169,13 @@ def test_names_that_are_the_models_input_are_not_counted():
 def test_check_steps_learn_the_allowed_labels():
     cfg = segmentation((2, 5), settings=dict(CLASSES, ignore_index=0), ignore_index=0,
                        evaluator=dict(ignore_index=0))  # fmt: skip
+    cfg['tta_pipeline'] = [dict(type='mmlk.CheckSample')]
     check(cfg)
-    for loader in LOADERS:
-        step = cfg[loader]['dataset']['pipeline'][0]
+    for pipeline in [
+        *(cfg[loader]['dataset']['pipeline'] for loader in LOADERS),
+        cfg['tta_pipeline'],
+    ]:
+        step = pipeline[0]
         assert step == dict(type='mmlk.CheckSample', num_classes=2, ignore_index=0)
     (opened, _) = open_datasets(cfg, LOADERS)
     rule = label_rule(opened.dataset, cfg)

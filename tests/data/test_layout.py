@@ -7,7 +7,7 @@ import pytest
 
 from mmlk.data.layout import DataError, check_datasets
 from mmlk.data.opened import leaf_datasets
-from tests.data.layouts import MMDET, segmentation
+from tests.data.layouts import MMDET, segmentation, write_image
 
 
 def first(folder, pattern):
@@ -204,6 +204,24 @@ def test_a_class_of_ones_own_is_asked(tmp_path, monkeypatch, as_name):
     assert check_datasets(cfg)[0].startswith('train_dataloader: 1 samples')
     (tmp_path / layout.annotation).unlink()
     with pytest.raises(DataError, match='a_1_road.png'):
+        check_datasets(cfg)
+
+
+@pytest.mark.parametrize('kind', ['CustomDataset', 'ImageNet'])
+def test_class_folders_of_mmpretrain_are_listed_too(tmp_path, kind):
+    pytest.importorskip('mmpretrain')
+    for name in ('cat', 'dog'):
+        write_image(tmp_path / f'train/{name}/a.jpg')
+    dataset = dict(
+        type=kind,
+        data_root=str(tmp_path),
+        data_prefix='train',
+        metainfo=dict(classes=('cat', 'dog')),
+    )
+    cfg = dict(default_scope='mmpretrain', train_dataloader=dict(dataset=dataset))
+    assert check_datasets(cfg)[0].startswith('train_dataloader: 2 samples in ')
+    (tmp_path / 'train/dog/a.jpg').write_bytes(b'')
+    with pytest.raises(DataError, match='dog/a.jpg is empty'):
         check_datasets(cfg)
 
 
