@@ -1,8 +1,4 @@
-"""A tiny valid folder for every data set that MMSegmentation and MMDetection register.
-
-Folders and suffixes are those of the data sets as they are downloaded or converted by the neighbour
-libraries' own scripts, written out here and not asked from the classes.
-"""
+"""Writes tiny folders in the layouts that data sets have."""
 
 from __future__ import annotations
 
@@ -152,7 +148,7 @@ def phrases(content: dict) -> dict:
 def v3det(root: Path) -> dict:
     (root / 'annotations').mkdir(parents=True)
     (root / 'annotations/names.txt').write_text('person\n')
-    return COCO.make(root) | dict(label_file='annotations/names.txt')
+    return coco().make(root) | dict(label_file='annotations/names.txt')
 
 
 def panoptic(name: str) -> Layout:
@@ -287,106 +283,3 @@ def by_other_package(root: Path) -> dict:
     write_json(root / 'train.json', coco_content())
     (root / 'pickles').mkdir()
     return dict(data_root=str(root), ann_file='train.json')
-
-
-COCO = coco()
-
-MMSEG = {
-    'ADE20KDataset': segmentation('.jpg', '.png'),
-    'BDD100KDataset': segmentation('.jpg', '.png'),
-    'BaseSegDataset': segmentation('.jpg', '.png'),
-    'BaseCDDataset': change_detection('.jpg'),
-    'COCOStuffDataset': segmentation('.jpg', '_labelTrainIds.png'),
-    'ChaseDB1Dataset': segmentation('.png', '_1stHO.png'),
-    'CityscapesDataset': segmentation(
-        '_leftImg8bit.png',
-        '_gtFine_labelTrainIds.png',
-        'leftImg8bit/train',
-        'gtFine/train',
-        inside='bochum/',
-    ),
-    'DRIVEDataset': segmentation('.png', '_manual1.png'),
-    'DarkZurichDataset': segmentation('_rgb_anon.png', '_gt_labelTrainIds.png'),
-    'DecathlonDataset': Layout(decathlon, 'imagesTr/a.nii.gz', 'labelsTr/a.nii.gz'),
-    'HRFDataset': segmentation('.png', '.png'),
-    'HSIDrive20Dataset': segmentation('.npy', '.png'),
-    'ISPRSDataset': segmentation('.png', '.png'),
-    'LEVIRCDDataset': change_detection('.png'),
-    'LIPDataset': segmentation('.jpg', '.png'),
-    'LoveDADataset': segmentation('.png', '.png'),
-    'MapillaryDataset_v1': segmentation('.jpg', '.png'),
-    'MapillaryDataset_v2': segmentation('.jpg', '.png'),
-    'NYUDataset': segmentation('.jpg', '.png', 'images', 'annotations', 'depth_map_path'),
-    'NightDrivingDataset': segmentation('_leftImg8bit.png', '_gtCoarse_labelTrainIds.png'),
-    'PascalContextDataset': segmentation('.jpg', '.png', split=True),
-    'PascalContextDataset59': segmentation('.jpg', '.png', split=True),
-    'PascalVOCDataset': segmentation('.jpg', '.png', 'JPEGImages', 'SegmentationClass', split=True),
-    'PotsdamDataset': segmentation('.png', '.png'),
-    'REFUGEDataset': segmentation('.png', '.png'),
-    'STAREDataset': segmentation('.png', '.ah.png'),
-    'SynapseDataset': segmentation('.jpg', '.png'),
-    'iSAIDDataset': segmentation('.png', '_instance_color_RGB.png'),
-    'DSDLSegDataset': Layout(
-        lambda root: by_other_package(root)
-        | dict(data_prefix=dict(img_path='train', seg_map_path='labels')),
-        'train/a.jpg',
-        'labels/a.png',
-    ),
-    'OneDLDataset': Layout(
-        lambda root: by_other_package(root) and dict(dataset_name=str(root)),
-        'train/a.jpg',
-        'labels/a.png',
-    ),
-}
-
-MMDET = {
-    'ADE20KInstanceDataset': coco('bed'),
-    'ADE20KPanopticDataset': panoptic('bed'),
-    'ADE20KSegDataset': segmentation('.jpg', '.png'),
-    'BaseDetDataset': Layout(plain, 'train/a.jpg', 'data.json'),
-    'BaseSegDataset': segmentation('.jpg', '.png'),
-    'BaseVideoDataset': coco(key='img_path', edit=tracking, metainfo=dict(classes=('person',))),
-    'CityscapesDataset': coco('person', filter_cfg=dict(filter_empty_gt=True, min_size=32)),
-    'CocoCaptionDataset': Layout(caption, 'train/a.jpg', 'captions.json'),
-    'CocoDataset': COCO,
-    'CocoPanopticDataset': panoptic('person'),
-    'CocoSegDataset': segmentation('.jpg', '.png'),
-    'CrowdHumanDataset': Layout(crowd_human, 'Images/a.jpg', 'annotation_train.odgt'),
-    'DODDataset': Layout(
-        lambda root: by_other_package(root)
-        | dict(ann_file=str(root / 'train.json'), data_prefix=dict(img='train', anno='pickles')),
-        'train/a.jpg',
-        'train.json',
-    ),
-    'DSDLDetDataset': Layout(
-        lambda root: by_other_package(root) | dict(data_prefix=dict(img_path='train')),
-        'train/a.jpg',
-        'train.json',
-    ),
-    'DeepFashionDataset': coco('top'),
-    'Flickr30kDataset': coco(edit=phrases),
-    'LVISDataset': coco('acorn', edit=lvis),
-    'LVISV05Dataset': coco('acorn', edit=lvis),
-    'LVISV1Dataset': coco('aerosol_can', edit=lvis),
-    'MDETRStyleRefCocoDataset': coco(edit=phrases),
-    'MOTChallengeDataset': coco('pedestrian', key='img_path', edit=tracking),
-    'ODVGDataset': Layout(grounding, 'train/a.jpg', 'od.json'),
-    'Objects365V1Dataset': coco('person'),
-    'Objects365V2Dataset': coco('Person'),
-    'OpenImagesChallengeDataset': Layout(open_images_challenge, 'train/a.jpg', 'boxes.txt'),
-    'OpenImagesDataset': Layout(open_images, 'train/a.jpg', 'boxes.csv'),
-    'RefCocoDataset': Layout(referring, 'train/a.jpg', 'refs.p'),
-    'ReIDDataset': Layout(identities, 'train/a.jpg', 'train.txt'),
-    'V3DetDataset': Layout(v3det, 'train/a.jpg', 'annotations/names.txt'),
-    'VOCDataset': voc('person', 'VOC2007', 'VOC2007/JPEGImages', dict(sub_data_root='VOC2007')),
-    'WIDERFaceDataset': voc('face', 'WIDER', 'WIDER/set', dict(img='WIDER')),
-    'XMLDataset': voc(
-        'person',
-        'set',
-        'set/JPEGImages',
-        dict(sub_data_root='set'),
-        metainfo=dict(classes=('person',)),
-    ),
-    'YouTubeVISDataset': coco('airplane', key='img_path', edit=tracking, dataset_version='2021'),
-    'iSAIDDataset': coco('background'),
-}

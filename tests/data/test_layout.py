@@ -7,7 +7,8 @@ import pytest
 
 from mmlk.data.layout import DataError, check_datasets
 from mmlk.data.opened import leaf_datasets
-from tests.data.layouts import MMDET, segmentation, write_image
+from tests.data.layout_table import MMDET
+from tests.data.layouts import segmentation, write_image
 
 
 def first(folder, pattern):

@@ -1,6 +1,6 @@
 """Every data set that the neighbour libraries register: its own layout passes, a broken one not.
 
-Scenarios: 68 classes x (valid, image missing, annotation missing), packages that are absent.
+Scenarios: 64 names x (valid, image missing, annotation missing), packages that are absent.
 """
 
 from importlib import import_module
@@ -9,7 +9,7 @@ import pytest
 
 from mmlk.data.errors import DataError
 from mmlk.data.layout import check_datasets
-from tests.data.layouts import MMDET, MMSEG
+from tests.data.layout_table import MMDET, MMSEG
 from tests.data.stand_ins import put_in_place
 
 pytest.importorskip('mmseg')
