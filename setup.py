@@ -32,7 +32,16 @@ OPENMMLAB = [
 ]
 # Compiles the CPU operators' loops at run time; without it they use torch's routines alone.
 CPU = ['llvmlite>=0.45']
-TEST = ['pytest', 'pytest-randomly>=4', 'timm>=1.0.22', 'ftfy', 'regex', 'build', 'wheel']
+TEST = [
+    'pytest',
+    'pytest-randomly>=4',
+    'tifffile',
+    'timm>=1.0.22',
+    'ftfy',
+    'regex',
+    'build',
+    'wheel',
+]
 
 
 class BuildWithConfigs(build_py):

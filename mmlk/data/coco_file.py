@@ -1,8 +1,8 @@
 """Checks of a COCO instance annotation file before training.
 
-Loaders skip what they do not understand (unknown categories, objects outside the image) and fail in
-the middle of an epoch over what they cannot decode. Here everything is looked at once, beforehand:
-what would fail or be dropped in silence is refused, what is harmless is counted and reported.
+They follow MMDetection's ``CocoDataset``: which annotations it skips, which images it leaves out,
+which number it gives to a category. What it would fail on in the middle of an epoch, or drop in
+silence although somebody meant it, is refused; what is harmless is counted and reported.
 """
 
 from __future__ import annotations
@@ -10,74 +10,90 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from mmlk.data.classes import COCO
+from mmlk.data.coco_masks import is_number
+from mmlk.data.coco_objects import Tally, judge_annotations, nothing_kept
+from mmlk.data.errors import DataError, MissingDataError
 
 _SHOWN = 5
 _KEYS = {
     'images': ('id', 'file_name', 'height', 'width'),
     'categories': ('id', 'name'),
-    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
+    'annotations': ('id', 'image_id', 'category_id'),
 }
 
 
-class DataError(RuntimeError):
-    """A data set that cannot be trained on; its message is for the user, without traceback."""
-
-
 def check_coco_file(
-    path: Path, images: Path, classes: Sequence[str] | None = None, require_objects: bool = True
+    path: Path,
+    images: Path,
+    classes: Sequence[str] | None = None,
+    training: bool = True,
+    masks: bool = True,
+    filter_cfg: Mapping | None = None,
 ) -> list[str]:
     """Check an annotation file and the presence of its images.
 
     Args:
         path: The JSON file.
         images: Folder of the images.
-        classes: Category names that the data set uses; COCO's 80 by default.
-        require_objects: Refuse a file without a single annotation.
+        classes: Names of the classes in the order of their numbers; COCO's 80 by default.
+        training: Whether there must be objects to learn from, and ``filter_cfg`` is heeded.
+        masks: Whether the pipeline loads masks, which every object then needs.
+        filter_cfg: Which images the data set leaves out (``filter_empty_gt``, ``min_size``).
 
     Returns:
         Lines to log: what the file holds, and how much of it is unusual but harmless.
 
     Raises:
-        DataError: If the file is truncated or no COCO file; has no image or no annotation; refers
-            to images or categories it does not define; holds masks that do not fit their image or
-            cannot be decoded; or names images that are not in the folder.
+        DataError: If the file is truncated or no COCO file; has no image that is used; has no
+            object to learn from; numbers its categories otherwise than the classes; refers to
+            images or categories it does not define; holds boxes, sizes or masks that cannot be
+            used; or names images that are not there.
     """
-    content = _read(path)
+    content = _read(path, training)
     _refuse(path, _structural_problems(content))
     if not content['images']:
         raise DataError(f'{path}: the file lists no image')
-    if require_objects and not content['annotations']:
+    if training and not content['annotations']:
         raise DataError(f'{path}: the file has no annotation, so there is nothing to learn from')
-    known = set(classes or COCO)
-    if not any(category['name'] in known for category in content['categories']):
-        raise DataError(
-            f'{path}: none of its categories ({_listed(c["name"] for c in content["categories"])}) '
-            f'is among the classes of the data set ({_listed(sorted(known))})'
-        )
-    present = set(os.listdir(images)) if images.is_dir() else set()
+    classes = tuple(classes or COCO)
+    notes = _check_categories(path, content['categories'], classes)
+    identities = {entry['id'] for entry in content['categories'] if entry['name'] in classes}
     by_id = {image['id']: image for image in content['images']}
-    _refuse(path, _image_problems(content['images'], images, present))
-    _refuse(path, _annotation_problems(content, by_id))
-    return _summary(path, content, by_id)
+    used = _used_images(content, identities, filter_cfg if training else None)
+    if not used:
+        raise DataError(f'{path}: filter_cfg={dict(filter_cfg)} leaves none of {len(by_id)} images')
+    names = _ImageNames(images)
+    problems = (problem for image in used for problem in names.problems(image))
+    _refuse(path, problems, MissingDataError)
+    tally = judge_annotations(content, by_id, identities, masks)
+    _refuse(path, iter(tally.problems))
+    if training and not tally.kept:
+        raise DataError(f'{path}: {nothing_kept(len(content["annotations"]), tally)}')
+    return _summary(path, content, tally) + notes + names.notes(path)
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path, training: bool) -> dict:
     try:
         content = json.loads(path.read_bytes())
     except UnicodeDecodeError as error:
         raise DataError(f'{path}: no JSON text ({error})') from None
+    except RecursionError:
+        raise DataError(f'{path}: no COCO file, its lists are nested too deeply') from None
     except json.JSONDecodeError as error:
         size = path.stat().st_size
-        raise DataError(
+        raise MissingDataError(
             f'{path}: broken JSON at character {error.pos} of a file of {size} bytes '
             f'({error.msg}); it is probably truncated: download or copy it again'
         ) from None
     if not isinstance(content, dict):
         raise DataError(f'{path}: no COCO file, its top level is a {type(content).__name__}')
+    if not training:  # image lists of test sets have none
+        content.setdefault('annotations', [])
     missing = [key for key in _KEYS if not isinstance(content.get(key), list)]
     if missing:
         raise DataError(
@@ -86,13 +102,11 @@ def _read(path: Path) -> dict:
     return content
 
 
-def _refuse(path: Path, problems: Iterator[str]) -> None:
+def _refuse(path: Path, problems: Iterator[str], kind: type[DataError] = DataError) -> None:
     found = list(problems)
     if found:
         more = f'\n    ... and {len(found) - _SHOWN} more' if len(found) > _SHOWN else ''
-        raise DataError(
-            f'{path}: {len(found)} problem(s)\n    ' + '\n    '.join(found[:_SHOWN]) + more
-        )
+        raise kind(f'{path}: {len(found)} problem(s)\n    ' + '\n    '.join(found[:_SHOWN]) + more)
 
 
 def _structural_problems(content: dict) -> Iterator[str]:
@@ -101,118 +115,128 @@ def _structural_problems(content: dict) -> Iterator[str]:
             missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if missing:
                 yield f'{section}[{number}] has no {", ".join(missing)}'
+            elif section == 'images' and not _is_size(entry['height'], entry['width']):
+                yield (
+                    f'images[{number}] ({entry["file_name"]}) has height {entry["height"]!r} and '
+                    f'width {entry["width"]!r}, which are no numbers of pixels'
+                )
         seen = Counter(
-            entry['id'] for entry in content[section] if isinstance(entry, dict) and 'id' in entry
+            repr(entry['id'])
+            for entry in content[section]
+            if isinstance(entry, dict) and 'id' in entry
         )
         for identity, count in seen.items():
             if count > 1:
                 yield f'id {identity} appears {count} times in {section}'
 
 
-def _image_problems(entries: list[dict], folder: Path, present: set[str]) -> Iterator[str]:
-    for image in entries:
-        name = image['file_name']
-        if name not in present and not (folder / name).is_file():
-            yield f'image {image["id"]}: no file {folder / name}'
+def _check_categories(path: Path, categories: list[dict], classes: tuple[str, ...]) -> list[str]:
+    """Whether the loader gives every class its own number.
 
-
-def _annotation_problems(content: dict, images: dict) -> Iterator[str]:
-    categories = {category['id'] for category in content['categories']}
-    for annotation in content['annotations']:
-        where = f'annotation {annotation["id"]}'
-        image = images.get(annotation['image_id'])
-        if annotation['category_id'] not in categories:
-            yield f'{where}: unknown category id {annotation["category_id"]}'
-        if image is None:
-            yield f'{where}: unknown image id {annotation["image_id"]}'
-            continue
-        if not _is_numbers(annotation['bbox']) or len(annotation['bbox']) != 4:
-            yield f'{where}: bbox {annotation["bbox"]!r} is not [x, y, width, height]'
-            continue
-        problem = _mask_problem(annotation.get('segmentation'), image['height'], image['width'])
-        if problem:
-            yield f'{where} (image {image["file_name"]}): {problem}'
-
-
-def _mask_problem(mask, height: int, width: int) -> str | None:
-    """What is wrong with a mask, given the size of its image; no mask at all is harmless."""
-    if not mask:
-        return None
-    if isinstance(mask, dict):
-        return _run_length_problem(mask, height, width)
-    if not isinstance(mask, list) or not all(map(_is_numbers, mask)):
-        return 'its mask is neither polygons nor run lengths'
-    corners = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    xs, ys = ([value for polygon in corners for value in polygon[axis::2]] for axis in (0, 1))
-    if corners and (min(xs) >= width or min(ys) >= height or max(xs) <= 0 or max(ys) <= 0):
-        return (
-            f'its mask (x {min(xs):g}..{max(xs):g}, y {min(ys):g}..{max(ys):g}) lies outside its '
-            f'image of {height}x{width} (height x width)'
+    It numbers the categories that are among the classes in the order of the file, whatever the
+    order of the classes.
+    """
+    names = [category['name'] for category in categories]
+    numbered = [name for name in names if name in classes]
+    if not numbered:
+        raise DataError(
+            f'{path}: none of its categories ({_listed(names)}) is among the classes of the data '
+            f'set ({_listed(classes)})'
         )
-    return None
+    absent = [name for name in classes if name not in names]
+    spare = [name for name in names if name not in classes]
+    meant = {name: get_close_matches(name, spare, n=1) for name in absent}
+    hints = ''.join(
+        f'; {name!r} is not in the file, did you mean {close[0]!r}?'
+        for name, close in meant.items()
+        if close
+    )
+    if tuple(numbered) != classes[: len(numbered)] or hints:
+        wrong = next(
+            (pair for pair in zip(numbered, classes) if pair[0] != pair[1]), (None, absent[:1])
+        )
+        order = hints or (
+            f'; {wrong[0]!r} would be learnt as {wrong[1]!r}. Write classes in the order of the '
+            f'file, without names that it lacks: {tuple(numbered)}'
+        )
+        raise DataError(
+            f'{path}: its categories are numbered otherwise than the classes of the data set{order}'
+        )
+    if absent:
+        return [f'warning: {path} has no category for the class(es) {_listed(absent)}']
+    return []
 
 
-def _run_length_problem(mask: dict, height: int, width: int) -> str | None:
-    size, counts = mask.get('size'), mask.get('counts')
-    if size is None or counts is None or list(size) != [height, width]:
-        return f'its mask is made for size {size}, its image has {[height, width]} (height, width)'
-    if isinstance(counts, list):
-        covered = sum(counts) if _is_numbers(counts) else None
-    else:
-        covered = sum(_decoded_counts(counts))
-    if covered != height * width:
-        return f'its run lengths cover {covered} pixels, its image has {height * width}'
-    return None
+def _used_images(content: dict, identities: set, filter_cfg: Mapping | None) -> list[dict]:
+    """The images that are left after the data set's filter."""
+    filters = filter_cfg or {}
+    shown = {
+        entry['image_id'] for entry in content['annotations'] if entry['category_id'] in identities
+    }
+    return [
+        image
+        for image in content['images']
+        if min(image['height'], image['width']) >= filters.get('min_size', 0)
+        and (image['id'] in shown or not filters.get('filter_empty_gt', False))
+    ]
 
 
-def _decoded_counts(text: str) -> list[int]:
-    """Run lengths from COCO's compressed string: 5 bits a character, from the fourth on the
-    difference to the last but one."""
-    counts, value, shift = [], 0, 0
-    for character in text:
-        code = ord(character) - 48
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value, shift = 0, 0
-    return counts
+class _ImageNames:
+    """Are the files there, and do they lie where they seem to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.present = set(os.listdir(folder)) if folder.is_dir() else set()
+        self.away: list[str] = []
+
+    def problems(self, image: dict) -> Iterator[str]:
+        name = image['file_name']
+        if not isinstance(name, str):
+            yield f'image {image["id"]}: file_name {name!r} is no text'
+            return
+        if name in self.present:
+            return
+        if os.path.isabs(name) or os.path.normpath(name).startswith('..'):
+            self.away.append(name)
+        if not (self.folder / name).is_file():
+            yield f'image {image["id"]}: no file {self.folder / name}'
+
+    def notes(self, path: Path) -> list[str]:
+        if not self.away:
+            return []
+        return [
+            f'warning: {len(self.away)} file names in {path} lead out of {self.folder}: '
+            f'{_listed(self.away)}'
+        ]
 
 
-def _summary(path: Path, content: dict, images: dict) -> list[str]:
-    """What the file holds and what of it the loaders will skip or cut, in counts."""
-    annotations = content['annotations']
+def _summary(path: Path, content: dict, tally: Tally) -> list[str]:
+    """What the file holds and what of it the loader skips, cuts or ignores, in counts."""
+    annotations, images = content['annotations'], content['images']
     bare = len(images) - len({annotation['image_id'] for annotation in annotations})
     lines = [
         f'{len(images)} images, {len(annotations)} annotations in {path}'
         + (f'; {bare} images have no object' if bare else '')
     ]
-    outside = sum(
-        _leaves_image(annotation['bbox'], images[annotation['image_id']])
-        for annotation in annotations
-    )
-    if outside:
-        lines.append(f'warning: {outside} boxes in {path} reach beyond their image; they are cut')
-    void = sum(
-        min(annotation['bbox'][2:]) < 1 or annotation['area'] <= 0 for annotation in annotations
-    )
-    if void:
-        lines.append(f'warning: {void} annotations in {path} are below one pixel; they are skipped')
+    for number, text in (
+        (tally.cut, 'boxes in {} reach beyond their image; they are cut'),
+        (tally.outside, 'boxes in {} lie outside their image; they are skipped'),
+        (tally.without_area, 'annotations in {} are below one pixel; they are skipped'),
+        (tally.without_polygon, 'masks in {} have no polygon of three points; they are ignored'),
+    ):
+        if number:
+            lines.append(f'warning: {number} {text.format(path)}')
+    if tally.other_categories:
+        lines.append(
+            f'{tally.other_categories} annotations in {path} are of categories that are no class '
+            'of the data set'
+        )
     return lines
 
 
-def _leaves_image(box: list[float], image: dict) -> bool:
-    x, y, width, height = box
-    return x < -1 or y < -1 or x + width > image['width'] + 1 or y + height > image['height'] + 1
+def _is_size(*sides: object) -> bool:
+    return all(is_number(side) and side > 0 for side in sides)
 
 
-def _is_numbers(values) -> bool:
-    return isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
-
-
-def _listed(names) -> str:
-    names = list(names)
+def _listed(names: Sequence[str]) -> str:
     return ', '.join(map(repr, names[:_SHOWN])) + (', ...' if len(names) > _SHOWN else '')

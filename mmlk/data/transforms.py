@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 from mmengine import fileio
 
-from mmlk.data.classes import ADE20K_CLASSES
-from mmlk.data.files import image_problem, image_size, label_problem
+from mmlk.data.files import image_problem, image_size
+from mmlk.data.labels import LabelRule, look_at_labels
 from mmlk.registry import TRANSFORMS
 
 
@@ -13,27 +15,35 @@ from mmlk.registry import TRANSFORMS
 class CheckSample:
     """Refuse a sample whose image or label file is broken, naming the file.
 
-    Loaders accept truncated JPEGs, do not name an undecodable label map, and let label values
-    through that no class has, which surface later as an index error of the loss without a file
-    name. Each worker process checks a file once, so only the first epoch pays.
+    Loaders accept truncated JPEGs, do not name an undecodable file, and let label values through
+    that no class has, which surface later as an index error of the loss without a file name. Each
+    worker process checks a file once, so only the first epoch pays. A label map without a pixel to
+    learn from is reported by a warning.
 
     It stands before ``LoadImageFromFile`` in a training pipeline. In a test pipeline it stands
     directly after it, because inference helpers of MMSegmentation and MMDetection replace the first
     step. Samples without files (arrays) and without labels pass.
 
+    How labels are read (``reduce_zero_label``, ``label_map``) is what the data set states with each
+    sample. ``tools/train.py`` and ``tools/test.py`` fill in the other two from the heads; elsewhere,
+    and where they are not given, every 8-bit value passes.
+
     Args:
-        max_label: Greatest value allowed in a label map before any shift; 0 means ignored.
+        num_classes: Number of classes that every head has; None: not known.
+        ignore_index: Label that the losses leave out.
         allow_truncated: Accept JPEGs whose end is missing.
         backend_args: File backend, as of the loading steps.
     """
 
     def __init__(
         self,
-        max_label: int = ADE20K_CLASSES,
+        num_classes: int | None = None,
+        ignore_index: int | None = 255,
         allow_truncated: bool = False,
         backend_args: dict | None = None,
     ) -> None:
-        self.max_label = max_label
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
         self.allow_truncated = allow_truncated
         self.backend_args = backend_args
         self._passed: set[str] = set()
@@ -53,22 +63,37 @@ class CheckSample:
             return results
         content = fileio.get(path, backend_args=self.backend_args)
         problem = image_problem(content)
-        if problem and not (self.allow_truncated and 'truncated' in problem):
+        if problem and not (self.allow_truncated and 'JPEG is truncated' in problem):
             raise ValueError(f'CheckSample: {path}: {problem}')
         size = image_size(content)
         if label_path:
-            labels = fileio.get(label_path, backend_args=self.backend_args)
-            problem = label_problem(labels, self.max_label, size)
-            if problem:
-                raise ValueError(f'CheckSample: {label_path}: {problem}')
-        stated = (results.get('height', size[0]), results.get('width', size[1]))
-        if stated != size:
-            raise ValueError(
-                f'CheckSample: {path}: is {size[0]}x{size[1]} (height x width) while the '
-                f'annotation file says {stated[0]}x{stated[1]}'
-            )
+            self._check_labels(label_path, results, size)
+        if size is not None:
+            stated = (results.get('height', size[0]), results.get('width', size[1]))
+            if stated != size:
+                raise ValueError(
+                    f'CheckSample: {path}: is {size[0]}x{size[1]} (height x width) while the '
+                    f'annotation file says {stated[0]}x{stated[1]}'
+                )
         self._passed.add(path)
         return results
 
+    def _check_labels(self, path: str, results: dict, size: tuple[int, int] | None) -> None:
+        rule = LabelRule(
+            self.num_classes,
+            self.ignore_index,
+            bool(results.get('reduce_zero_label')),
+            results.get('label_map'),
+        )
+        content = fileio.get(path, backend_args=self.backend_args)
+        problem, ignored = look_at_labels(content, rule, size)
+        if problem:
+            raise ValueError(f'CheckSample: {path}: {problem}')
+        if ignored:
+            warnings.warn(f'CheckSample: {path}: every pixel is ignored, nothing is learnt from it')
+
     def __repr__(self) -> str:
-        return f'CheckSample(max_label={self.max_label}, allow_truncated={self.allow_truncated})'
+        return (
+            f'CheckSample(num_classes={self.num_classes}, ignore_index={self.ignore_index}, '
+            f'allow_truncated={self.allow_truncated})'
+        )

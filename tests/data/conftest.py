@@ -39,6 +39,7 @@ def segmentation_config():
             )
 
         return dict(
+            default_scope='mmseg',
             train_dataloader=dict(dataset=loader('training')),
             val_dataloader=dict(dataset=loader('validation')),
         )
@@ -63,6 +64,10 @@ def detection_config():
                 )
             )
 
-        return dict(train_dataloader=loader('train'), val_dataloader=loader('val', test_mode=True))
+        return dict(
+            default_scope='mmdet',
+            train_dataloader=loader('train'),
+            val_dataloader=loader('val', test_mode=True),
+        )
 
     return make

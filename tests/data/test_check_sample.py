@@ -1,90 +1,13 @@
-"""Broken image and label files surface with their name, in the pipeline and in the offline scan."""
+"""The pipeline step refuses broken files by name, in every worker process, and nothing else."""
 
-import io
-import re
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mmlk.data.files import image_problem, image_size, label_problem
-
-
-def encoded(array, kind='PNG', **options):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def labels_with(value, dtype=np.uint8):
-    labels = np.ones((20, 30), dtype)
-    labels[4, 7] = value
-    return encoded(labels)
-
-
-@pytest.fixture
-def picture(generated):
-    return (generated / 'images/training/ADE_train_00000001.jpg').read_bytes()
-
-
-@pytest.mark.parametrize('progressive', [False, True])
-def test_whole_images_pass(picture, progressive):
-    array = np.asarray(Image.open(io.BytesIO(picture)))
-    again = encoded(array, 'JPEG', progressive=progressive)
-    for content in (picture, again, again + b'\0' * 64, encoded(array)):
-        assert image_problem(content) is None
-        assert image_problem(content, decode=True) is None
-        assert image_size(content) == array.shape[:2]
-
-
-@pytest.mark.parametrize('keep', [0.3, 0.7, 0.97])
-@pytest.mark.parametrize('progressive', [False, True])
-def test_truncated_jpegs_are_found_without_decoding(picture, progressive, keep):
-    content = encoded(np.asarray(Image.open(io.BytesIO(picture))), 'JPEG', progressive=progressive)
-    assert 'truncated' in image_problem(content[: int(keep * len(content))])
-
-
-@pytest.mark.parametrize(
-    'content, message',
-    [
-        (b'', 'is empty'),
-        (b'<html>404</html>', 'cannot be decoded'),
-        (b'\xff\xd8\xff\xe0', 'cannot be decoded'),
-    ],
-    ids=['empty', 'html', 'header'],
-)
-def test_what_is_no_image_is_found(content, message):
-    assert message in image_problem(content)
-    assert message.split()[-1] in label_problem(content)
-
-
-def test_exif_orientation_turns_the_size():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    content = encoded(np.zeros((20, 30, 3), np.uint8), 'JPEG', exif=exif)
-    assert image_size(content) == (30, 20)
-
-
-@pytest.mark.parametrize(
-    'content, message',
-    [
-        (labels_with(151), 'label value 151 at row 4, column 7 .1 pixel'),
-        (labels_with(255), 'label value 255'),
-        (labels_with(3000, np.uint16), 'label value 3000'),
-        (encoded(np.zeros((20, 30, 3), np.uint8)), '3 channels .* full ADE20K'),
-        (labels_with(3)[:-30], 'cannot be decoded'),
-        (encoded(np.ones((20, 31), np.uint8)), 'is 20x31 .* its image is 20x30'),
-    ],
-    ids=['151', '255', '16-bit', 'colour', 'truncated', 'size'],
-)
-def test_broken_label_maps_are_found(content, message):
-    assert re.search(message, label_problem(content, size=(20, 30)))
-
-
-@pytest.mark.parametrize('value', [0, 1, 150])
-def test_allowed_label_values_pass(value):
-    assert label_problem(labels_with(value), size=(20, 30)) is None
+from mmlk.data.files import image_size
+from tests.data.test_labels import encoded, labels_with
 
 
 @pytest.fixture
@@ -92,15 +15,18 @@ def check():
     return pytest.importorskip('mmlk.data.transforms').CheckSample
 
 
-def sample(root):
+def sample(root, **more):
     return dict(
         img_path=str(root / 'images/training/ADE_train_00000002.jpg'),
         seg_map_path=str(root / 'annotations/training/ADE_train_00000002.png'),
+        reduce_zero_label=True,
+        label_map=None,
+        **more,
     )
 
 
 def test_a_good_sample_passes_unchanged_and_is_read_once(spoilt, check):
-    step, results = check(), sample(spoilt)
+    step, results = check(150), sample(spoilt)
     assert step(dict(results)) == results
     shutil.rmtree(spoilt)
     assert step(dict(results)) == results
@@ -115,17 +41,42 @@ def test_samples_without_files_pass(check):
     'key, content, message',
     [
         ('img_path', b'junk', 'ADE_train_00000002.jpg: cannot be decoded'),
+        ('img_path', encoded(np.ones((20, 30, 3), np.uint8))[:-9], '2.jpg: the PNG is truncated'),
         ('seg_map_path', b'junk', 'ADE_train_00000002.png: cannot be decoded'),
         ('seg_map_path', labels_with(200), 'ADE_train_00000002.png: holds the label value 200'),
         ('seg_map_path', labels_with(2), 'ADE_train_00000002.png: is 20x30'),
     ],
-    ids=['image', 'label', 'value', 'size'],
+    ids=['image', 'truncated-png', 'label', 'value', 'size'],
 )
 def test_a_broken_file_is_named(spoilt, check, key, content, message):
     results = sample(spoilt)
     open(results[key], 'wb').write(content)
     with pytest.raises(ValueError, match=f'CheckSample: .*{message}'):
-        check()(results)
+        check(150)(results)
+
+
+@pytest.mark.parametrize(
+    'reduce_zero_label, value, passes',
+    [(False, 255, True), (False, 3, True), (False, 4, False), (True, 4, True), (True, 5, False)],
+)
+def test_allowed_values_follow_from_the_data_set(spoilt, check, reduce_zero_label, value, passes):
+    results = dict(sample(spoilt), reduce_zero_label=reduce_zero_label)
+    labels = np.ones_like(np.asarray(Image.open(results['seg_map_path'])))
+    labels[3, 5] = value
+    Image.fromarray(labels).save(results['seg_map_path'])
+    if passes:
+        check(4)(dict(results))
+    else:
+        with pytest.raises(ValueError, match=f'label value {value} at row 3, column 5'):
+            check(4)(dict(results))
+
+
+def test_a_label_map_of_ignored_pixels_alone_is_reported_with_its_name(spoilt, check):
+    results = sample(spoilt)
+    labels = np.zeros_like(np.asarray(Image.open(results['seg_map_path'])))
+    Image.fromarray(labels).save(results['seg_map_path'])
+    with pytest.warns(UserWarning, match='ADE_train_00000002.png: every pixel is ignored'):
+        check(150)(dict(results))
 
 
 def test_truncation_can_be_allowed(spoilt, check):
@@ -153,7 +104,7 @@ def test_the_error_of_a_worker_process_names_the_file(spoilt):
     bad.write_bytes(labels_with(151))
     loaded = datasets.ADE20KDataset(
         data_root=str(spoilt),
-        pipeline=[dict(type='mmlk.CheckSample')],
+        pipeline=[dict(type='mmlk.CheckSample', num_classes=150)],
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
     )
     with pytest.raises(ValueError, match='ADE_train_00000005.png: holds the label value 151'):

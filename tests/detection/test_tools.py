@@ -39,7 +39,7 @@ def truncate(root):
 @pytest.mark.parametrize(
     ('spoil', 'message'),
     [
-        (truncate, 'probably truncated'),
+        (truncate, 'probably truncated.*MMLK_COCO_ROOT'),
         (edited(lambda content: content.update(annotations=[])), 'no annotation'),
         (
             edited(lambda content: content['annotations'][0].update(category_id=12)),
@@ -61,7 +61,7 @@ def test_broken_annotations_stop_a_recipe_before_it_starts(spoil, message, spoil
     config = Config.fromfile(mmlk.config_path('mask_rcnn_recnext_m3_coco.py'))
     assert check_datasets(config)[0].startswith('train_dataloader: 8 images')
     spoil(spoilt)
-    with pytest.raises(DataError, match=f'(?s)train_dataloader: .*{message}.*MMLK_COCO_ROOT'):
+    with pytest.raises(DataError, match=f'(?s)train_dataloader: .*{message}'):
         check_datasets(config)
 
 

@@ -128,7 +128,7 @@ def test_train_then_evaluate_with_everything(call, data_root, tmp_path, capsys):
     )
     log = next((tmp_path / 'work_dirs/tiny').glob('*/*.log')).read_text()
     assert 'Effective batch size 4 = 1 process(es) x 2 image(s) x 2' in log
-    assert '12 images in' in log
+    assert '12 samples in' in log
     assert len(list((tmp_path / 'work_dirs/tiny').glob('best_mIoU_*.pth'))) == 1
 
     call(
