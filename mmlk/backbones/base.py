@@ -300,7 +300,7 @@ def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, metadata
     Values are changed, where a family's published files need it, in foreign state dicts alone: one
     that carries this class's version was written by it and comes back bit by bit.
     """
-    if module.deployed:
+    if module.deployed or metadata.get('absent'):
         return
     own = metadata.get('version', 0) >= Backbone._version
     report = convert_in_place(

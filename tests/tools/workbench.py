@@ -11,6 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils import ManagerMixin
 from PIL import Image
 
@@ -154,6 +155,7 @@ def call_tool(tool: str, *args, monkeypatch, cwd: Path) -> None:
         patch.setenv('LOCAL_RANK', '0')
         # Undone with the context, unlike what the tool itself sets.
         patch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
+        patch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
         for manager in _descendants(ManagerMixin):
             patch.setattr(manager, '_instance_dict', OrderedDict())
         spec.loader.exec_module(module)
