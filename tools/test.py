@@ -60,6 +60,7 @@ def main() -> None:
         from mmlk.cli import device, loading
 
         checks.check_types(cfg)
+        notes += device.limit_waiting(cfg)
         notes += device.adapt_to_device(cfg)
         device.open_process_group(cfg)
     loading.read_only_tensors(trust=args.unsafe_pickle)

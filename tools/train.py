@@ -65,10 +65,14 @@ def main() -> None:
     with arguments.plain_errors('train.py'):
         cfg, notes = prepare(args)
         from mmlk.cli import device, loading
+        from mmlk.cli.hooks import bring_hooks
 
         checks.check_types(cfg)
+        notes += bring_hooks(cfg)
         if args.amp:
             notes.append(device.enable_amp(cfg))
+        notes += device.find_unused_parameters(cfg)
+        notes += device.limit_waiting(cfg)
         notes += device.adapt_to_device(cfg)
         notes += batch.allow_single_images(cfg, device.norms_are_synchronised(cfg))
         device.open_process_group(cfg)

@@ -72,6 +72,9 @@ class Backbone(BaseModule):
     """Name under which ``mmlk.checkpoints`` knows the family's key maps."""
     checkpoint_options: Mapping = {}
     """What converting the family's files needs to know beside keys and shapes."""
+    required_hooks: ClassVar[Mapping[str, dict]] = {}
+    """Hooks without which training goes wrong, by their name in ``default_hooks``; the train tool
+    adds those that a config lacks."""
     strides: ClassVar[Sequence[int]] = (4, 8, 16, 32)
     """Reduction of each stage's output."""
     min_input_size: ClassVar[int] = 32

@@ -95,8 +95,9 @@ class DCLSConvNeXt(Backbone):
     convolution. As in the dense-prediction code of the authors, the norms on the outputs are new:
     classifier weights leave ``norm0`` .. ``norm3`` at one and zero.
 
-    Positions have to be kept inside the window while training, by
-    :class:`~mmlk.engine.dcls.DCLSClampHook`.
+    Positions are moved back into the window at the start of every training forward pass, whatever
+    trains the network; :class:`~mmlk.engine.dcls.DCLSClampHook` does it after every step, so that
+    checkpoints and averages hold clamped positions too.
 
     Args:
         arch: ``tiny``, ``small``, ``base`` (version ``v0``, 17x17) or ``tiny_gauss`` (``gauss``,
@@ -151,6 +152,7 @@ class DCLSConvNeXt(Backbone):
     family = 'dcls_convnext'
     no_weight_decay = ('.P', '.SIG')
     """Suffixes of parameters that layer-wise optimizer settings do not decay."""
+    required_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))
 
     def __init__(
         self,
@@ -240,6 +242,8 @@ class DCLSConvNeXt(Backbone):
         block.
         """
         self._check_input(x)
+        if self.training:
+            self.clamp_parameters()
         if dispatch.refusal_for_device(x, 'cpu') is not None:
             return super().forward(x)
         maps = super().forward(x.contiguous(memory_format=torch.channels_last))

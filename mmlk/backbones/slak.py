@@ -139,6 +139,11 @@ class SLaK(Backbone):
         )
     }
     family = 'slak'
+    required_hooks = dict(
+        sparse_mask=dict(
+            type='mmlk.SparseMaskHook', init='from_weights', update_interval=0, allow_dense=True
+        )
+    )
 
     def __init__(
         self,

@@ -36,8 +36,16 @@ def enable_tta(cfg: Config) -> None:
     """Wrap the model and replace the test pipeline for test-time augmentation (``--tta``).
 
     Raises:
-        ValueError: If a segmentation config has no ``tta_model`` or ``tta_pipeline``.
+        ValueError: If a segmentation config has no ``tta_model`` or ``tta_pipeline``, or a detection
+            config evaluates masks, which MMDetection does not merge.
     """
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if cfg.get('default_scope') == 'mmdet' and any(map(_needs_masks, metrics)):
+        raise ValueError(
+            '--tta: MMDetection merges the boxes of augmented images and drops their masks, so '
+            'test_evaluator.metric cannot hold segm; for boxes alone add --cfg-options '
+            'test_evaluator.metric=bbox'
+        )
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -49,6 +57,11 @@ def enable_tta(cfg: Config) -> None:
         raise ValueError(f'--tta: the config has no {" and no ".join(missing)}')
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def _needs_masks(metric: dict) -> bool:
+    wanted = metric.get('metric') or 'bbox'
+    return 'segm' in ([wanted] if isinstance(wanted, str) else wanted)
 
 
 def store_predictions(cfg: Config, out: str) -> None:
