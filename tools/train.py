@@ -65,9 +65,11 @@ def main() -> None:
     with arguments.plain_errors('train.py'):
         cfg, notes = prepare(args)
         from mmlk.cli import device, loading
+        from mmlk.cli.fit import check_fit
         from mmlk.cli.hooks import bring_hooks
 
         checks.check_types(cfg)
+        check_fit(cfg)
         notes += bring_hooks(cfg)
         if args.amp:
             notes.append(device.enable_amp(cfg))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
@@ -56,7 +58,8 @@ class Backbone(BaseModule):
         output_norm: Makes the norm of stage output ``i`` from its channels, or None for raw outputs.
             The norms are ``norm0`` .. ``norm3``; the next stage gets the map before the norm.
         frozen_stages: -1 freezes nothing, 0 the stem, ``i`` the stem and the first ``i`` stages with
-            their downsampling. Output norms are new in the dense network and are never frozen.
+            their downsampling. Output norms are new in the dense network and are never frozen. Stages
+            behind the last of ``out_indices`` are always frozen: no gradient reaches them.
         norm_eval: Keep every batch norm in eval mode while training.
         with_cp: Recompute each block in the backward pass to save memory.
         init_cfg: MMEngine initialisation; ``dict(type='Pretrained', checkpoint=path_or_url)`` accepts
@@ -118,6 +121,8 @@ class Backbone(BaseModule):
         for i in out_indices if output_norm else ():
             self.add_module(f'norm{i}', output_norm(dims[i]))
         self._register_load_state_dict_pre_hook(_check_loaded_keys, with_module=True)
+        if self._pretrained():
+            self.register_forward_pre_hook(_warn_of_random_weights)
 
     @classmethod
     def resolve_arch(cls, arch: str | Mapping) -> dict:
@@ -176,10 +181,10 @@ class Backbone(BaseModule):
         self.train(self.training)
 
     def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        stages = (self.stage_modules(i) for i in range(self.frozen_stages))
-        return [*self.stem_modules(), *(module for stage in stages for module in stage)]
+        """What the arguments freeze, and the stages behind the last output, which cannot learn."""
+        frozen = [*range(self.frozen_stages), *range(self.out_indices[-1] + 1, len(self.dims))]
+        stem = self.stem_modules() if self.frozen_stages >= 0 else []
+        return [*stem, *(module for i in frozen for module in self.stage_modules(i))]
 
     @property
     def out_channels(self) -> tuple[int, ...]:
@@ -260,14 +265,20 @@ class Backbone(BaseModule):
                         module.eval()
         return self
 
+    def _pretrained(self) -> list[dict]:
+        """The ``Pretrained`` entries of ``init_cfg``."""
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        return [cfg for cfg in configs if cfg.get('type') == 'Pretrained']
+
     def init_weights(self) -> None:
         """Apply ``init_cfg``; ``Pretrained`` entries go through the loader that checks coverage."""
-        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
-        pretrained = [cfg for cfg in configs if cfg.get('type') == 'Pretrained']
+        pretrained = self._pretrained()
         if self.is_init or not pretrained:
             super().init_weights()
             return
-        kept, self.init_cfg = self.init_cfg, [cfg for cfg in configs if cfg not in pretrained]
+        kept = self.init_cfg
+        configs = kept if isinstance(kept, list) else [kept]
+        self.init_cfg = [cfg for cfg in configs if cfg not in pretrained]
         super().init_weights()
         self.init_cfg = kept
         for cfg in pretrained:
@@ -281,6 +292,20 @@ class Backbone(BaseModule):
                 logger=MMLogger.get_current_instance(),
                 **options,
             )
+
+    def _dump_init_info(self) -> None:
+        """One line on how many parameters were initialised how, where MMEngine writes two for each.
+
+        Only for a backbone that is initialised by itself; a model around it writes its own.
+        """
+        counts = Counter(
+            ' '.join(self._params_init_info[parameter]['init_info'].split())
+            for parameter in self.parameters()
+        )
+        MMLogger.get_current_instance().info(
+            f'{type(self).__name__}: '
+            + '; '.join(f'{count} parameters: {how}' for how, count in counts.items())
+        )
 
     @torch.no_grad()
     def switch_to_deploy(self) -> Backbone:
@@ -305,6 +330,7 @@ def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, metadata
     """
     if module.deployed or metadata.get('absent'):
         return
+    _end_warning(module)
     own = metadata.get('version', 0) >= Backbone._version
     report = convert_in_place(
         module.family,
@@ -315,3 +341,21 @@ def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, metadata
     ).raise_if_uncovered()
     if report.dropped or report.notes:
         MMLogger.get_current_instance().info(report.summary())
+
+
+def _warn_of_random_weights(module: Backbone, _) -> None:
+    """At the first forward pass: weights that ``init_cfg`` names have not been loaded."""
+    if not module.is_init:
+        warnings.warn(
+            f'{type(module).__name__}: init_cfg names weights, but neither init_weights() nor '
+            'load_state_dict() was called: this computes with random weights',
+            stacklevel=3,
+        )
+    _end_warning(module)
+
+
+def _end_warning(module: Backbone) -> None:
+    """Remove the check: it speaks once, and not after a load."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if hook is _warn_of_random_weights:
+            del module._forward_pre_hooks[key]

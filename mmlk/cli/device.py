@@ -179,7 +179,7 @@ def open_process_group(cfg: Config) -> None:
             f'--launcher {launcher}: environment variables {", ".join(missing)} are '
             f'not set; start the tool through tools/dist_train.sh or the scheduler'
         )
-    timeout = cfg.env_cfg.dist_cfg.timeout
+    timeout = cfg.env_cfg.dist_cfg.get('timeout', _PATIENCE)
     torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
 
 

@@ -18,9 +18,10 @@ _DEFAULT_INTERVAL = 10  # LoggerHook's own
 class FiniteLossHook(Hook):
     """Raises within the logging interval after a loss became NaN or infinite.
 
-    A loss that is no number leaves weights that are none, and the rest of the run is lost time. A
-    checkpoint is not saved after such an iteration either, whatever the interval. In mixed precision a single overflow is harmless, since the scaler skips the step: there the hook
-    raises only once weights are affected, and warns before that.
+    A loss that is no number leaves weights that are none, and the rest of the run is lost time. No
+    checkpoint is saved after such an iteration either, whatever the interval. In mixed precision a
+    single overflow is harmless, since the scaler skips the step: there the hook raises only once
+    weights are affected, and warns before that.
 
     Args:
         interval: Iterations between two looks at the loss; by default the interval of the

@@ -1,4 +1,4 @@
-"""The checkpoint hook inside a run: full disks, what killed runs leave, and losses that are no numbers."""
+"""Full disks, what killed runs leave, and losses that are no numbers, inside a run."""
 
 from __future__ import annotations
 
