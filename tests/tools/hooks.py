@@ -1,7 +1,10 @@
 """Hooks that a test config names to make a run die or hold still."""
 
+import errno
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 from mmengine.hooks import Hook
@@ -45,3 +48,44 @@ class EvalNormsHook(Hook):
         for module in runner.model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+
+@HOOKS.register_module()
+class TimedKillHook(Hook):
+    """Sends SIGKILL to its own process some seconds after training began, whatever it does then."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def before_train(self, runner):
+        timer = threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+
+
+@HOOKS.register_module()
+class FullDiskHook(Hook):
+    """Lets the disk be full while the checkpoint of one iteration is written."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if runner.iter + 1 == self.at:
+            os.fsync = self.fail
+
+    @staticmethod
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@HOOKS.register_module()
+class HangHook(Hook):
+    """Lets one process hold still before an iteration, for good."""
+
+    def __init__(self, rank: int, at: int):
+        self.rank, self.at = rank, at
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == self.rank and runner.iter + 1 == self.at:
+            time.sleep(3600)
