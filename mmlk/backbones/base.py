@@ -328,9 +328,11 @@ def _check_loaded_keys(module: Backbone, state_dict: dict, prefix: str, metadata
     Values are changed, where a family's published files need it, in foreign state dicts alone: one
     that carries this class's version was written by it and comes back bit by bit.
     """
-    if module.deployed or metadata.get('absent'):
+    if metadata.get('absent'):
         return
     _end_warning(module)
+    if module.deployed:
+        return
     own = metadata.get('version', 0) >= Backbone._version
     report = convert_in_place(
         module.family,

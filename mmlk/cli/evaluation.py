@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -39,12 +40,11 @@ def enable_tta(cfg: Config) -> None:
         ValueError: If a segmentation config has no ``tta_model`` or ``tta_pipeline``, or a detection
             config evaluates masks, which MMDetection does not merge.
     """
-    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    if cfg.get('default_scope') == 'mmdet' and any(map(_needs_masks, metrics)):
+    if cfg.get('default_scope') == 'mmdet' and _has_masks(cfg.model):
         raise ValueError(
-            '--tta: MMDetection merges the boxes of augmented images and drops their masks, so '
-            'test_evaluator.metric cannot hold segm; for boxes alone add --cfg-options '
-            'test_evaluator.metric=bbox'
+            '--tta: MMDetection merges boxes of augmented images alone and refuses a model that '
+            'predicts masks; for boxes alone add --cfg-options model.roi_head.mask_head=None '
+            'model.roi_head.mask_roi_extractor=None test_evaluator.metric=bbox'
         )
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
@@ -59,9 +59,11 @@ def enable_tta(cfg: Config) -> None:
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
-def _needs_masks(metric: dict) -> bool:
-    wanted = metric.get('metric') or 'bbox'
-    return 'segm' in ([wanted] if isinstance(wanted, str) else wanted)
+def _has_masks(node: Any) -> bool:
+    """Whether a mask head stands anywhere under ``node``."""
+    if isinstance(node, dict):
+        return bool(node.get('mask_head')) or any(map(_has_masks, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(_has_masks, node))
 
 
 def store_predictions(cfg: Config, out: str) -> None:

@@ -94,7 +94,7 @@ class SafeCheckpointHook(CheckpointHook):
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Name, inside the new checkpoint, the files that it makes superfluous."""
         if isinstance(getattr(self, 'file_backend', None), _PatientBackend):
-            checkpoint[_OUTDATED] = [Path(path).name for path in self.file_backend.outdated]
+            checkpoint[_OUTDATED] = [Path(path).name for path in self._superfluous()]
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
@@ -127,12 +127,14 @@ class SafeCheckpointHook(CheckpointHook):
 
     @master_only
     def _delete_outdated(self) -> None:
-        """Delete what the last save made superfluous, unless it wrote the same name again."""
-        if not isinstance(self.file_backend, _PatientBackend):
-            return
+        """Delete what the last save made superfluous."""
+        if isinstance(self.file_backend, _PatientBackend):
+            for path in self._superfluous():
+                Path(path).unlink(missing_ok=True)
+            self.file_backend.outdated.clear()
+
+    def _superfluous(self) -> list[str]:
+        """Outdated files, without those that were written again under the same name."""
         best = (getattr(self, 'best_ckpt_path_dict', None) or {}).values()
         kept = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
-        for path in self.file_backend.outdated:
-            if path not in kept:
-                Path(path).unlink(missing_ok=True)
-        self.file_backend.outdated.clear()
+        return [path for path in self.file_backend.outdated if path not in kept]

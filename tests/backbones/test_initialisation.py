@@ -1,4 +1,7 @@
-"""Weights that were asked for and not loaded, what initialising prints, and what cannot learn."""
+"""Weights that were asked for and not loaded, what initialising prints, and what cannot learn.
+
+Scenarios: families x (never initialised, initialised, loaded, no weights), outputs x frozen stages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Damaged and hostile files are refused by every route that reads one, with name and remedy."""
+"""Damaged and hostile files are refused by every route that reads one, with name and remedy.
+
+Scenarios: 7 routes x (truncated, flipped bit, empty, web page, absent), hostile files, flipped bits
+anywhere, safetensors in 7 states, whole models in 6 wrappings, heads alone, files of other kinds.
+"""
 
 from __future__ import annotations
 

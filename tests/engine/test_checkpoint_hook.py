@@ -1,4 +1,8 @@
-"""Full disks, what killed runs leave, and losses that are no numbers, inside a run."""
+"""Full disks, what killed runs leave, and losses that are no numbers, inside a run.
+
+Scenarios: a full disk (stand-in and real), kills at two moments of a save, losses x intervals, mixed
+precision.
+"""
 
 from __future__ import annotations
 

@@ -52,15 +52,30 @@ class EvalNormsHook(Hook):
 
 @HOOKS.register_module()
 class TimedKillHook(Hook):
-    """Sends SIGKILL to its own process some seconds after training began, whatever it does then."""
+    """Sends SIGKILL to its own process at some moment, whatever it does then.
 
-    def __init__(self, seconds: float):
-        self.seconds = seconds
+    Args:
+        after: Iterations of this process before the clock starts, at least 3: the first are slow.
+        share: Time until the kill, as a share of the last iteration's duration. A few iterations
+            later it comes in any case, so that a run gets only so far.
+    """
 
-    def before_train(self, runner):
-        timer = threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL))
-        timer.daemon = True
-        timer.start()
+    def __init__(self, after: int, share: float):
+        self.after, self.share = after, share
+        self.count, self.last = 0, 0.0
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.count += 1
+        now = time.monotonic()
+        if self.count == self.after:
+            kill = threading.Timer(
+                self.share * (now - self.last), os.kill, (os.getpid(), signal.SIGKILL)
+            )
+            kill.daemon = True
+            kill.start()
+        elif self.count == self.after + 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.last = now
 
 
 @HOOKS.register_module()

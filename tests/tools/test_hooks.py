@@ -1,4 +1,8 @@
-"""What a training needs does not hang on the list of hooks that users overwrite."""
+"""What a training needs does not hang on the list of hooks that users overwrite.
+
+Scenarios: every config with ``custom_hooks`` replaced, configs of one's own x families, hooks that
+are there, left out, doubled; dense and frozen networks; trainers of other packages.
+"""
 
 from __future__ import annotations
 

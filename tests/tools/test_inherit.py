@@ -1,4 +1,8 @@
-"""Configs that inherit ours: one line changes the family, and what it leaves behind is named at once."""
+"""Configs that inherit ours: one line changes the family, and what it leaves behind is named at once.
+
+Scenarios: 7 variables set in vain, 5 ways to set them rightly, 4 families x (merged, deleted) x
+(segmentation, detection), 5 settings that do not fit.
+"""
 
 from __future__ import annotations
 

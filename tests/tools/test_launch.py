@@ -264,29 +264,29 @@ def test_tta_without_settings_is_refused_for_segmentation(cfg):
         enable_tta(cfg)
 
 
-@pytest.mark.parametrize('metric', ['bbox', ['bbox'], 'proposal'])
-def test_tta_of_boxes_has_defaults(cfg, metric):
+def test_tta_of_a_detector_of_boxes_has_defaults(cfg):
     cfg.default_scope = 'mmdet'
     cfg.pop('tta_model'), cfg.pop('tta_pipeline')
-    cfg.test_evaluator = dict(type='CocoMetric', metric=metric)
+    cfg.model.roi_head = dict(bbox_head=dict(type='X'), mask_head=None)
     enable_tta(cfg)
     assert cfg.model.type == 'DetTTAModel'
     assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
 
 
 @pytest.mark.parametrize(
-    'evaluator',
+    'part',
     [
-        dict(type='CocoMetric', metric=['bbox', 'segm']),
-        [dict(type='CocoMetric', metric='segm')],
+        dict(roi_head=dict(mask_head=dict(type='X'))),
+        dict(stages=[dict(mask_head=[dict(type='X')])]),
+        dict(mask_head=dict(type='X')),
     ],
-    ids=['one', 'list'],
+    ids=['two-stage', 'nested', 'one-stage'],
 )
-def test_tta_of_masks_is_refused_before_anything_is_built(cfg, evaluator):
+def test_tta_of_masks_is_refused_before_anything_is_built(cfg, part):
     cfg.default_scope = 'mmdet'
-    cfg.test_evaluator = evaluator
+    cfg.model.update(part)
     before = cfg.pretty_text
-    with pytest.raises(ValueError, match='drops their masks.*test_evaluator.metric=bbox'):
+    with pytest.raises(ValueError, match='a model that predicts masks; for boxes alone add'):
         enable_tta(cfg)
     assert cfg.pretty_text == before
 
