@@ -179,10 +179,10 @@ def _open_empty_parents(cfg: Config, key: str) -> None:
 def _unread_key(cfg: Config, option: str) -> str:
     key = option.partition('.')[0]
     if key in cfg:
-        places = [
+        found = [
             place for name in cfg if name != key for place in places(cfg[name], cfg[key], name)
         ]
-        hint = f'set its places instead: {", ".join(places[:6])}' if places else 'nothing reads it'
+        hint = f'set its places instead: {", ".join(found[:6])}' if found else 'nothing reads it'
         return (
             f'--cfg-options {option}: {key!r} is a variable of the config file, already copied '
             f'to where it is used; {hint}'
