@@ -21,16 +21,18 @@ ONEDL = [
     'onedl-mmdetection>=3.5.1',
     'onedl-mmpretrain>=1.3.6',
 ]
+# The last releases; the first two refuse mmcv 2.2 when they are imported, which pip cannot know.
+# mmcv-lite is mmcv without compiled operators.
 OPENMMLAB = [
-    'mmengine>=0.10.4',
-    'mmcv>=2.0.0',
-    'mmsegmentation>=1.2.2',
-    'mmdet>=3.3.0',
-    'mmpretrain>=1.2.0',
+    'mmengine>=0.10.4,<1.0',
+    'mmcv-lite>=2.0.1,<2.2',
+    'mmsegmentation==1.2.2',
+    'mmdet==3.3.0',
+    'mmpretrain==1.2.0',
 ]
 # Compiles the CPU operators' loops at run time; without it they use torch's routines alone.
 CPU = ['llvmlite>=0.45']
-TEST = ['pytest', 'timm>=1.0.22', 'ftfy', 'regex', 'build', 'wheel']
+TEST = ['pytest', 'pytest-randomly>=4', 'timm>=1.0.22', 'ftfy', 'regex', 'build', 'wheel']
 
 
 class BuildWithConfigs(build_py):
@@ -59,8 +61,9 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmlk', 'mmlk.*']),
+    package_data=dict(mmlk=['py.typed']),
     python_requires='>=3.10',
-    install_requires=['torch>=2.1', 'numpy'],
+    install_requires=['torch>=2.4', 'numpy'],
     extras_require=dict(cpu=CPU, onedl=ONEDL, openmmlab=OPENMMLAB, test=TEST),
     cmdclass=dict(build_py=BuildWithConfigs),
 )

@@ -2,12 +2,15 @@
 
 Importing this package costs milliseconds: it loads neither torch nor mmengine. The registries fill
 themselves when a config names a type with the ``mmlk.`` prefix, and ``mmlk::`` paths in a config's
-``_base_`` resolve as soon as this package has been imported.
+``_base_`` resolve as soon as this package has been imported. So does the import of MMCV's operators
+where none are compiled (`mmlk.mmcv_ops`).
 """
 
 from mmlk.configs import config_path, install_config_resolver
+from mmlk.mmcv_ops import install as install_mmcv_operators
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = ['__version__', 'config_path']
 
 install_config_resolver()
+install_mmcv_operators()

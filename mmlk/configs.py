@@ -15,7 +15,13 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
+
+from mmlk import compat
+from mmlk.import_hooks import call_after_execution
 
 _PREFIX = 'mmlk::'
 _CONFIG_MODULE = 'mmengine.config.config'
@@ -58,7 +64,7 @@ def config_path(name: str) -> str:
 def install_config_resolver() -> None:
     """Teach MMEngine's ``Config`` the ``mmlk::`` prefix, now or as soon as it is imported."""
     if _CONFIG_MODULE in sys.modules:
-        _patch(sys.modules[_CONFIG_MODULE].Config)
+        compat.wrap_config_resolver(sys.modules[_CONFIG_MODULE].Config, _with_our_configs)
     elif not any(isinstance(finder, _ConfigImportHook) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ConfigImportHook())
 
@@ -66,33 +72,24 @@ def install_config_resolver() -> None:
 class _ConfigImportHook(importlib.abc.MetaPathFinder):
     """Waits for MMEngine's config module, so that importing mmlk need not import torch."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != _CONFIG_MODULE:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
-        if spec is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def execute_and_patch(module):
-            execute(module)
-            _patch(module.Config)
-
-        spec.loader.exec_module = execute_and_patch
-        return spec
+        return spec and call_after_execution(
+            spec, lambda module: compat.wrap_config_resolver(module.Config, _with_our_configs)
+        )
 
 
-def _patch(config_class: type) -> None:
-    """Make ``config_class`` resolve ``mmlk::name`` to our file, with no scope stamped on it."""
-    if getattr(config_class, '_resolves_mmlk', False):
-        return
-    resolve = config_class._get_cfg_path
+def _with_our_configs(resolve: compat.ConfigResolver) -> compat.ConfigResolver:
+    """``resolve`` that takes ``mmlk::name`` to our file, with no scope stamped on it."""
 
-    def get_cfg_path(cfg_path: str, filename: str):
-        if cfg_path.startswith(_PREFIX):
-            return config_path(cfg_path[len(_PREFIX) :]), None
-        return resolve(cfg_path, filename)
+    def resolve_ours(path: str, filename: str) -> tuple[str, str | None]:
+        if path.startswith(_PREFIX):
+            return config_path(path[len(_PREFIX) :]), None
+        return resolve(path, filename)
 
-    config_class._get_cfg_path = staticmethod(get_cfg_path)
-    config_class._resolves_mmlk = True
+    return resolve_ours

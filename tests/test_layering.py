@@ -10,6 +10,7 @@ OPENMMLAB = ['mmcv', 'mmseg', 'mmdet', 'mmpretrain', 'timm']
 RULES = {
     'mmlk': ['torch', 'numpy', 'mmengine', *OPENMMLAB],
     'mmlk.configs': ['torch', 'mmengine', *OPENMMLAB],
+    'mmlk.mmcv_ops': ['torch', 'torchvision', 'numpy', 'mmengine', *OPENMMLAB],
     'mmlk.ops': [
         'mmengine',
         *OPENMMLAB,

@@ -1,6 +1,7 @@
 """Install as a user does, from a wheel and editable, and inherit a config from another project."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -108,6 +109,7 @@ def test_wheel_holds_configs_and_tools_and_is_pure_python(wheel):
     for path in (ROOT / 'configs').rglob('*.py'):
         assert f'mmlk/.mim/configs/{path.relative_to(ROOT / "configs").as_posix()}' in names
     assert {
+        'mmlk/py.typed',
         'mmlk/.mim/tools/train.py',
         'mmlk/.mim/tools/dist_train.sh',
         'mmlk/.mim/model-index.yml',
@@ -151,3 +153,13 @@ def test_inheritance_on_upstream_mmengine(wheel, tmp_path):
         PYTHONPATH=f'{site}{os.pathsep}{UPSTREAM}',
     )
     assert printed.split()[-1] == '0.10.7'
+
+
+def test_the_upstream_extra_admits_no_mmcv_that_mmseg_and_mmdet_refuse():
+    metadata = pytest.importorskip('packaging.requirements')
+    text = (ROOT / 'setup.py').read_text()
+    block = text[text.index('OPENMMLAB = [') : text.index(']', text.index('OPENMMLAB = ['))]
+    wanted = {r.name: r for r in map(metadata.Requirement, re.findall(r"'(.+)'", block))}
+    assert '2.1.0' in wanted['mmcv-lite'].specifier
+    assert '2.2.0' not in wanted['mmcv-lite'].specifier, 'mmseg 1.2.2 and mmdet 3.3.0 refuse it'
+    assert '1.2.2' in wanted['mmsegmentation'].specifier and '3.3.0' in wanted['mmdet'].specifier

@@ -16,9 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from mmlk import mmcv_ops
+
 # import name -> (OneDL distribution, upstream distribution, purpose)
 PACKAGES = {
     'torch': (None, 'torch', 'everything'),
+    'torchvision': (None, 'torchvision', 'detection'),
     'triton': (None, 'triton', 'fast operators on a GPU'),
     'llvmlite': (None, 'llvmlite', 'fast operators on a CPU'),
     'mmengine': ('onedl-mmengine', 'mmengine', 'backbones and training'),
@@ -30,7 +33,16 @@ PACKAGES = {
     'onnxscript': (None, 'onnxscript', 'ONNX export only'),
     'tensorboard': (None, 'tensorboard', 'TensorBoard logs only'),
 }
+LITE = {'mmcv': 'mmcv-lite'}  # upstream's second distribution of the same folder
+# Packages that refuse the wrong version of mmcv or mmengine when they are imported.
+PARTICULAR = ('mmseg', 'mmdet', 'mmpretrain')
 OPTIONAL = ('triton', 'llvmlite', 'timm', 'onnxscript', 'tensorboard')
+# source of mmcv's operators -> what detectors get
+_OPERATORS = {
+    'compiled': 'compiled',
+    'torchvision': 'NMS and RoIAlign of torchvision: enough for Mask and Cascade R-CNN; '
+    'sh tools/setup_env.sh ops compiles all',
+}
 
 
 def installed(distribution: str | None) -> str | None:
@@ -49,20 +61,28 @@ def attempt(question: Callable[[], object]) -> str:
         return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
 
 
+def import_error(name: str) -> str | None:
+    """Why a package cannot be imported, or None if it can."""
+    error = attempt(lambda: importlib.import_module(name) and '')
+    return f'cannot be imported: {error}' if error else None
+
+
 def packages() -> Iterator[tuple[str, str, str | None]]:
     """(package, what is there, advice or None)."""
     for name, (onedl, upstream, purpose) in PACKAGES.items():
         present = importlib.util.find_spec(name) is not None
-        found = {owner: installed(owner) for owner in (onedl, upstream) if installed(owner)}
+        owners = (onedl, upstream, LITE.get(name))
+        found = {owner: installed(owner) for owner in owners if installed(owner)}
         text = ', '.join(f'{owner} {version}' for owner, version in found.items())
         if onedl and onedl in found:
             text += ' (OneDL)'
-        elif onedl and upstream in found:
+        elif onedl and found:
             text += ' (upstream)'
-        if len(found) == 2:
-            yield name, text, (f'both write the folder {name}: uninstall the two, then install one')
+        if len(found) > 1:
+            yield name, text, f'all write the folder {name}: uninstall them, then install one'
         elif present:
-            yield name, text or 'present, of unknown origin', None
+            broken = import_error(name) if name in PARTICULAR else None
+            yield name, text or 'present, of unknown origin', broken
         elif name in OPTIONAL:
             yield name, f'absent ({purpose})', None
         else:
@@ -70,13 +90,22 @@ def packages() -> Iterator[tuple[str, str, str | None]]:
 
 
 def operators_of_mmcv() -> tuple[str, str | None]:
-    """Whether mmcv's compiled operators load."""
-    if importlib.util.find_spec('mmcv') is None:
-        return 'no mmcv', None
-    answer = attempt(lambda: importlib.import_module('mmcv._ext') and 'compiled operators load')
-    if answer == 'compiled operators load':
+    """Whose operators detectors use, and whether they load."""
+    answer = attempt(_load_operators)
+    if answer in _OPERATORS.values():
         return answer, None
-    return answer, 'detection needs them (segmentation does not): sh tools/setup_env.sh ops'
+    return answer, (
+        'detection needs them (segmentation does not): install the torchvision that belongs to this '
+        'torch, or compile them: sh tools/setup_env.sh ops'
+    )
+
+
+def _load_operators() -> str:
+    source = mmcv_ops.source()
+    if source is None:
+        raise RuntimeError('mmcv or torchvision is missing')
+    importlib.import_module('mmcv._ext')
+    return _OPERATORS[source]
 
 
 def devices() -> Iterator[tuple[str, str, str | None]]:

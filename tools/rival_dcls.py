@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmlk.backbones import DCLSConvNeXt  # noqa: E402
 from mmlk.backbones.base import Backbone  # noqa: E402
-from mmlk.backbones.dcls_convnext import DCLSConvNeXtBlock  # noqa: E402
 from mmlk.layers import LayerNorm, LayerNorm2d  # noqa: E402
+from mmlk.networks.dcls_convnext import DCLSConvNeXtBlock  # noqa: E402
 from mmlk.ops import DCLSDepthwiseConv2d, PatchConv2d  # noqa: E402
 
 

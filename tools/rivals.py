@@ -14,8 +14,8 @@ from rival_dcls import dcls_convnext  # noqa: E402, F401
 from rival_recnext import recnext  # noqa: E402, F401
 
 from mmlk.backbones import SLaK  # noqa: E402
-from mmlk.backbones.slak import SLaKBlock  # noqa: E402
 from mmlk.layers import LayerNorm, LayerNorm2d  # noqa: E402
+from mmlk.networks.slak import SLaKBlock  # noqa: E402
 from mmlk.ops import LargeKernelDWConv2d, PatchConv2d  # noqa: E402
 
 

@@ -1,8 +1,10 @@
 #!/bin/sh
 # Make .venv in the checkout: torch, the maintained OpenMMLab packages and mmlk itself (editable).
 #
-#   tools/setup_env.sh base    all of it, mmcv without compiled operators (enough for segmentation)
-#   tools/setup_env.sh ops     as base, with mmcv's operators compiled (detection needs them)
+#   tools/setup_env.sh base    all of it, mmcv without compiled operators: enough for segmentation, and
+#                              with torchvision's operators for Mask and Cascade R-CNN
+#   tools/setup_env.sh ops     as base, with all of mmcv's operators compiled (other detectors)
+#   tools/setup_env.sh minimum    .venv-minimum instead: the oldest torch and llvmlite of setup.py, test tools
 #
 # PYTHON names the interpreter (3.10 to 3.12). What is there already is left alone, so a second call
 # costs seconds. The compiled mmcv wheel is kept in ${XDG_CACHE_HOME:-~/.cache}/mmlk/wheels, keyed by the
@@ -17,15 +19,17 @@ BUILD='setuptools==80.9.0 wheel ninja psutil'
 MMCV=2.3.6
 OPENMMLAB='onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2 onedl-mmdetection==3.5.1 onedl-mmpretrain==1.3.6'
 # Test tools, and the text packages that mmpretrain and mmseg import without requiring them.
-EXTRAS='pytest==9.2.0 pytest-xdist==3.8.0 timm==1.0.31 ruff==0.14.5 ftfy regex'
+EXTRAS='pytest==9.2.0 pytest-xdist==3.8.0 pytest-randomly==5.1.0 timm==1.0.31 ruff==0.14.5 mypy==2.4.1 ftfy regex'
 # Compiles the loops of the CPU operators at run time.
 JIT='llvmlite==0.50.0'
+# The least that setup.py requires; make test-minimum runs on it.
+MINIMUM='torch==2.4.0 llvmlite==0.45.0'
 # The last upstream mmengine, kept aside for the tests that inherit configs on it.
 UPSTREAM='mmengine==0.10.7'
 
 cd "$(dirname "$0")/.."
 stage=${1:-base}
-case $stage in base | ops) ;; *) echo "usage: $0 base|ops" >&2; exit 2 ;; esac
+case $stage in base | ops | minimum) ;; *) echo "usage: $0 base|ops|minimum" >&2; exit 2 ;; esac
 
 venv=.venv
 python=$venv/bin/python
@@ -105,7 +109,7 @@ install_ops() {
 build_ops() {
     folder=$(wheel_folder)
     jobs=${MAX_JOBS:-$(nproc)}
-    say "compiling mmcv's operators with $jobs jobs: about $((40 / jobs)) minutes on idle cores; once per machine"
+    say "compiling mmcv's operators with $jobs jobs: about $((60 / jobs)) minutes on idle cores; once per machine"
     mkdir -p "$(dirname "$folder")"
     work=$(mktemp -d "$folder.XXXXXX")
     trap 'rm -rf "$work"' EXIT INT TERM
@@ -139,5 +143,21 @@ build_ops() {
     trap - EXIT INT TERM
 }
 
+install_minimum() {
+    pins=$(printf '%s' "$MINIMUM $NUMPY $EXTRAS" | cksum | cut -d' ' -f1)
+    stamp=.venv-minimum/.mmlk-$pins
+    [ -e "$stamp" ] && return
+    [ -x .venv-minimum/bin/python ] || "$(find_python)" -m venv .venv-minimum
+    say "$MINIMUM in .venv-minimum (about 5 GB on disk)"
+    # shellcheck disable=SC2086
+    .venv-minimum/bin/python -m pip --disable-pip-version-check install -q $MINIMUM "$NUMPY" \
+        $(printf '%s\n' $EXTRAS | grep '^pytest')
+    touch "$stamp"
+}
+
+if [ "$stage" = minimum ]; then
+    install_minimum
+    exit
+fi
 install_base
 [ "$stage" = base ] || install_ops

@@ -398,7 +398,7 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
             "there is no key to load; a file of the backbone alone belongs in the backbone's "
             "init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
-    if theirs.family != family:
+    if theirs.family != family or theirs.layout is None:
         return f'the file looks like {theirs.text}, not like {spec.title}; choose another file'
     if ours.layout is None:
         return (
@@ -406,16 +406,17 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
             'switch_to_deploy, load before folding'
         )
     if theirs.layout != ours.layout:
-        return f'the file holds {_against(spec, theirs, ours)}'
+        difference = _against(spec, theirs, theirs.layout.detail, ours, ours.layout.detail)
+        return f'the file holds {difference}'
     stem = stem_key(own)
     mapped = {new: tuple(shapes[old]) for old, new in map_keys(family, shapes).items() if new}
-    theirs, ours = mapped.get(stem, ()), tuple(own[stem])
-    if len(theirs) == len(ours) == 4 and theirs[1] != ours[1]:
-        grey = " (or 'sum', for grey images)" if ours[1] == 1 else ''
+    given, wanted = mapped.get(stem, ()), tuple(own[stem])
+    if len(given) == len(wanted) == 4 and given[1] != wanted[1]:
+        grey = " (or 'sum', for grey images)" if wanted[1] == 1 else ''
         return (
-            f'the stem of the file takes {theirs[1]} channels, the module {ours[1]}; add '
+            f'the stem of the file takes {given[1]} channels, the module {wanted[1]}; add '
             f"adapt_stem='repeat' to init_cfg{grey}, or build the backbone "
-            f'with in_channels={theirs[1]}'
+            f'with in_channels={given[1]}'
         )
     return (
         'the file is the right variant but incomplete or altered, as a folded network is; take '
@@ -428,14 +429,16 @@ def stem_key(own: Shapes) -> str:
     return next(key for key, shape in own.items() if len(shape) == 4)
 
 
-def _against(spec: Family, theirs: Description, ours: Description) -> str:
+def _against(
+    spec: Family, theirs: Description, detail: tuple, ours: Description, our_detail: tuple
+) -> str:
     """File against module, with the detail spelled out where it is what differs."""
     left, right = theirs.text, ours.text
-    if theirs.layout.detail != ours.layout.detail and theirs.layout.detail:
-        left += f' ({spec.detail(theirs.layout.detail)})' if theirs.arch else ''
-        right += f' ({spec.detail(ours.layout.detail)})' if ours.arch and ours.layout.detail else ''
+    if detail != our_detail and detail:
+        left += f' ({spec.detail(detail)})' if theirs.arch else ''
+        right += f' ({spec.detail(our_detail)})' if ours.arch and our_detail else ''
     remedy = f"build the backbone with arch='{theirs.arch}'" if theirs.arch else 'adapt the arch'
-    if 'full' in theirs.layout.detail and 'decomposed' in ours.layout.detail:
+    if 'full' in detail and 'decomposed' in our_detail:
         remedy = (
             'it is the wrong, non-decomposed model (an early SLaK-T link and the distilled '
             'ConvNeXt students are such files)'

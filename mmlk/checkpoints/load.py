@@ -144,13 +144,13 @@ def load_into(
         RuntimeError: If the file cannot be read as a checkpoint.
         ValueError: If it does not cover the trunk. The module is untouched then.
     """
-    state, info = read_checkpoint(
+    content, info = read_checkpoint(
         source, prefer=prefer, sha256=sha256, unsafe=unsafe, map_location=map_location or 'cpu'
     )
     own = module.state_dict()
-    tops = sorted({key.split('.', 1)[0] for key in state})
+    tops = sorted({key.split('.', 1)[0] for key in content})
     prefix = f'{prefix}.' if prefix and not prefix.endswith('.') else prefix or ''
-    state = _below(state, _prefix_in_file(state, prefix))
+    state = _below(content, _prefix_in_file(content, prefix))
     if not state:
         raise ValueError(
             f'load_into: no key of {source} starts with {prefix!r}; its keys start '

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ def load_file(
     unsafe: bool = False,
     map_location: str | torch.device | None = 'cpu',
     allowed: Sequence | None = None,
-):
+) -> Any:
     """Content of a checkpoint file of any kind we read, after a check of the whole file.
 
     Args:
@@ -163,7 +164,7 @@ def _explain(path: Path, error: Exception, unsafe: bool) -> str:
     )
 
 
-def _read_safetensors(path: Path, map_location: str | torch.device):
+def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Tensor]:
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -182,13 +183,13 @@ def _read_safetensors(path: Path, map_location: str | torch.device):
 class _Inert:
     """Takes any arguments and any state, and does nothing with them."""
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
         return super().__new__(cls)
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
@@ -204,13 +205,9 @@ _STAND_INS = [argparse.Namespace, *(_stand_in(name) for name in _HARMLESS)]
 def _allowed_globals(allowed: Sequence) -> Iterator[None]:
     """``torch.load`` accepts ``allowed`` inside, ahead of what the process has allowed.
 
-    A real class of the same name must not mix with a stand-in, so it steps aside meanwhile. torch
-    before 2.4 has no such list.
+    A real class of the same name must not mix with a stand-in, so it steps aside meanwhile.
     """
     api = torch.serialization
-    if not hasattr(api, 'add_safe_globals'):
-        yield
-        return
     before = api.get_safe_globals()
     ours = {_full_name(kind) for kind in allowed}
     api.clear_safe_globals()
@@ -222,12 +219,12 @@ def _allowed_globals(allowed: Sequence) -> Iterator[None]:
         api.add_safe_globals(before)
 
 
-def _full_name(kind) -> str:
+def _full_name(kind: Any) -> str:
     """Name under which the restricted unpickler knows an allowed global."""
     return kind[1] if isinstance(kind, tuple) else f'{kind.__module__}.{kind.__qualname__}'
 
 
-def unwrap(content, path: Path, prefer: str | None = None) -> tuple[Mapping, FileInfo]:
+def unwrap(content: Any, path: Path, prefer: str | None = None) -> tuple[Mapping, FileInfo]:
     """The state dict inside ``content``, which may be a trainer's file.
 
     Raises:

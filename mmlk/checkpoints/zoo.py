@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 SCHEME = 'mmlk://'
 
@@ -50,7 +51,7 @@ class Entry:
 def _inceptionnext() -> Iterator[Entry]:
     base = 'https://github.com/sail-sg/inceptionnext/releases/download/model/'
     sizes = {'atto': 16.7, 'tiny': 112, 'small': 198, 'base': 347, 'base_384': 347}
-    common = dict(
+    common: dict[str, Any] = dict(
         family='inceptionnext',
         task='classification',
         repository='sail-sg/inceptionnext',
@@ -90,7 +91,7 @@ def _inceptionnext() -> Iterator[Entry]:
 
 
 def _slak() -> Iterator[Entry]:
-    common = dict(family='slak', repository='VITA-Group/SLaK', licence='MIT')
+    common: dict[str, Any] = dict(family='slak', repository='VITA-Group/SLaK', licence='MIT')
     drive = 'https://drive.google.com/file/d/{}/view'
     surf = 'https://surfdrive.surf.nl/files/index.php/s/{}/download'
     gone = 'SURFdrive links of that age were reported dead in 2026'
@@ -162,7 +163,9 @@ def _slak() -> Iterator[Entry]:
 
 def _dcls() -> Iterator[Entry]:
     base = 'https://zenodo.org/record/7112021/files/'
-    common = dict(family='dcls_convnext', repository='K-H-Ismail/ConvNeXt-dcls', licence='MIT')
+    common: dict[str, Any] = dict(
+        family='dcls_convnext', repository='K-H-Ismail/ConvNeXt-dcls', licence='MIT'
+    )
     for size in ('tiny', 'small', 'base'):
         for name, task, data in (
             (f'convnext_dcls_{size}_1k_224_ema', 'classification', 'ImageNet-1K, 224 x 224, EMA'),
@@ -191,7 +194,9 @@ def _dcls() -> Iterator[Entry]:
 
 def _recnext() -> Iterator[Entry]:
     base = 'https://github.com/suous/RecNeXt/releases/download/'
-    common = dict(family='recnext', repository='suous/RecNeXt', licence='Apache-2.0')
+    common: dict[str, Any] = dict(
+        family='recnext', repository='suous/RecNeXt', licence='Apache-2.0'
+    )
     m, a = [f'm{i}' for i in range(6)], [f'a{i}' for i in range(6)]
     stride8 = ['t', 's', 'b', *(f'{size}_share_channel' for size in 'tsb')]
     for arch in (*m, *a, *stride8):

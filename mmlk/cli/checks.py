@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any
 
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
+
+from mmlk import mmcv_ops
 
 _DISTRIBUTIONS = {'mmseg': 'onedl-mmsegmentation', 'mmdet': 'onedl-mmdetection'}
 
@@ -29,13 +32,12 @@ def check_packages(cfg: Config) -> None:
                 f'check_packages: the config needs the package {package!r}, which is not '
                 f'installed; install {wanted} (or its upstream release), see tools/doctor.py'
             )
-    # Found on disk, since importing mmcv to look would take seconds.
-    if scope == 'mmdet' and not PathFinder.find_spec(
-        'mmcv._ext', find_spec('mmcv').submodule_search_locations
-    ):
+    if scope == 'mmdet' and mmcv_ops.source() is None:
         raise ValueError(
-            'check_packages: detection needs mmcv with compiled operators, and this mmcv has '
-            'none (mmcv._ext is missing); sh tools/setup_env.sh ops builds it, see tools/doctor.py'
+            'check_packages: detection needs operators that this mmcv has not compiled '
+            '(mmcv._ext is missing) and that torchvision would supply, but torchvision is not '
+            'installed either; install the torchvision that belongs to this torch, see '
+            'tools/doctor.py'
         )
 
 
@@ -46,13 +48,15 @@ def check_types(cfg: Config) -> None:
     (``nms`` in a detector's test settings).
 
     Raises:
-        ValueError: With the place, the name and the closest registered names.
+        ValueError: With the place, the name and the closest registered names; or with the cause, if
+            the package that should register the name cannot be imported.
     """
     scope = cfg.get('default_scope') or 'mmengine'
-    import_module(f'{scope}.registry')
+    with _import_errors_named(scope):
+        import_module(f'{scope}.registry')
     roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
     registries = [root.children.get(scope, root) for root in roots]
-    for place, name in _types(cfg._cfg_dict, ''):
+    for place, name in _types({key: cfg[key] for key in cfg}, ''):
         if any(_find(registry, name) for registry in registries):
             continue
         prefix, _, bare = name.rpartition('.')
@@ -80,10 +84,25 @@ def _types(node: Any, path: str) -> list[tuple[str, str]]:
 
 
 def _find(registry: Registry, name: str) -> bool:
+    with _import_errors_named(name.rpartition('.')[0] or registry.scope):
+        try:
+            return registry.get(name) is not None
+        except RuntimeError as error:
+            if str(error).startswith('Failed to get'):  # MMEngine's words for an unknown name
+                return False
+            raise
+
+
+@contextmanager
+def _import_errors_named(package: str) -> Iterator[None]:
+    """Registries import a package when they are first asked, which can fail in any way."""
     try:
-        return registry.get(name) is not None
-    except (ImportError, RuntimeError):
-        return False
+        yield
+    except Exception as error:
+        raise ValueError(
+            f'check_types: the modules of {package} cannot be imported: {type(error).__name__}: '
+            f'{error}; see tools/doctor.py'
+        ) from error
 
 
 def _names(registry: Registry, prefix: str) -> set[str]:

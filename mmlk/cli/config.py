@@ -166,10 +166,10 @@ def _check_key(cfg: Config, key: str) -> None:
 
 def _open_empty_parents(cfg: Config, key: str) -> None:
     """Turn None into an empty dict where a key goes through it (``clip_grad.max_norm=1``)."""
-    node, *parts = cfg._cfg_dict, *key.split('.')
-    for part in parts[:-1]:
+    node = cfg
+    for part in key.split('.')[:-1]:
         part = int(part) if isinstance(node, (list, tuple)) else part
-        if isinstance(node, dict) and part not in node:
+        if isinstance(node, (dict, Config)) and part not in node:
             return
         if node[part] is None:
             node[part] = ConfigDict()

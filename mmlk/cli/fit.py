@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 
-from mmlk.backbones.base import Backbone
 from mmlk.checkpoints import zoo
+from mmlk.networks.base import Network
 from mmlk.registry import MODELS
 
 
@@ -59,7 +59,7 @@ def check_fit(cfg: Config) -> None:
         raise ValueError(f'model: {"; ".join(reasons)}. Write\nmodel = dict(\n{changes})')
 
 
-def _build(kind: str, settings: dict) -> Backbone:
+def _build(kind: str, settings: dict) -> Network:
     with torch.device('meta'):
         return MODELS.build(dict(settings, type=kind))
 
@@ -76,7 +76,7 @@ def _accepted(kind: str, settings: dict) -> dict:
     return kept
 
 
-def _other_weights(backbone: Backbone, pretrained: Any) -> str:
+def _other_weights(backbone: Network, pretrained: Any) -> str:
     """That the published file which the config names is another network's; '' if not."""
     entry = _published((pretrained or {}).get('checkpoint'))
     if entry is None or (entry.family == backbone.family and entry.arch == _arch(backbone)):
@@ -84,7 +84,7 @@ def _other_weights(backbone: Backbone, pretrained: Any) -> str:
     return f'{entry.name} holds weights of {entry.family} {entry.arch}'
 
 
-def _own_weights(backbone: Backbone) -> str | None:
+def _own_weights(backbone: Network) -> str | None:
     """The first published classifier of the backbone's own variant."""
     found = [
         f'{zoo.SCHEME}{entry.name}'
@@ -101,7 +101,7 @@ def _published(source: Any) -> zoo.Entry | None:
     return names.get(source)
 
 
-def _arch(backbone: Backbone) -> str | None:
+def _arch(backbone: Network) -> str | None:
     """Name of the variant, None for one of the user's own."""
     known = type(backbone).arch_settings.items()
     return next((name for name, settings in known if settings == backbone.arch), None)

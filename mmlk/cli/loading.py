@@ -59,14 +59,11 @@ def read_only_tensors(trust: bool = False) -> None:
     The reader checks the whole file before it is loaded, names it where it is refused, and removes
     what wrappers add to names (:func:`plain_state`). It serves ``load_from``, ``resume`` and every
     ``Pretrained`` initialisation, for local files, HTTP and ``mmlk://``. What reads files by other
-    ways is kept from executing pickles by torch's environment switch. Before torch 2.4 neither is
-    possible, and nothing changes.
+    ways is kept from executing pickles by torch's environment switch.
 
     Args:
         trust: Permit arbitrary pickles, as the user asked for by flag.
     """
-    if not hasattr(torch.serialization, 'add_safe_globals'):
-        return
     torch.serialization.add_safe_globals(_SAFE_GLOBALS)
     if not trust and 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:
         os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'

@@ -17,6 +17,7 @@ from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 
+from mmlk.compat import resumes
 from mmlk.registry import HOOKS
 
 _BACKEND = 'mmlk_atomic'
@@ -88,7 +89,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Remember what was outdated when the checkpoint that training resumes from was saved."""
-        if runner._resume:
+        if resumes(runner):
             self._outdated = tuple(checkpoint.get(_OUTDATED, ()))
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
@@ -117,18 +118,22 @@ class SafeCheckpointHook(CheckpointHook):
                 path.unlink()
                 runner.logger.info(f'{path} deleted: a killed run left it.')
 
-    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        super()._save_checkpoint_with_step(runner, step, meta)
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        super().after_train_iter(runner, *args, **kwargs)
         self._delete_outdated()
 
-    def _save_best_checkpoint(self, runner, metrics) -> None:
-        super()._save_best_checkpoint(runner, metrics)
+    def after_train_epoch(self, runner) -> None:
+        super().after_train_epoch(runner)
+        self._delete_outdated()
+
+    def after_val_epoch(self, runner, metrics) -> None:
+        super().after_val_epoch(runner, metrics)
         self._delete_outdated()
 
     @master_only
     def _delete_outdated(self) -> None:
         """Delete what the last save made superfluous."""
-        if isinstance(self.file_backend, _PatientBackend):
+        if isinstance(getattr(self, 'file_backend', None), _PatientBackend):
             for path in self._superfluous():
                 Path(path).unlink(missing_ok=True)
             self.file_backend.outdated.clear()

@@ -17,6 +17,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
+from mmlk.compat import accumulated_iterations, resumes
 from mmlk.engine import sparse_topology as topology
 from mmlk.registry import HOOKS
 
@@ -112,7 +113,7 @@ class SparseMaskHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep the masks of a checkpoint that training resumes from."""
-        if runner._resume:
+        if resumes(runner):
             self._saved = checkpoint.get(_CHECKPOINT_KEY, {})
 
     def before_train(self, runner) -> None:
@@ -127,7 +128,7 @@ class SparseMaskHook(Hook):
                 'SparseMaskHook: there are two of them, whose masks contradict each other; set the '
                 'options of the one that the config has, default_hooks=dict(sparse_mask=dict(...))'
             )
-        counts = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        counts = accumulated_iterations(runner.optim_wrapper)
         self._total_steps = math.ceil(runner.max_iters / counts)
         with full_parameters(runner.model) as named:
             params = self._select(named)
@@ -416,7 +417,8 @@ def _snip_scores(runner, params: dict[str, torch.Tensor], seed: int) -> dict[str
     model.train()
     with torch.random.fork_rng(), torch.enable_grad():
         data = model.data_preprocessor(batch, True)
-        loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
+        losses = model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
+        loss, _ = model.parse_losses(losses)
         gradients = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
     model.train(training)
     for name, buffer in model.named_buffers():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmlk.backbones import InceptionNeXt
-from mmlk.backbones.inceptionnext import InceptionNeXtBlock
+from mmlk.networks.inceptionnext import InceptionNeXtBlock
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, GOLDEN_TRAIN_MODE, TOLERANCE, assert_close
 from tests.golden_weights import golden_input, load_golden, load_golden_weights, sampled
 

@@ -7,9 +7,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmlk.backbones import RecNeXt
-from mmlk.backbones.recnext_parts import RecNeXtBlock, RecNeXtDownsample
 from mmlk.data.scene import make_scene
 from mmlk.layers import RecAttn2d
+from mmlk.networks.recnext_parts import RecNeXtBlock, RecNeXtDownsample
 from mmlk.ops import RecConv2d
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, GOLDEN_TRAIN_MODE, TOLERANCE, assert_close
 from tests.golden_weights import (

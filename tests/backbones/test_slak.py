@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mmlk.backbones import SLaK
-from mmlk.backbones.slak import SLaKBlock
 from mmlk.layers import LayerNorm2d
+from mmlk.networks.slak import SLaKBlock
 from mmlk.ops.dense import products
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, TOLERANCE
 from tests.golden_weights import assert_matches, golden_input, load_golden, load_golden_weights

@@ -61,7 +61,6 @@ def test_segmentation_heads():
 
 @pytest.mark.slow
 def test_detection_heads():
-    pytest.importorskip('mmcv._ext', reason='mmcv was built without compiled operators')
     models = pytest.importorskip('mmdet.models')
     init_default_scope('mmdet')
     assert set(models.FPN([8] * 4, 8, 5).state_dict()) == fpn()

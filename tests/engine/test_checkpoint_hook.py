@@ -133,7 +133,7 @@ def test_what_a_killed_save_leaves_is_swept_by_the_next_run(tmp_path, monkeypatc
             patch.setattr(
                 SafeCheckpointHook,
                 '_delete_outdated',
-                lambda self: die() if self.last_ckpt.endswith('iter_6.pth') else delete(self),
+                lambda self: die() if str(self.last_ckpt).endswith('iter_6.pth') else delete(self),
             )
         with pytest.raises(Killed):
             killed.train()

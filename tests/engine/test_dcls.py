@@ -29,10 +29,7 @@ CLAMP = dict(type='mmlk.DCLSClampHook')
 @pytest.fixture(autouse=True)
 def _one_thread():
     """The networks here are too small to share out."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Segmentor(nn.Module):

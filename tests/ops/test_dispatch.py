@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from mmlk.ops import InceptionDWConv2d, depthwise_conv2d, dispatch, explain
+from mmlk.ops import InceptionDWConv2d, depthwise_conv2d, dispatch, explain, jit
 from tests.cases import TOLERANCE, assert_close
 
 
@@ -19,6 +19,17 @@ def test_explain_names_the_backend_used_and_its_routes(arguments):
     assert 'cpu: used (forward ' in text
     assert 'reference: not used, an earlier backend was' in text
     assert explain('depthwise_conv2d', *arguments) == text
+
+
+def test_explain_binds_arguments_as_the_call_does(arguments):
+    x, weight = arguments
+    by_name = explain(depthwise_conv2d, x, stride=2, weight=weight)
+    assert by_name == explain(depthwise_conv2d, x, weight, None, (2, 2))
+    assert by_name != explain(depthwise_conv2d, x, weight)
+    with pytest.raises(TypeError, match='strides'):
+        explain(depthwise_conv2d, x, weight, strides=2)
+    with pytest.raises(ValueError, match='stride .* must be positive'):
+        explain(depthwise_conv2d, x, weight, stride=0)
 
 
 def test_explain_gives_the_reason_of_a_refusal(arguments):
@@ -150,3 +161,59 @@ def test_depthwise_says_what_is_wrong(x, weight, kwargs, message):
 def test_mixed_dtypes_are_refused_outside_autocast(arguments):
     with pytest.raises(ValueError, match='depthwise_conv2d: x is torch.float64 but weight is'):
         depthwise_conv2d(arguments[0].double(), arguments[1])
+
+
+def families():
+    """A small network of every family and series, in training and folded."""
+    from mmlk.backbones import DCLSConvNeXt, InceptionNeXt, RecNeXt, SLaK
+
+    small = dict(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128))
+    return {
+        'InceptionNeXt': lambda: InceptionNeXt(small),
+        'SLaK': lambda: SLaK(small),
+        'DCLSConvNeXt': lambda: DCLSConvNeXt(small),
+        'RecNeXt-M': lambda: RecNeXt(dict(small, series='m')),
+        'RecNeXt-A': lambda: RecNeXt(dict(small, series='a')),
+        'RecNeXt-stride8': lambda: RecNeXt(dict(small, series='stride8')),
+    }
+
+
+@pytest.mark.parametrize('folded', [False, True], ids=['training', 'folded'])
+@pytest.mark.parametrize('family', families())
+def test_the_reference_turns_everything_off(family, folded, monkeypatch):
+    """No compiled loop is launched and no hand-written node is built, fused blocks included."""
+    network = families()[family]()
+    x = torch.randn(2, 3, 128, 128).contiguous(memory_format=torch.channels_last)
+    launches = []
+    launch = jit.engine.Compiled.__call__
+    monkeypatch.setattr(
+        jit.engine.Compiled, '__call__', lambda self, *a: launches.append(1) or launch(self, *a)
+    )
+
+    def run():
+        launches.clear()
+        if folded:
+            with torch.no_grad():
+                return network(x)
+        outputs = network(x)
+        sum(y.sum() for y in outputs).backward()
+        return outputs
+
+    if folded:
+        network.switch_to_deploy()
+    run()
+    if jit.refusal() is None:
+        assert launches
+    monkeypatch.setenv('MMLK_BACKEND', 'reference')
+    outputs = run()
+    assert not launches
+    seen, waiting = set(), [y.grad_fn for y in outputs if y.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [each for each, _ in node.next_functions]
+    own = {type(node).__name__.removesuffix('Backward') for node in seen} & set(
+        dispatch.operators()
+    )
+    assert not own

@@ -19,7 +19,4 @@ def config(tmp_path, data_root):
 @pytest.fixture
 def one_thread():
     """One thread, as the child processes have, so that sums are formed in the same order."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+import sys
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from mmlk.cli.checks import check_packages, check_types
@@ -160,8 +162,61 @@ def test_missing_package_is_named(cfg, monkeypatch):
         check_packages(cfg)
 
 
-def test_detection_without_compiled_operators_is_refused(cfg, monkeypatch):
+def test_detection_without_any_operators_is_refused(cfg, monkeypatch):
     cfg.default_scope = 'mmdet'
-    monkeypatch.setattr('mmlk.cli.checks.PathFinder.find_spec', lambda name, path: None)
-    with pytest.raises(ValueError, match='compiled operators'):
+    monkeypatch.setattr('mmlk.mmcv_ops.source', lambda: None)
+    with pytest.raises(ValueError, match='torchvision is not installed either'):
         check_packages(cfg)
+
+
+@pytest.fixture
+def broken_package(tmp_path, monkeypatch):
+    """A package with a registry whose modules cannot be imported; returns how they fail."""
+    folder = tmp_path / 'mmbroken'
+    folder.mkdir()
+    (folder / '__init__.py').touch()
+    (folder / 'registry.py').write_text(
+        'from mmengine import registry\n'
+        'MODELS = registry.Registry("model", parent=registry.MODELS, scope="mmbroken",\n'
+        '                           locations=["mmbroken.models"])\n'
+    )
+
+    def write(line: str) -> None:
+        # A layer is registered before the import fails, as SyncBN is in MMSegmentation.
+        (folder / 'models.py').write_text(
+            'from mmbroken.registry import MODELS\n'
+            '@MODELS.register_module(force=True)\n'
+            'class WideHead: pass\n'
+            f'{line}\n'
+        )
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield write
+    MODELS.children.pop('mmbroken', None)
+    for name in ('mmbroken', 'mmbroken.registry', 'mmbroken.models'):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize('prefix', ['', 'mmbroken.'], ids=['default scope', 'by prefix'])
+@pytest.mark.parametrize(
+    'line, cause',
+    [
+        ('import mmcv_of_nobody', "ModuleNotFoundError: No module named 'mmcv_of_nobody'"),
+        ('from torch import no_such_name', 'ImportError: cannot import name'),
+        ('assert False, "MMCV==2.2.0 is used but incompatible"', 'AssertionError: MMCV==2.2.0'),
+        (
+            'raise RuntimeError("operator torchvision::nms does not exist")',
+            'RuntimeError: operator',
+        ),
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_named_with_the_cause(
+    cfg, broken_package, line, cause, prefix
+):
+    broken_package(line)
+    if not prefix:
+        cfg.default_scope = 'mmbroken'
+    cfg.model = dict(type=f'{prefix}WideHead', head=dict(type=f'{prefix}WideHead'))
+    with pytest.raises(ValueError, match='mmbroken cannot be imported: ') as caught:
+        check_types(cfg)
+    assert cause in str(caught.value)

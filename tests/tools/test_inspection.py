@@ -1,5 +1,6 @@
 """Counting, exporting and the doctor."""
 
+import os
 import subprocess
 import sys
 
@@ -106,13 +107,34 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
         export.export(nn.Identity(), torch.zeros(1), tmp_path / 'model.onnx')
 
 
+@pytest.mark.slow
 def test_doctor_reports_this_machine():
     done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools/doctor.py')], text=True, capture_output=True
+        [sys.executable, str(ROOT / 'tools/doctor.py')],
+        text=True,
+        capture_output=True,
+        env=dict(os.environ, MMLK_MMCV_OPS='torchvision'),
     )
     assert done.returncode == 0, done.stderr
     for subject in ('Python', 'torch ', 'mmseg', 'mmcv operators', 'GPU', 'mmlk', 'operators'):
         assert f'\n{subject}' in f'\n{done.stdout}'
+    assert '\nmmcv operators  NMS and RoIAlign of torchvision' in done.stdout
+
+
+def test_doctor_tells_why_a_package_cannot_be_imported(tmp_path):
+    (tmp_path / 'mmseg').mkdir()
+    (tmp_path / 'mmseg/__init__.py').write_text(
+        'raise AssertionError("MMCV==2.2.0 is used but incompatible")'
+    )
+    done = subprocess.run(
+        [sys.executable, '-S', str(ROOT / 'tools/doctor.py')],
+        text=True,
+        capture_output=True,
+        env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'mmseg: cannot be imported: AssertionError: MMCV==2.2.0 is used' in done.stdout
+    assert 'mmcv operators: detection needs them' in done.stdout
 
 
 def test_doctor_survives_an_empty_machine():

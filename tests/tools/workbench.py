@@ -7,13 +7,13 @@ import json
 import os
 import subprocess
 import sys
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 from mmengine.runner.checkpoint import CheckpointLoader
-from mmengine.utils import ManagerMixin
 from PIL import Image
+
+from tests.isolation import forget_instances
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,14 +156,9 @@ def call_tool(tool: str, *args, monkeypatch, cwd: Path) -> None:
         # Undone with the context, unlike what the tool itself sets.
         patch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
         patch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
-        for manager in _descendants(ManagerMixin):
-            patch.setattr(manager, '_instance_dict', OrderedDict())
+        forget_instances()
         spec.loader.exec_module(module)
         module.main()
-
-
-def _descendants(base: type) -> list[type]:
-    return [base, *(found for child in base.__subclasses__() for found in _descendants(child))]
 
 
 def scalars(work_dir: Path, key: str) -> list[float]:

@@ -16,9 +16,7 @@ from mmlk.layers import (
     channels_last_gradient,
     fold_conv_norms,
 )
-from mmlk.ops import RecConv2d, recconv2d
-from mmlk.ops.blocks import attention as recattn_cpu
-from mmlk.ops.blocks import conv_norm_mlp as mlp_cpu
+from mmlk.ops import RecConv2d, dispatch, jit, recconv2d
 from tests.cases import TOLERANCE, assert_close
 from tests.golden_weights import golden_input, load_golden_weights
 
@@ -52,10 +50,10 @@ MODULES = {
     'recursion': lambda: RecConv2d(8, level=2),
 }
 NODES = {
-    'mixer': '_Residual',
-    'mixer-without-norm': '_Residual',
-    'recursion': 'Recursion',
-    'recursive-attention': '_DepthwiseNorm',
+    'mixer': 'conv_norm_mlp',
+    'mixer-without-norm': 'conv_norm_mlp',
+    'recursion': 'recconv2d',
+    'recursive-attention': 'depthwise_sum',
 }
 
 
@@ -103,17 +101,17 @@ def test_training_takes_one_node(name):
     [
         lambda m: m.mixer[0].register_forward_hook(lambda *_: None),
         lambda m: m.norm.eval(),
-        lambda m: setattr(m.norm, 'momentum', None),
+        lambda m: setattr(m.mixer[1], 'forward', torch.nn.functional.gelu),
         lambda m: m.double(),
         lambda m: setattr(m.drop_path, 'rate', 0.5),
     ],
-    ids=['hook', 'frozen-statistics', 'cumulative-average', 'float64', 'drop-path'],
+    ids=['hook', 'frozen-statistics', 'own-forward', 'float64', 'drop-path'],
 )
 def test_layers_run_one_by_one_where_something_needs_them(change):
     module = Branch().train()
     change(module)
     x = last(golden_input((2, 8, 6, 6))).to(module.norm.weight.dtype).requires_grad_()
-    assert 'Residual' not in type(module(x).grad_fn).__name__
+    assert 'conv_norm_mlp' not in type(module(x).grad_fn).__name__
 
 
 def test_hook_on_a_convolution_is_called():
@@ -152,9 +150,10 @@ def test_recomputation_gives_the_same_gradients(name):
 
 def folded(name):
     module = load_golden_weights(MODULES[name]()).eval()
+    fold_conv_norms(module)
     if isinstance(module, Branch):
         module.norm = nn.Identity()
-    fold_conv_norms(module)
+        module.mixer.fold()
     return module
 
 
@@ -188,13 +187,17 @@ def test_reordered_weights_follow_the_parameters_and_are_not_pickled(name):
 
 def test_fast_calls_are_taken_in_inference(monkeypatch):
     taken = []
-    for module, name in ((mlp_cpu, 'infer'), (recattn_cpu, '_attend')):
-        plain = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, n=name, f=plain: taken.append(n) or f(*a))
+    for name in ('folded_linear', 'linear_attention2d', 'depthwise_sum'):
+        (plain,) = [each for each in dispatch._BACKENDS[name] if each.name == 'cpu']
+        run = lambda *args, n=name, f=plain.run: taken.append(n) or f(*args)  # noqa: E731
+        monkeypatch.setitem(
+            dispatch._BACKENDS, name, (plain._replace(run=run), *dispatch._BACKENDS[name][1:])
+        )
     with torch.no_grad():
         folded('mixer')(last(golden_input((2, 8, 6, 6))))
         folded('attention')(last(golden_input((2, 8, 6, 6))))
-    assert taken == ['infer', '_attend']
+    loops = ['depthwise_sum'] if jit.refusal() is None else []
+    assert taken == ['folded_linear', 'folded_linear', 'linear_attention2d', *loops]
 
 
 def test_gradient_is_turned_to_the_layout_of_the_maps():
@@ -207,18 +210,16 @@ def test_gradient_is_turned_to_the_layout_of_the_maps():
     assert torch.equal(x.grad, torch.full_like(x, 1 / x.numel()))
 
 
-@pytest.mark.parametrize('deploy', [False, True])
-def test_weights_swapped_through_data_are_used(deploy):
-    """As averaging hooks swap them: autograd does not count such writes, `eval` follows them."""
-    module, x = RecConv2d(8, level=2), last(torch.randn(2, 8, 9, 7))
-    module = module.switch_to_deploy().eval() if deploy else module.eval()
+def test_weights_swapped_through_data_are_used():
+    """As averaging hooks swap them: autograd does not count such writes."""
+    module, x = RecConv2d(8, level=2).eval(), last(torch.randn(2, 8, 9, 7))
     with torch.no_grad():
         module(x)
         module.convs[1].weight.data.copy_(torch.randn(8, 1, 5, 5))
         want = recconv2d(
             x, module.down.weight, [conv.weight for conv in module.convs], backend='reference'
         )
-        assert_close('y', (module.eval() if deploy else module)(x), want, OUTPUT)
+        assert_close('y', module(x), want, OUTPUT)
 
 
 @pytest.mark.parametrize('name', MODULES)

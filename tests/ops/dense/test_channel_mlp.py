@@ -91,7 +91,8 @@ def test_autocast_and_low_precision_take_the_plain_layers(low):
     with torch.autocast('cpu', low):
         assert 'autocast is on' in explain('channel_mlp', *tensors)
         assert channel_mlp(*tensors[:-1]).dtype == low
-    assert f'cpu: not used, the input is {low}' in explain('channel_mlp', tensors[0].to(low))
+    lower = [each.to(low) for each in tensors]
+    assert f'cpu: not used, the input is {low}' in explain('channel_mlp', *lower)
     assert 'another dtype' in explain('channel_mlp', tensors[0].double(), *tensors[1:])
 
 

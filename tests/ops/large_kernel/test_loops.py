@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmlk.ops import jit, large_kernel_branches, large_kernel_sum
+from mmlk.ops import jit, large_kernel_branches, large_kernel_normed, large_kernel_sum
 from mmlk.ops.large_kernel import loops as branches
 from mmlk.ops.large_kernel import loops_norms as branch_norms
-from mmlk.ops.large_kernel import normed as normed_branches
+from mmlk.ops.modules import own_batch
 from tests.cases import TOLERANCE, assert_close
 
 pytestmark = pytest.mark.skipif(
@@ -190,7 +190,7 @@ def test_batch_norm_keeps_its_digits_far_from_zero(offset):
     made = norms(weights)
     exact = copy.deepcopy(made)
     leaves = [each.detach().double().requires_grad_() for each in (x, *weights)]
-    y = normed_branches.normed_branches(x, weights, made)
+    y = large_kernel_normed(x, weights, [own_batch(norm) for norm in made])
     wanted = sum(
         norm.double()(leaves[0] * weight.view(-1, 1, 1)) for norm, weight in zip(exact, leaves[1:])
     )
@@ -273,7 +273,7 @@ def test_without_compiled_loops_torch_computes(monkeypatch):
     x, weights, _, maps = problem('tall')
     assert branches.refusal(x, weights) is None
     assert 'float32' in branches.refusal(x.double(), weights)
-    assert 'plain tensor' in branches.refusal(x, weights, torch.empty(17, device='meta'))
+    assert 'plain float32' in branches.refusal(x, weights, torch.empty(17, device='meta'))
     assert 'empty' in branches.refusal(x[:0], weights)
     assert 'square' in branches.refusal(x, [torch.randn(17, 1, 13, 13)])
     monkeypatch.setenv('MMLK_JIT', '0')
@@ -282,5 +282,5 @@ def test_without_compiled_loops_torch_computes(monkeypatch):
     assert_close('sum', large_kernel_sum(x, weights), sum(maps), 2 * OUTPUT)
     for mine, theirs in zip(large_kernel_branches(x, weights), maps, strict=True):
         assert_close('map', mine, theirs, OUTPUT)
-    y = normed_branches.normed_branches(x, weights, norms(weights))
+    y = large_kernel_normed(x, weights, [own_batch(norm) for norm in norms(weights)])
     assert torch.isfinite(y).all()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmlk.ops import LargeKernelDWConv2d
-from mmlk.ops.large_kernel import normed as normed_branches
+from mmlk.ops import LargeKernelDWConv2d, explain
+from mmlk.ops.modules import own_batch
 from tests.cases import GRADCHECK, TOLERANCE, assert_close
 from tests.ops.helpers import LAYOUTS, leaf, outputs_and_gradients
 
@@ -33,13 +33,17 @@ def norms_of(module):
 
 
 def refusal(module, x):
-    return normed_branches.refusal(
-        x, [branch.conv.weight for branch in module.children()], norms_of(module)
-    )
+    """What `explain` says of the CPU code for a module in training."""
+    weights = [branch.conv.weight for branch in module.children()]
+    states = [own_batch(norm) for norm in norms_of(module)]
+    return explain('large_kernel_normed', x, weights, states).splitlines()[0]
 
 
-def separate(monkeypatch):
-    monkeypatch.setattr(normed_branches, 'refusal', lambda *args: 'not in this test')
+def separate(module):
+    """The same parameters in modules that are called one by one: a hook wants to see them."""
+    for norm in norms_of(module):
+        norm.register_forward_hook(lambda *_: None)
+    return module
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -47,15 +51,14 @@ def separate(monkeypatch):
     ('shape', 'kernel_size', 'small'),
     [((2, 6, 13, 9), 13, 5), ((1, 7, 5, 6), 9, 3), ((3, 4, 1, 2), 5, 5), ((2, 3, 24, 20), 31, 5)],
 )
-def test_outputs_gradients_and_statistics(shape, kernel_size, small, layout, monkeypatch):
+def test_outputs_gradients_and_statistics(shape, kernel_size, small, layout):
     module = module_of(shape[1], kernel_size, small)
-    wanted = copy.deepcopy(module).double()
+    wanted = separate(copy.deepcopy(module).double())
     x = leaf(LAYOUTS[layout](shape) + 2)
     x64 = x.detach().double().requires_grad_()
     cotangent = torch.randn(shape)
-    assert refusal(module, x) is None
+    assert refusal(module, x) == 'cpu: used'
     got = outputs_and_gradients(lambda *_: module(x), [x, *module.parameters()], cotangent)
-    separate(monkeypatch)
     want = outputs_and_gradients(lambda *_: wanted(x64), [x64, *wanted.parameters()], cotangent)
     for index, (a, b) in enumerate(zip(got, want, strict=True)):
         assert_close(f'tensor {index}', a, b, 2 * TOLERANCE[torch.float32][1])
@@ -70,13 +73,12 @@ def test_gradcheck():
 
 
 @pytest.mark.parametrize('momentum', [0.3, None, 0.0])
-def test_running_statistics_follow_the_momentum(momentum, monkeypatch):
+def test_running_statistics_follow_the_momentum(momentum):
     module = module_of(4, 7, 3, momentum=momentum)
-    wanted = copy.deepcopy(module)
+    wanted = separate(copy.deepcopy(module))
     batches = torch.randn(3, 2, 4, 6, 5)
     for x in batches:
         module(x)
-    separate(monkeypatch)
     for x in batches:
         wanted(x)
     for (name, a), b in zip(module.named_buffers(), wanted.buffers(), strict=True):
@@ -105,13 +107,41 @@ def test_what_wants_no_gradient_gets_none(index):
 
 
 def test_where_the_separate_modules_are_used():
-    module, x = module_of(3, 5, 3), torch.randn(2, 3, 6, 6)
-    assert 'not plain batch norms' in refusal(copy.deepcopy(module).eval(), x)
+    module, x = module_of(3, 5, 3), torch.randn(2, 3, 6, 6).requires_grad_()
+    node = 'large_kernel_normedBackward'
+    assert type(module(x).grad_fn).__name__ == node
     with torch.autocast('cpu', torch.bfloat16):
         assert 'autocast' in refusal(module, x)
     assert 'one value per channel' in refusal(module, x[:1, :, :1, :1])
-    module.LoRA2.bn.register_forward_hook(lambda *args: None)
-    assert 'hooks' in refusal(module, x)
+    assert type(copy.deepcopy(module).eval()(x).grad_fn).__name__ != node
+    assert type(separate(copy.deepcopy(module))(x).grad_fn).__name__ != node
+
+
+@pytest.mark.parametrize('name', ['LoRA1', 'LoRA1.conv', 'LoRA2.bn', 'small_conv.conv'])
+@pytest.mark.parametrize('kind', ['forward hook', 'backward hook', 'own forward', 'other class'])
+def test_every_module_is_called_where_somebody_expects_it(name, kind):
+    module, x, calls = module_of(3, 5, 3), torch.randn(2, 3, 6, 6).requires_grad_(), []
+    want = copy.deepcopy(module)(x).detach()
+    target = module.get_submodule(name)
+    if kind == 'forward hook':
+        target.register_forward_hook(lambda *_: calls.append(1))
+    elif kind == 'backward hook':
+        target.register_full_backward_hook(lambda *_: calls.append(1))
+    elif kind == 'own forward':
+        plain = target.forward
+        target.forward = lambda *args: (calls.append(1), plain(*args))[1]
+    else:
+
+        class Other(type(target)):
+            def forward(self, *args):
+                calls.append(1)
+                return super().forward(*args)
+
+        target.__class__ = Other
+    y = module(x)
+    y.sum().backward()
+    assert calls == [1]
+    assert_close('y', y, want, TOLERANCE[torch.float32][1])
 
 
 def test_compiled_training_equals_eager():
@@ -125,5 +155,5 @@ def test_compiled_training_equals_eager():
 def test_second_derivatives_are_refused():
     x = leaf(torch.randn(2, 3, 8, 7))
     (first,) = torch.autograd.grad(module_of(3, 5, 3)(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='LargeKernelDWConv2d: second derivatives are not'):
+    with pytest.raises(RuntimeError, match='large_kernel_normed: second derivatives are not'):
         first.sum().backward()

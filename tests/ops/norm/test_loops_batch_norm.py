@@ -140,4 +140,6 @@ def test_writes_stay_within_the_last_channels():
 )
 def test_takes_dense_channels_last_float32_only(wrong):
     x = last((2, 6, 4, 5))
-    assert batch_norm.can_run(x, torch.randn(6)) and not batch_norm.can_run(wrong(x), torch.randn(6))
+    assert batch_norm.can_run(x, torch.randn(6)) and not batch_norm.can_run(
+        wrong(x), torch.randn(6)
+    )

@@ -21,7 +21,9 @@ def fake_arguments(dtype):
 
 def test_reason_without_a_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(cuda, '_refusal_of_triton', cuda._refusal_of_triton.__wrapped__)  # nothing remembered
+    monkeypatch.setattr(
+        cuda, '_refusal_of_triton', cuda._refusal_of_triton.__wrapped__
+    )  # nothing remembered
     with FakeTensorMode():
         text = explain(depthwise_conv2d, *fake_arguments(torch.float32))
     assert 'triton: not used, torch sees no CUDA device' in text

@@ -19,6 +19,7 @@ from mmlk.layers import (
     fold_norm_after,
     fold_norm_before,
 )
+from mmlk.networks.base import Stage
 from mmlk.ops import RecConv2d
 
 
@@ -131,7 +132,7 @@ class RecNeXtDownsample(nn.Module):
         self.channel_mixer.fold()
 
 
-class RecNeXtStage(nn.Module):
+class RecNeXtStage(Stage):
     """Downsampling (absent in the first stage), then blocks."""
 
     def __init__(
@@ -145,18 +146,17 @@ class RecNeXtStage(nn.Module):
         drop_paths: Sequence[float],
         norm_cfg: dict,
     ):
-        super().__init__()
         if stage and channels != 2 * in_channels:
             raise ValueError(
                 f'RecNeXt: dims {in_channels} -> {channels} of stage {stage}: the '
                 'downsampling of the M and A series doubles the channels'
             )
-        self.downsample = (
+        downsample = (
             RecNeXtDownsample(in_channels, mlp_ratio=mlp_ratio, norm_cfg=norm_cfg)
             if stage
             else nn.Identity()
         )
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             RecNeXtBlock(
                 channels,
                 stage=stage,
@@ -167,6 +167,7 @@ class RecNeXtStage(nn.Module):
             )
             for rate in drop_paths
         )
+        super().__init__(downsample, blocks)
 
     def fold(self) -> None:
         """Fold the downsampling and every block."""

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import nn
 
-from mmlk.backbones.base import Backbone
-from mmlk.backbones.recnext_parts import RecNeXtStage, RecNeXtStem
-from mmlk.backbones.recnext_stride8 import Stride8Stage
 from mmlk.layers import (
     build_norm,
-    channels_last_gradient,
     drop_path_schedule,
     fold_conv_norms,
 )
-from mmlk.ops import dispatch
-from mmlk.ops.maps import layout
-from mmlk.registry import MODELS
+from mmlk.networks.base import Network
+from mmlk.networks.recnext_parts import RecNeXtStage, RecNeXtStem
+from mmlk.networks.recnext_stride8 import Stride8Stage
 
 SERIES = ('m', 'a', 'stride8', 'stride8_shared')
 
@@ -55,8 +50,7 @@ def _archs() -> dict[str, dict]:
     return archs
 
 
-@MODELS.register_module()
-class RecNeXt(Backbone):
+class RecNeXt(Network):
     """RecNeXt without its classification head, as the authors use it for dense prediction.
 
     Parameters have the authors' names, so their classification and dense checkpoints load. The
@@ -74,11 +68,10 @@ class RecNeXt(Backbone):
         out_indices: Stages whose outputs are returned.
         output_norm: Add ``norm0`` .. ``norm3`` on the outputs, which the authors do not.
         norm_cfg: Norm layer; plain batch norm by default.
-        frozen_stages: As in `Backbone`.
+        frozen_stages: As in `Network`.
         norm_eval: Keep batch norms in eval mode. The authors meant to and did not (their test for
             batch norms misses synchronised ones), so published results need False.
         with_cp: Recompute blocks in the backward pass.
-        init_cfg: As in `Backbone`.
 
     Note:
         Maps have sides ``ceil(n / stride)`` for any image size, strides 4 to 32, or 8 to 64 for T,
@@ -101,7 +94,6 @@ class RecNeXt(Backbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
     ):
         settings = self.resolve_arch(arch)
         norm_cfg = norm_cfg or dict(type='BN')
@@ -121,7 +113,6 @@ class RecNeXt(Backbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
-            init_cfg=init_cfg,
         )
         self.arch = settings
         if series in ('m', 'a'):
@@ -150,22 +141,6 @@ class RecNeXt(Backbone):
             for i in range(len(dims))
         )
         self._finish()
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Maps of ``out_indices`` in the layout of ``x``; computed channels-last on a CPU."""
-        self._check_input(x)
-        if dispatch.refusal_for_device(x, 'cpu') is not None:
-            return super().forward(x)
-        # MMCV's RoIAlign reads channels-last maps as if they were contiguous (mmcv#2203).
-        maps = super().forward(x.contiguous(memory_format=torch.channels_last))
-        return tuple(channels_last_gradient(y).contiguous(memory_format=layout(x)) for y in maps)
-
-    def forward_stage(self, stage: int, x: torch.Tensor) -> torch.Tensor:
-        """Downsampling and blocks of one stage."""
-        module = self.stages[stage]
-        if getattr(module, 'sharing', False):
-            return module.forward_sharing(module.downsample(x), self.with_cp and self.training)
-        return super().forward_stage(stage, x)
 
     def _fold(self) -> None:
         fold_conv_norms(self.stem)

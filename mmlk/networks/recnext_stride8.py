@@ -20,8 +20,8 @@ from mmlk.layers import (
     LinearAttention2d,
     RecAttn2d,
     fold_conv_norms,
-    recompute,
 )
+from mmlk.networks.base import Stage, run_blocks
 
 SHARED_PERIOD = 5
 """With shared channels, every fifth block of the last stage reuses the attention before it."""
@@ -103,10 +103,7 @@ class Stride8Block(nn.Module):
         )
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mix(x, [])
-
-    def mix(self, x: Tensor, attended: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, attended: list[Tensor] | None = None) -> Tensor:
         """The block's output; ``attended`` is added to, or used up and emptied."""
         x = self.rep_mixer(x)
         if self.shares:
@@ -114,7 +111,8 @@ class Stride8Block(nn.Module):
             attended.clear()
         else:
             mixed, latest = self.token_mixer(x)
-            attended.append(latest)
+            if attended is not None:
+                attended.append(latest)
         return self.channel_mixer.residual(x, mixed, drop_path=self.drop_path)
 
     def fold(self) -> None:
@@ -134,7 +132,7 @@ class _SharingBlocks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         attended = []
         for block in self.blocks:
-            x = block.mix(x, attended)
+            x = block(x, attended)
         return x
 
 
@@ -169,7 +167,7 @@ class Stride8Downsample(nn.Module):
         self.channel_mixer.fold()
 
 
-class Stride8Stage(nn.Module):
+class Stride8Stage(Stage):
     """Downsampling (absent in the first stage), then blocks.
 
     The last stage attends at full resolution. With shared channels so does the third, and every
@@ -187,8 +185,7 @@ class Stride8Stage(nn.Module):
         drop_paths: Sequence[float],
         norm_cfg: dict,
     ):
-        super().__init__()
-        self.downsample = (
+        downsample = (
             Stride8Downsample(
                 in_channels,
                 channels,
@@ -200,13 +197,13 @@ class Stride8Stage(nn.Module):
             else nn.Identity()
         )
         plain = 'full' if stage == 3 or (shared and stage == 2) else 'recursive'
-        self.sharing = shared and stage == 3
+        sharing = shared and stage == 3
 
         def attention(index: int) -> str:
-            reuses = self.sharing and index % SHARED_PERIOD == SHARED_PERIOD - 1
+            reuses = sharing and index % SHARED_PERIOD == SHARED_PERIOD - 1
             return 'shared' if reuses else plain
 
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             Stride8Block(
                 channels,
                 attention=attention(i),
@@ -217,12 +214,18 @@ class Stride8Stage(nn.Module):
             for i, rate in enumerate(drop_paths)
         )
 
-    def forward_sharing(self, x: Tensor, with_cp: bool) -> Tensor:
-        """The blocks of a stage with shared channels, recomputed in runs that share."""
-        for start in range(0, len(self.blocks), SHARED_PERIOD):
-            run = _SharingBlocks(self.blocks[start : start + SHARED_PERIOD])
-            x = recompute(run, x) if with_cp else run(x)
-        return x
+        super().__init__(downsample, blocks)
+        self.sharing = sharing
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.sharing:
+            return super().forward(x)
+        x = self.downsample(x)
+        runs = [
+            _SharingBlocks(self.blocks[start : start + SHARED_PERIOD])
+            for start in range(0, len(self.blocks), SHARED_PERIOD)
+        ]
+        return run_blocks(runs, x, self.recomputes and self.training)
 
     def fold(self) -> None:
         """Fold the downsampling and every block."""

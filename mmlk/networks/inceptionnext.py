@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from mmlk.backbones.base import Backbone
 from mmlk.layers import (
     ConvMlp,
     DropPath,
@@ -17,8 +16,8 @@ from mmlk.layers import (
     fold_norm_before,
     fold_scale_after,
 )
+from mmlk.networks.base import Network, Stage
 from mmlk.ops import InceptionDWConv2d, PatchConv2d
-from mmlk.registry import MODELS
 
 
 class InceptionNeXtBlock(nn.Module):
@@ -71,7 +70,7 @@ class InceptionNeXtBlock(nn.Module):
         self.mlp.fold()
 
 
-class InceptionNeXtStage(nn.Module):
+class InceptionNeXtStage(Stage):
     """Norm and 2x2 convolution with stride 2 (absent in the first stage), then blocks."""
 
     def __init__(
@@ -84,17 +83,19 @@ class InceptionNeXtStage(nn.Module):
         norm_cfg: dict,
         **block,
     ):
-        super().__init__()
-        self.downsample = (
-            nn.Sequential(build_norm(norm_cfg, in_channels), PatchConv2d(in_channels, channels, 2))
+        norm_and_convolution = (
+            (build_norm(norm_cfg, in_channels), PatchConv2d(in_channels, channels, 2))
             if downsample
-            else nn.Identity()
+            else ()
         )
-        self.blocks = nn.Sequential(
-            *(
-                InceptionNeXtBlock(channels, drop_path=rate, norm_cfg=norm_cfg, **block)
-                for rate in drop_paths
-            )
+        super().__init__(
+            nn.Sequential(*norm_and_convolution) if downsample else nn.Identity(),
+            nn.Sequential(
+                *(
+                    InceptionNeXtBlock(channels, drop_path=rate, norm_cfg=norm_cfg, **block)
+                    for rate in drop_paths
+                )
+            ),
         )
 
     def fold(self) -> None:
@@ -105,8 +106,7 @@ class InceptionNeXtStage(nn.Module):
             block.fold()
 
 
-@MODELS.register_module()
-class InceptionNeXt(Backbone):
+class InceptionNeXt(Network):
     """InceptionNeXt trunk for dense prediction.
 
     It differs from the classifier in two ways that the author states (issues 10 and 11 of
@@ -123,10 +123,9 @@ class InceptionNeXt(Backbone):
         out_indices: Stages whose outputs are returned.
         output_norm: Put ``norm0`` .. ``norm3`` on the outputs.
         norm_cfg: ``BN`` or ``SyncBN``, for the trunk and the outputs.
-        frozen_stages: See :class:`~mmlk.backbones.base.Backbone`.
-        norm_eval: See :class:`~mmlk.backbones.base.Backbone`.
-        with_cp: See :class:`~mmlk.backbones.base.Backbone`.
-        init_cfg: See :class:`~mmlk.backbones.base.Backbone`.
+        frozen_stages: See :class:`~mmlk.networks.base.Network`.
+        norm_eval: See :class:`~mmlk.networks.base.Network`.
+        with_cp: See :class:`~mmlk.networks.base.Network`.
 
     Raises:
         ValueError: If an argument is out of range; the message names the accepted values.
@@ -177,7 +176,6 @@ class InceptionNeXt(Backbone):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
     ):
         settings = self.resolve_arch(arch)
         norm_cfg = norm_cfg or dict(type='BN')
@@ -190,7 +188,6 @@ class InceptionNeXt(Backbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
-            init_cfg=init_cfg,
         )
         self.arch = settings
         self.stem = nn.Sequential(

@@ -1,0 +1,89 @@
+"""Everything here that other packages may change without notice: one function for each such use.
+
+A function names what it needs of the other package and the versions on which that was checked. Where
+the need is not met it takes another way, or raises with versions and remedy. Importing this module
+loads the standard library alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmengine.optim import OptimWrapper
+    from mmengine.runner import Runner
+
+# ---------------------------------------------------------------------------------------- MMEngine
+
+MMENGINE = '0.10.4 to 0.10.12'
+"""Versions of MMEngine, upstream's and OneDL's, on which the functions below were checked."""
+
+ConfigResolver = Callable[[str, str], tuple[str, str | None]]
+"""``(path in a config, file of that config) -> (path of the file, scope or None)``."""
+
+
+def wrap_config_resolver(
+    config_class: type, wrapper: Callable[[ConfigResolver], ConfigResolver]
+) -> None:
+    """Let ``wrapper`` change how ``config_class`` finds the files that ``_base_`` names, once.
+
+    Needs ``Config._get_cfg_path``. Without it, paths are resolved as before and a warning says how a
+    config inherits from this package all the same.
+
+    Args:
+        config_class: MMEngine's ``Config``.
+        wrapper: Makes the new resolver of the present one.
+    """
+    resolver = getattr(config_class, '_get_cfg_path', None)
+    if resolver is None:
+        warnings.warn(
+            f"mmlk: 'mmlk::' paths in _base_ do not work, since {_installed('mmengine')} has no "
+            f'Config._get_cfg_path (checked on {MMENGINE}); write '
+            "_base_ = [__import__('mmlk').config_path('NAME')]",
+            RuntimeWarning,
+        )
+    elif not getattr(resolver, 'wrapped_by_mmlk', False):
+        wrapped: Any = wrapper(resolver)
+        wrapped.wrapped_by_mmlk = True
+        config_class._get_cfg_path = staticmethod(wrapped)  # type: ignore[attr-defined]  # see above
+
+
+def resumes(runner: Runner) -> bool:
+    """Whether ``runner`` continues an earlier run. Needs ``Runner._resume``.
+
+    Raises:
+        RuntimeError: If MMEngine no longer tells.
+    """
+    return bool(_private(runner, '_resume'))
+
+
+def accumulated_iterations(wrapper: OptimWrapper) -> int:
+    """Iterations that one optimizer step sums up. Needs ``OptimWrapper._accumulative_counts``.
+
+    Raises:
+        RuntimeError: If MMEngine no longer tells.
+    """
+    return int(_private(wrapper, '_accumulative_counts'))
+
+
+def _private(owner: object, name: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        raise RuntimeError(
+            f'mmlk: {type(owner).__name__} of {_installed("mmengine")} has no {name!r}; '
+            f'install a version that mmlk was checked on, {MMENGINE}'
+        ) from None
+
+
+def _installed(package: str) -> str:
+    """Name and version of the distribution that provides ``package``."""
+    for distribution in (f'onedl-{package}', package):
+        try:
+            return f'{distribution} {metadata.version(distribution)}'
+        except metadata.PackageNotFoundError:
+            continue
+    return f'{package} of unknown version'

@@ -1,0 +1,62 @@
+"""Other packages' private names: used as they are today, and missed with a remedy."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+
+from mmlk import compat, configs
+
+
+def test_importing_it_loads_no_other_package():
+    program = (
+        'import sys; before = set(sys.modules); import mmlk.compat; '
+        'print({name.partition(".")[0] for name in set(sys.modules) - before}'
+        ' - {"mmlk", *sys.stdlib_module_names})'
+    )
+    run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert (run.stdout.strip(), run.stderr) == ('set()', '')
+
+
+def test_config_paths_are_answered_once_however_often_asked():
+    resolver = Config._get_cfg_path
+    configs.install_config_resolver()
+    assert Config._get_cfg_path is resolver
+    expected = (configs.config_path('_base_/models/upernet.py'), None)
+    assert resolver('mmlk::_base_/models/upernet.py', 'any.py') == expected
+    assert resolver('other.py', '/folder/any.py') == ('/folder/other.py', None)
+
+
+def test_a_config_class_without_the_resolver_stays_and_the_remedy_is_told():
+    class Other:
+        pass
+
+    with pytest.warns(RuntimeWarning, match=r'no Config._get_cfg_path.*_base_ = \[__import__'):
+        compat.wrap_config_resolver(Other, lambda resolve: resolve)
+    assert not hasattr(Other, '_get_cfg_path')
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_runner_tells_whether_it_resumes(tmp_path, resume):
+    runner = Runner(torch.nn.Linear(1, 1), str(tmp_path), resume=resume)
+    assert compat.resumes(runner) is resume
+
+
+def test_a_wrapper_tells_how_many_iterations_it_accumulates():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    assert compat.accumulated_iterations(OptimWrapper(optimizer)) == 1
+    assert compat.accumulated_iterations(OptimWrapper(optimizer, accumulative_counts=4)) == 4
+
+
+@pytest.mark.parametrize(
+    ('function', 'name'),
+    [(compat.resumes, '_resume'), (compat.accumulated_iterations, '_accumulative_counts')],
+)
+def test_what_is_gone_is_an_error_with_versions(function, name):
+    with pytest.raises(RuntimeError, match=rf"mmengine \d.* no '{name}'; install .* 0\.10\.4 to"):
+        function(SimpleNamespace())
