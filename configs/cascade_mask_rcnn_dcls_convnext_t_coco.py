@@ -29,4 +29,4 @@ optim_wrapper = dict(
     constructor='mmlk.LayerDecayConstructor',
     paramwise_cfg=dict(decay_rate=0.7, decay_type='layer_wise', num_layers=6),
 )
-custom_hooks = [dict(type='mmlk.DCLSClampHook')]
+default_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))

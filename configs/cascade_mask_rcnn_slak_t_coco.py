@@ -30,4 +30,6 @@ optim_wrapper = dict(
 )
 # Weights that are zero in the checkpoint stay zero. The authors mask at the start of each forward
 # pass; here it is after each step, so that saved weights are as sparse as those that were tested.
-custom_hooks = [dict(type='mmlk.SparseMaskHook', init='from_weights', update_interval=0)]
+default_hooks = dict(
+    sparse_mask=dict(type='mmlk.SparseMaskHook', init='from_weights', update_interval=0)
+)

@@ -24,5 +24,4 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4),
     paramwise_cfg=dict(custom_keys={'dwconv.P': dict(decay_mult=0.0)}),
 )
-custom_hooks = [dict(type='mmlk.DCLSClampHook')]
-default_hooks = dict(checkpoint=dict(interval=4000))
+default_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'), checkpoint=dict(interval=4000))

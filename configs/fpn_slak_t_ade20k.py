@@ -25,5 +25,7 @@ train_dataloader = dict(batch_size=4)
 
 # PoolFormer's recipe sets nothing per parameter: every parameter decays.
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-4, weight_decay=1e-4))
-custom_hooks = [dict(type='mmlk.SparseMaskHook', init='from_weights', update_interval=0)]
-default_hooks = dict(checkpoint=dict(interval=4000))
+default_hooks = dict(
+    sparse_mask=dict(type='mmlk.SparseMaskHook', init='from_weights', update_interval=0),
+    checkpoint=dict(interval=4000),
+)

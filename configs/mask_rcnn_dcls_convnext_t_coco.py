@@ -26,4 +26,4 @@ optim_wrapper = dict(
     constructor='mmlk.LayerDecayConstructor',
     paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise', num_layers=6),
 )
-custom_hooks = [dict(type='mmlk.DCLSClampHook')]
+default_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))

@@ -29,4 +29,6 @@ optim_wrapper = dict(
     constructor='mmlk.LayerDecayConstructor',
     paramwise_cfg=dict(decay_rate=0.95, decay_type='layer_wise', num_layers=6),
 )
-custom_hooks = [dict(type='mmlk.SparseMaskHook', init='from_weights', update_interval=0)]
+default_hooks = dict(
+    sparse_mask=dict(type='mmlk.SparseMaskHook', init='from_weights', update_interval=0)
+)

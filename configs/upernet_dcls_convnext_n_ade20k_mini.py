@@ -33,8 +33,9 @@ optim_wrapper = dict(
     constructor='mmlk.LayerDecayConstructor',
     paramwise_cfg=dict(decay_rate=1.0, lr_multipliers={'.P': 5.0}),
 )
-custom_hooks = [
-    dict(type='mmlk.DCLSClampHook'),
-    dict(type='mmlk.DCLSRepulsionHook', begin=0),
-]
-default_hooks = dict(checkpoint=dict(interval=325), logger=dict(interval=25))
+custom_hooks = [dict(type='mmlk.DCLSRepulsionHook', begin=0)]
+default_hooks = dict(
+    dcls_clamp=dict(type='mmlk.DCLSClampHook'),
+    checkpoint=dict(interval=325),
+    logger=dict(interval=25),
+)

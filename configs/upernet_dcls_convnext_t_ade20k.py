@@ -31,7 +31,7 @@ optim_wrapper = dict(
     constructor='mmlk.LayerDecayConstructor',
     paramwise_cfg=dict(decay_rate=0.9, decay_type='stage_wise', num_layers=6),
 )
-custom_hooks = [dict(type='mmlk.DCLSClampHook')]
+default_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))
 
 # The authors' multi-scale test never shrinks the short side below the crop.
 tta_pipeline = [

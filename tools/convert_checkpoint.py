@@ -3,7 +3,7 @@
 
 The source may be a path, a URL or ``mmlk://<name>`` (``--list`` prints the names). A classifier
 becomes a headless backbone; a whole segmentor or detector stays whole, with the backbone's part
-mapped, unless ``--prefix backbone.`` asks for the backbone alone. Family and variant are read from
+mapped, unless ``--prefix backbone`` asks for the backbone alone. Family and variant are read from
 the file. The report says what matched; nothing is written unless the trunk is covered.
 """
 
@@ -18,8 +18,8 @@ import torch
 
 from mmlk import backbones  # noqa: F401  (registers the families)
 from mmlk.checkpoints import keymaps, zoo
+from mmlk.checkpoints.fetch import sha256_of
 from mmlk.checkpoints.load import Report, convert_in_place, read_checkpoint
-from mmlk.checkpoints.read import sha256_of
 from mmlk.registry import MODELS
 
 
@@ -34,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--arch', help='variant of the backbone, if the file does not show it')
     parser.add_argument(
-        '--prefix', default='', help="take only keys that start with this, such as 'backbone.'"
+        '--prefix', default='', help="take only keys that start with this, such as 'backbone'"
     )
     parser.add_argument('--prefer', help='which of several state dicts, such as model_ema')
     parser.add_argument('--sha256', help='expected checksum of the source, or its beginning')
@@ -72,11 +72,12 @@ def convert(args: argparse.Namespace) -> None:
     state, info = read_checkpoint(
         args.source, prefer=args.prefer, sha256=args.sha256, unsafe=args.unsafe_pickle
     )
-    wrapper = keymaps.common_wrapper(state)
-    start = wrapper + args.prefix
+    state = {keymaps.bare_name(key): value for key, value in state.items()}
+    prefix = f'{args.prefix}.' if args.prefix and not args.prefix.endswith('.') else args.prefix
+    start = keymaps.common_wrapper(state) + prefix
     state = {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
     if not state:
-        raise ValueError(f'no key of {args.source} starts with {args.prefix!r}')
+        raise ValueError(f'no key of {args.source} starts with {prefix!r}')
     inside = keymaps.BACKBONE_PREFIX
     place = inside if any(key.startswith(inside) for key in state) else ''
     family, arch, report = _map_backbone(state, place, args)

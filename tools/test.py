@@ -58,8 +58,11 @@ def main() -> None:
     with arguments.plain_errors('test.py'):
         cfg, notes = prepare(args)
         from mmlk.cli import device, loading
+        from mmlk.cli.fit import check_fit
 
         checks.check_types(cfg)
+        check_fit(cfg)
+        notes += device.limit_waiting(cfg)
         notes += device.adapt_to_device(cfg)
         device.open_process_group(cfg)
     loading.read_only_tensors(trust=args.unsafe_pickle)

@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
 from mmlk.cli import arguments, batch, checks
-from mmlk.cli.checkpoint import set_resume
+from mmlk.cli.checkpoint import check_weights, set_resume
 from mmlk.cli.config import load_config
 from mmlk.data.layout import check_datasets
 
@@ -54,7 +54,9 @@ def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
         batch.accumulate(cfg, args.accumulate)
     if args.auto_scale_lr:
         batch.enable_lr_scaling(cfg)
-    return cfg, notes + set_resume(cfg, args.resume)
+    notes += set_resume(cfg, args.resume)
+    check_weights(cfg)
+    return cfg, notes
 
 
 def main() -> None:
@@ -63,10 +65,16 @@ def main() -> None:
     with arguments.plain_errors('train.py'):
         cfg, notes = prepare(args)
         from mmlk.cli import device, loading
+        from mmlk.cli.fit import check_fit
+        from mmlk.cli.hooks import bring_hooks
 
         checks.check_types(cfg)
+        check_fit(cfg)
+        notes += bring_hooks(cfg)
         if args.amp:
             notes.append(device.enable_amp(cfg))
+        notes += device.find_unused_parameters(cfg)
+        notes += device.limit_waiting(cfg)
         notes += device.adapt_to_device(cfg)
         notes += batch.allow_single_images(cfg, device.norms_are_synchronised(cfg))
         device.open_process_group(cfg)

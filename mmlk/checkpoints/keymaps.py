@@ -16,10 +16,14 @@ from typing import NamedTuple
 Shapes = Mapping[str, tuple[int, ...]]
 
 WRAPPERS = ('module.', '_orig_mod.', 'timm_model.', 'model.')
-"""Prefixes that DDP, torch.compile, mmseg's timm adapter and trainers put before every key."""
+"""Prefixes that DDP, torch.compile, mmseg's timm adapter and trainers put before every key. They
+matter where nothing of the network itself shows its place, see :func:`places`."""
 
 BACKBONE_PREFIX = 'backbone.'
 """Prefix of the backbone in MMSegmentation, MMDetection and MMPretrain checkpoints."""
+
+INSERTED = re.compile(r'(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.')
+"""What FSDP, recomputation and torch.compile insert anywhere in a name."""
 
 _OUTPUT_NORM = re.compile(r'norm\d\.')
 _COUNTER = re.compile(r'(?:.*\.)?num_batches_tracked$')
@@ -262,7 +266,7 @@ _STRANGERS = (
     ('ResNet', re.compile(r'(?:^|\.)layer1\.0\.conv1\.')),
     ('RepLKNet', re.compile(r'prelkb_bn|large_kernel\.lkb_origin')),
     ('UniRepLKNet', re.compile(r'dwconv\.origin_bn|dil_conv_k')),
-    ('RepViT', re.compile(r'^features\.\d+\.token_mixer')),
+    ('RepViT', re.compile(r'(?:^|\.)features\.\d+\.token_mixer')),
     ('ConvNeXt', re.compile(r'stages\.\d\.(?:blocks\.)?\d+\.(?:dwconv|conv_dw|depthwise_conv)\.')),
     ('a vision transformer', re.compile(r'cls_token|patch_embed\.proj|blocks\.0\.attn\.')),
     ('MiT (SegFormer)', re.compile(r'patch_embed1\.')),
@@ -299,21 +303,46 @@ def common_wrapper(keys: Iterable[str]) -> str:
     return wrapper
 
 
+def places(family: str, keys: Iterable[str]) -> list[str]:
+    """Prefixes under which networks of the family stand, such as ``''`` or ``'module.backbone.'``.
+
+    Names inserted by wrappers (:data:`INSERTED`) do not count: they are absent from the result.
+    """
+    signature = re.compile(rf'(?:^|(?<=\.))(?:{family_of(family).signature.pattern})')
+    found = (signature.search(bare) for bare in map(bare_name, keys))
+    return sorted({match.string[: match.start()] for match in found if match})
+
+
+def bare_name(key: str) -> str:
+    """``key`` without what wrappers insert in the middle of names."""
+    return INSERTED.sub('', key)
+
+
+def place_of(family: str, keys: Iterable[str]) -> str:
+    """The first of :func:`places`, or the common wrapper where no network of the family shows."""
+    keys = list(keys)
+    return next(iter(places(family, keys)), None) or common_wrapper(map(bare_name, keys))
+
+
 def map_keys(family: str, keys: Iterable[str]) -> dict[str, str | None]:
     """Headless-backbone name of every key of an author's, timm's or wrapped checkpoint.
 
     Args:
         family: One of :data:`FAMILIES`.
-        keys: All keys of the (sub-)network, with ``backbone.`` already removed if there was one.
+        keys: All keys of the (sub-)network or of a model that contains it.
 
     Returns:
-        Source key to this package's key; None for what a headless backbone drops.
+        Source key to this package's key; None for what a headless backbone drops. Keys that do not
+        stand where the network stands (heads of a whole model, counters of an average) are absent.
     """
     spec, keys = family_of(family), list(keys)
-    wrapper = common_wrapper(keys)
+    place = place_of(family, keys)
     mapped = {}
     for key in keys:
-        name = key[len(wrapper) :]
+        name = bare_name(key)
+        if not name.startswith(place):
+            continue
+        name = name[len(place) :]
         for pattern, replacement in spec.renames:
             name = pattern.sub(replacement, name)
         mapped[key] = None if spec.dropped.match(name) else name
@@ -334,24 +363,16 @@ def describe(shapes: Shapes) -> Description:
     """Recognise family and variant from names and shapes.
 
     Args:
-        shapes: Key to shape; wrappers and a ``backbone.`` prefix may still be on.
+        shapes: Key to shape; wrappers and prefixes may still be on.
     """
-    wrapper = common_wrapper(shapes)
-    bare = {key[len(wrapper) :]: tuple(shape) for key, shape in shapes.items()}
-    inner = {
-        key[len(BACKBONE_PREFIX) :]: shape
-        for key, shape in bare.items()
-        if key.startswith(BACKBONE_PREFIX)
-    }
-    bare = inner or bare
     for name, spec in FAMILIES.items():
-        if any(spec.signature.match(key) for key in bare):
-            mapping = map_keys(name, bare)
-            layout = spec.layout({new: bare[old] for old, new in mapping.items() if new})
+        if places(name, shapes):
+            mapping = map_keys(name, shapes)
+            layout = spec.layout({new: tuple(shapes[old]) for old, new in mapping.items() if new})
             arch = next((a for a, known in spec.archs.items() if known == layout), None)
             return Description(name, arch, layout, _name(spec, arch, layout))
     for title, pattern in _STRANGERS:
-        if any(pattern.search(key) for key in bare):
+        if any(pattern.search(key) for key in map(bare_name, shapes)):
             return Description(None, None, None, title)
     return Description(None, None, None, 'an unknown network')
 
@@ -364,7 +385,13 @@ def _name(spec: Family, arch: str | None, layout: Layout) -> str:
 
 
 def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
-    """A sentence on why ``shapes`` does not cover the backbone ``own``, with the remedy."""
+    """A sentence on why ``shapes`` does not cover the backbone ``own``, with the remedy.
+
+    Args:
+        family: Family of the backbone.
+        shapes: Key to shape of the file.
+        own: Key to shape of the backbone, in the order of its ``state_dict()``.
+    """
     spec, theirs, ours = family_of(family), describe(shapes), describe(own)
     if not shapes:
         return (
@@ -381,21 +408,25 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
     if theirs.layout != ours.layout:
         difference = _against(spec, theirs, theirs.layout.detail, ours, ours.layout.detail)
         return f'the file holds {difference}'
-    if not any(key in own for key in map_keys(family, shapes).values()):
-        prefix = BACKBONE_PREFIX if any(BACKBONE_PREFIX in key for key in shapes) else 'other names'
-        return f'the keys stand under {prefix!r}; pass prefix={prefix!r}'
+    stem = stem_key(own)
     mapped = {new: tuple(shapes[old]) for old, new in map_keys(family, shapes).items() if new}
-    stem = next((key for key in own if key.endswith('.weight')), '')
-    if mapped.get(stem, ())[2:] == tuple(own[stem])[2:] and mapped[stem] != tuple(own[stem]):
-        channels = mapped[stem][1]
+    given, wanted = mapped.get(stem, ()), tuple(own[stem])
+    if len(given) == len(wanted) == 4 and given[1] != wanted[1]:
+        grey = " (or 'sum', for grey images)" if wanted[1] == 1 else ''
         return (
-            f'the stem of the file takes {channels} channels, the module {own[stem][1]}; build the '
-            f'backbone with in_channels={channels}'
+            f'the stem of the file takes {given[1]} channels, the module {wanted[1]}; add '
+            f"adapt_stem='repeat' to init_cfg{grey}, or build the backbone "
+            f'with in_channels={given[1]}'
         )
     return (
         'the file is the right variant but incomplete or altered, as a folded network is; take '
         'the published one'
     )
+
+
+def stem_key(own: Shapes) -> str:
+    """The weight of the first convolution, which reads the image."""
+    return next(key for key, shape in own.items() if len(shape) == 4)
 
 
 def _against(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmlk.checkpoints import keymaps
 from mmlk.checkpoints.read import read_checkpoint
 from mmlk.checkpoints.report import Report
-from mmlk.checkpoints.transforms import transform
+from mmlk.checkpoints.transforms import adapt_channels, transform
 
 __all__ = ['Report', 'convert_in_place', 'load_into', 'plan', 'read_checkpoint']
 
@@ -40,6 +40,12 @@ def plan(family: str, source_state: State, own_state: State, prefix: str = '') -
     source = _below(source_state, prefix)
     mapping = _mapping(family, source, own_state)
     report = Report(spec.title, own_count=len(own_state))
+    found = keymaps.places(family, source)
+    if len(found) > 1 and '' not in found:
+        report.problems.append(
+            f'there are {len(found)} such networks in it, under {", ".join(found)}: pass '
+            f'prefix={found[0]!r} or another of these'
+        )
     trunk = {key.split('.', 1)[0] for key in own_state if not keymaps.is_output_norm(key)}
     for old, new in mapping.items():
         if new is None:
@@ -55,8 +61,8 @@ def plan(family: str, source_state: State, own_state: State, prefix: str = '') -
         if key not in settled:
             optional = keymaps.is_output_norm(key) or keymaps.is_counter(key)
             (report.fresh if optional else report.missing).append(key)
-    _note_wrapping(report, source)
-    if not report.covered:
+    _note_wrapping(report, family, source, mapping)
+    if not report.covered and not report.problems:
         report.cause = keymaps.likely_cause(family, _shapes(source), _shapes(own_state))
     return report
 
@@ -105,6 +111,7 @@ def load_into(
     *,
     prefix: str | None = '',
     prefer: str | None = None,
+    adapt_stem: str | None = None,
     sha256: str | None = None,
     unsafe: bool = False,
     map_location: str | torch.device | None = None,
@@ -119,8 +126,11 @@ def load_into(
         module: The backbone.
         family: Name in :data:`mmlk.checkpoints.keymaps.FAMILIES`.
         source: Path, URL, or ``mmlk://<name>`` of :mod:`mmlk.checkpoints.zoo`.
-        prefix: Part of the file to take, such as ``'backbone.'``.
+        prefix: Part of the file to take, such as ``'backbone'``. Only needed where the file holds
+            several networks of the family: one is found wherever it stands.
         prefer: Which of several state dicts in the file to take, such as ``'model_ema'``.
+        adapt_stem: How to make the first convolution fit another number of image channels, see
+            :func:`~mmlk.checkpoints.transforms.adapt_channels`; by default it is refused.
         sha256: Expected checksum of the file, or its first characters.
         unsafe: Let the file run code while it is read. Only for files you trust.
         map_location: Accepted as MMEngine's ``Pretrained`` does; weights end where the module is.
@@ -139,15 +149,19 @@ def load_into(
     )
     own = module.state_dict()
     tops = sorted({key.split('.', 1)[0] for key in content})
-    state = _below(content, _prefix_in_file(content, prefix or ''))
+    prefix = f'{prefix}.' if prefix and not prefix.endswith('.') else prefix or ''
+    state = _below(content, _prefix_in_file(content, prefix))
     if not state:
         raise ValueError(
             f'load_into: no key of {source} starts with {prefix!r}; its keys start '
             f'with {", ".join(tops[:12])}'
         )
+    notes = list(info.notes)
+    if adapt_stem is not None:
+        state = _with_stem(state, family, own, adapt_stem, notes)
     report = plan(family, state, own)
     report.source = str(source)
-    report.notes[:0] = info.notes
+    report.notes[:0] = notes
     if getattr(module, 'deployed', False):
         report.cause = 'the backbone was folded by switch_to_deploy; load before folding'
     report.raise_if_uncovered()
@@ -176,6 +190,19 @@ def _prefix_in_file(state: State, prefix: str) -> str:
     return prefix
 
 
+def _with_stem(state: State, family: str, own: State, how: str, notes: list[str]) -> State:
+    """``state`` with the first convolution made to fit the module's image channels."""
+    stem = keymaps.stem_key(_shapes(own))
+    old = next((old for old, new in _mapping(family, state, own).items() if new == stem), None)
+    weight, channels = state.get(old), own[stem].shape[1]
+    if weight is None or weight.ndim != 4:
+        return state  # for the report to name
+    adapted = adapt_channels(weight, channels, how)
+    if adapted is not weight:
+        notes.append(f'stem adapted from {weight.shape[1]} to {channels} channels ({how})')
+    return {**state, old: adapted}
+
+
 def _below(state: State, prefix: str) -> State:
     """The part of ``state`` under ``prefix``, without it."""
     if not prefix:
@@ -199,15 +226,24 @@ def _place_unknown(report: Report, old: str, new: str, in_trunk: bool) -> None:
         (report.extra if in_trunk else report.unexpected).append(old)
 
 
-def _note_wrapping(report: Report, source: State) -> None:
-    wrapper = keymaps.common_wrapper(source)
+def _note_wrapping(report: Report, family: str, source: State, mapping: Mapping) -> None:
+    place = keymaps.place_of(family, source)
+    if place:
+        report.notes.append(f'prefix {place!r} removed')
+    inserted = {name for key in source for name in keymaps.INSERTED.findall(key)}
+    if inserted:
+        report.notes.append(f'{", ".join(sorted(inserted))} removed from names')
     renamed = [
-        f'{old} -> {new}' for new, old in report.matched.items() if old.removeprefix(wrapper) != new
+        f'{old} -> {new}'
+        for new, old in report.matched.items()
+        if keymaps.bare_name(old).removeprefix(place) != new
     ]
-    if wrapper:
-        report.notes.append(f'prefix {wrapper!r} removed')
     if renamed:
         report.notes.append(f'{len(renamed)} keys renamed, such as {renamed[0]}')
+    elsewhere = [key for key in source if key not in mapping]
+    if elsewhere:
+        tops = dict.fromkeys(key.removeprefix('module.').split('.', 1)[0] for key in elsewhere)
+        report.notes.append(f'{len(elsewhere)} keys of other parts left: {", ".join(tops)}')
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import os
 import pickle
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -23,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmlk.checkpoints import zoo
+from mmlk.checkpoints.fetch import locate
+from mmlk.checkpoints.files import REMEDY, is_safetensors, problem
 
 CONTAINERS = ('state_dict', 'model', 'model_ema', 'state_dict_ema', 'ema_state_dict')
 """Entries that may hold the state dict, in the order in which they are taken."""
@@ -44,12 +42,6 @@ _HARMLESS = (
     'pathlib._local.PosixPath',
 )
 """Globals that checkpoints mention beside tensors; read as inert stand-ins."""
-
-_EXPORTED = ('.mlmodel', '.mlpackage', '.onnx', '.engine', '.tflite')
-"""Suffixes of exported models, which hold no state dict."""
-
-_GENERIC = ('model.safetensors', 'pytorch_model.bin', 'download', 'view', 'uc')
-"""File names in URLs that say nothing about the file."""
 
 _GLOBAL = re.compile(r'(?:GLOBAL|function|<class)\s+\'?([\w.]+)')
 
@@ -101,8 +93,8 @@ def read_checkpoint(
         ValueError: If the zoo name or ``prefer`` is unknown.
     """
     path = locate(source, sha256=sha256)
-    content = _read_file(path, unsafe, map_location)
-    state, info = _unwrap(content, path, prefer)
+    content = load_file(path, unsafe=unsafe, map_location=map_location)
+    state, info = unwrap(content, path, prefer)
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         keys = ', '.join(map(str, list(state)[:8])) or 'nothing'
@@ -116,201 +108,60 @@ def read_checkpoint(
     return tensors, info
 
 
-def locate(source: str | PathLike, *, sha256: str | None = None) -> Path:
-    """Local file of ``source``, downloading it into torch's hub cache if it is a URL.
+def load_file(
+    path: Path,
+    *,
+    unsafe: bool = False,
+    map_location: str | torch.device | None = 'cpu',
+    allowed: Sequence | None = None,
+) -> Any:
+    """Content of a checkpoint file of any kind we read, after a check of the whole file.
 
     Args:
-        source: Path, URL, or ``mmlk://<name>``.
-        sha256: Expected checksum, or its first characters.
+        path: Existing file.
+        unsafe: Unpickle without restriction.
+        map_location: Device of the tensors.
+        allowed: Classes and functions that may be read beside tensors; by default those that
+            trainers' files mention, as inert stand-ins.
 
     Raises:
-        FileNotFoundError: If a path does not exist.
-        RuntimeError: If the download fails or the checksum differs.
-        ValueError: If the zoo name is unknown.
+        RuntimeError: If the file is no checkpoint, is damaged, or needs code to be run.
     """
-    text = os.fspath(source)
-    if text.startswith(zoo.SCHEME):
-        entry = zoo.find(text[len(zoo.SCHEME) :])
-        sha256 = sha256 or entry.sha256
-        path = _download(entry.url, entry)
-    elif re.match(r'\w+://', text):
-        path = _download(text)
-    else:
-        path = Path(text).expanduser()
-    if not path.is_file():
-        hint = f'; did you mean {zoo.SCHEME}{text}?' if text in zoo.ENTRIES else ''
-        raise FileNotFoundError(f'read_checkpoint: there is no file {text!r}{hint}')
-    if sha256:
-        _check_sum(path, sha256)
-    return path
-
-
-def sha256_of(path: str | PathLike) -> str:
-    """Checksum of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _check_sum(path: Path, expected: str) -> None:
-    found = sha256_of(path)
-    if not found.startswith(expected.lower()):
-        raise RuntimeError(
-            f'read_checkpoint: {path} has sha256 {found}, not {expected}; it is '
-            'damaged or another file: delete it and download it again'
-        )
-
-
-def _cache_name(url: str, entry: zoo.Entry | None = None) -> str:
-    """File name in the cache: the URL's own, unless that is generic and would collide."""
-    parts = [part for part in re.split(r'[/?#]', url.split('://', 1)[1]) if part]
-    if parts[-1] not in _GENERIC and '.' in parts[-1]:
-        return parts[-1]
-    suffix = '.safetensors' if url.endswith('.safetensors') else '.pth'
-    if entry:
-        return entry.name.replace('/', '--') + suffix
-    return '--'.join(parts[1:]).removesuffix(suffix) + suffix
-
-
-def _download(url: str, entry: zoo.Entry | None = None) -> Path:
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / _cache_name(url, entry)
-    if path.is_file():
-        return path
-    if path.suffix in _EXPORTED or path.stem.endswith('_fused'):
-        raise RuntimeError(
-            f'read_checkpoint: {url} is an exported model (folded or compiled), not '
-            'a checkpoint; take the .pth file of the same release'
-        )
-    note = f' ({entry.note})' if entry and entry.note else ''
-    by_hand = f'{note}; download it by hand and pass its path, or save it as {path}'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path):
-        if path.is_file():
-            return path
-        part = path.with_name(f'{path.name}.part')
-        try:
-            torch.hub.download_url_to_file(_direct(url), str(part), progress=False)
-        except (OSError, ValueError) as error:
-            raise RuntimeError(
-                f'read_checkpoint: {url} cannot be downloaded: {error}{by_hand}'
-            ) from error
-        refusal = _refusal(part)
-        if refusal:
-            part.unlink()
-            raise RuntimeError(f'read_checkpoint: what {url} delivers {refusal}{by_hand}')
-        part.rename(path)
-    return path
-
-
-def _direct(url: str) -> str:
-    """Address of the file itself, where a link leads to a page about it."""
-    drive = re.match(r'https://drive\.google\.com/file/d/([\w-]+)', url)
-    if drive:
-        return (
-            f'https://drive.usercontent.google.com/download?id={drive[1]}&export=download&confirm=t'
-        )
-    return url
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process of this machine at a time, so that the ranks of a run download once."""
-    try:
-        import fcntl
-    except ImportError:  # no such lock on this system: downloads move into place atomically anyway
-        yield
-        return
-    with open(path.with_name(f'{path.name}.lock'), 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _read_file(path: Path, unsafe: bool, map_location: str | torch.device) -> Any:
-    """Content of a checkpoint file of any kind we read."""
-    refusal = _refusal(path)
-    if refusal:
-        raise RuntimeError(f'read_checkpoint: {path} {refusal}')
-    if _is_safetensors(path):
-        return _read_safetensors(path, map_location)
+    wrong = problem(path)
+    if wrong:
+        raise RuntimeError(f'read_checkpoint: {path} {wrong}')
+    if is_safetensors(path):
+        return _read_safetensors(path, map_location or 'cpu')
     try:
         if unsafe:
             return torch.load(path, map_location=map_location, weights_only=False)
-        with _harmless_globals():
+        with _allowed_globals(_STAND_INS if allowed is None else allowed):
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere inside the reader
-        named = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if named:
-            remedy = (
-                'unset TORCH_FORCE_WEIGHTS_ONLY_LOAD, which forbids it here'
-                if unsafe
-                else 'read it with unsafe=True, or convert it once with '
-                'tools/convert_checkpoint.py --unsafe-pickle'
-            )
-            raise RuntimeError(
-                f'read_checkpoint: {path} can only be read by running what it names ({named[1]}), '
-                f'which was not done. If you trust its origin, {remedy}'
-            ) from error
-        detail = str(error).rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
-        raise RuntimeError(
-            f'read_checkpoint: {path} is cut short, damaged, or was not written by '
-            f'torch.save ({type(error).__name__}: {detail[:100]}); download it '
-            'again'
-        ) from error
+        message = _explain(path, error, unsafe)
+    # outside the handler: torch's own message, which advises to run the file, is not chained
+    raise RuntimeError(f'read_checkpoint: {path} {message}')
 
 
-def _refusal(path: Path) -> str:
-    """Why the file cannot be a checkpoint, judged by its first bytes; '' if it may be one."""
-    if path.suffix in _EXPORTED:
-        return (
-            f'is an exported model ({path.suffix}), not a checkpoint; take the .pth file of '
-            'the same release'
+def _explain(path: Path, error: Exception, unsafe: bool) -> str:
+    """Why a file whose structure is whole could not be read, and the remedy."""
+    named = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if named:
+        remedy = (
+            'unset TORCH_FORCE_WEIGHTS_ONLY_LOAD, which forbids it here'
+            if unsafe
+            else 'read it with unsafe=True (--unsafe-pickle of tools/train.py and tools/test.py), '
+            'or convert it once with tools/convert_checkpoint.py --unsafe-pickle'
         )
-    size = path.stat().st_size
-    with open(path, 'rb') as file:
-        head = file.read(512)
-    again = 'download it again'
-    text = head.lstrip().lower()
-    if size == 0:
-        return f'is empty; {again}'
-    if _is_safetensors(path):
-        return ''
-    if text.startswith((b'<!doctype', b'<html', b'<?xml')):
-        return 'is a web page, not a checkpoint; the link leads to a page: download the file itself'
-    if text.startswith(b'version https://git-lfs'):
-        return 'is a Git LFS pointer, not the file itself; fetch it with "git lfs pull"'
-    if text.startswith((b'{', b'[')):
-        return f'is a text file (an error message or JSON), not a checkpoint; {again}'
-    if head.startswith(b'PK'):
-        return _refusal_of_zip(path, again)
-    if not head.startswith(b'\x80'):
-        return f'is neither a torch.save nor a safetensors file, or is damaged; {again}'
-    return ''
-
-
-def _refusal_of_zip(path: Path, again: str) -> str:
-    if not zipfile.is_zipfile(path):
-        return f'is cut short: the end of the archive is missing; {again}'
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    inside = {name.split('/', 1)[-1] for name in names}
-    if 'constants.pkl' in inside or any(name.startswith('code/') for name in inside):
         return (
-            'is a TorchScript archive (a folded, compiled network such as *_fused.pt), which '
-            'holds no loadable state dict; take the .pth file of the same release'
+            f'can only be read by running what it names ({named[1]}), '
+            f'which was not done. If you trust its origin, {remedy}'
         )
-    if 'data.pkl' not in inside:
-        return 'is a zip archive but not a checkpoint; unpack it and pass the file inside'
-    return ''
-
-
-def _is_safetensors(path: Path) -> bool:
-    """By suffix, or by content: eight bytes of header length, then a JSON header."""
-    with open(path, 'rb') as file:
-        head = file.read(9)
-    length = int.from_bytes(head[:8], 'little')
-    return path.suffix == '.safetensors' or (head[8:] == b'{' and length < path.stat().st_size)
+    detail = str(error).rpartition('WeightsUnpickler error:')[2].strip().partition('\n')[0]
+    return (
+        f'is cut short, damaged, or was not written by torch.save '
+        f'({type(error).__name__}: {detail[:100]}); {REMEDY}'
+    )
 
 
 def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Tensor]:
@@ -325,7 +176,7 @@ def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
         return load_file(path, device=str(map_location))
     except (SafetensorError, OSError, ValueError) as error:
         raise RuntimeError(
-            f'read_checkpoint: {path} is cut short or damaged ({error}); download it again'
+            f'read_checkpoint: {path} is cut short or damaged ({error}); {REMEDY}'
         ) from error
 
 
@@ -351,16 +202,16 @@ _STAND_INS = [argparse.Namespace, *(_stand_in(name) for name in _HARMLESS)]
 
 
 @contextlib.contextmanager
-def _harmless_globals() -> Iterator[None]:
-    """``torch.load`` accepts :data:`_HARMLESS` inside, ahead of what the process has allowed.
+def _allowed_globals(allowed: Sequence) -> Iterator[None]:
+    """``torch.load`` accepts ``allowed`` inside, ahead of what the process has allowed.
 
-    A real class of the same name must not mix with the stand-ins, so those step aside meanwhile.
+    A real class of the same name must not mix with a stand-in, so it steps aside meanwhile.
     """
     api = torch.serialization
     before = api.get_safe_globals()
-    ours = {_full_name(kind) for kind in _STAND_INS}
+    ours = {_full_name(kind) for kind in allowed}
     api.clear_safe_globals()
-    api.add_safe_globals([*(kind for kind in before if _full_name(kind) not in ours), *_STAND_INS])
+    api.add_safe_globals([*(kind for kind in before if _full_name(kind) not in ours), *allowed])
     try:
         yield
     finally:
@@ -373,8 +224,13 @@ def _full_name(kind: Any) -> str:
     return kind[1] if isinstance(kind, tuple) else f'{kind.__module__}.{kind.__qualname__}'
 
 
-def _unwrap(content: Any, path: Path, prefer: str | None) -> tuple[Mapping, FileInfo]:
-    """The state dict inside ``content``, which may be a trainer's file."""
+def unwrap(content: Any, path: Path, prefer: str | None = None) -> tuple[Mapping, FileInfo]:
+    """The state dict inside ``content``, which may be a trainer's file.
+
+    Raises:
+        RuntimeError: If ``content`` is neither a mapping nor a module.
+        ValueError: If there is no entry called ``prefer``.
+    """
     info = FileInfo(path)
     if isinstance(content, torch.nn.Module):
         content = content.state_dict()

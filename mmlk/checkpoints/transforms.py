@@ -42,6 +42,40 @@ def transform(
     return state
 
 
+def adapt_channels(weight: Tensor, channels: int, how: str) -> Tensor:
+    """The weight of a first convolution for images with another number of channels.
+
+    Both ways are those of timm (``adapt_input_conv``). An image whose channels are equal gives the
+    response that it gave before under ``'sum'``, and under ``'repeat'`` where ``channels`` is a
+    multiple of the old number.
+
+    Args:
+        weight: (O, I, H, W).
+        channels: New number of input channels, N.
+        how: ``'repeat'``: the I slices in turn, times I / N. ``'sum'``: their sum, for N = 1.
+
+    Returns:
+        (O, N, H, W) in the same dtype; ``weight`` itself if I = N.
+
+    Raises:
+        ValueError: If ``how`` is unknown, or is ``'sum'`` for more than one channel.
+    """
+    if how not in ('sum', 'repeat'):
+        raise ValueError(f"adapt_stem {how!r} is not one of 'sum', 'repeat'")
+    old = weight.shape[1]
+    if old == channels:
+        return weight
+    values = weight.detach().float()
+    if how == 'sum':
+        if channels != 1:
+            raise ValueError(
+                f"adapt_stem 'sum' is for one channel, the module takes {channels}; use 'repeat'"
+            )
+        return values.sum(1, keepdim=True).to(weight.dtype)
+    repeated = values.repeat(1, -(-channels // old), 1, 1)[:, :channels]
+    return (repeated * (old / channels)).to(weight.dtype)
+
+
 def _share_positions(state: dict, own_state: Mapping, options: Mapping, report: Report) -> None:
     """One tensor for the copies of a stage's positions, where the backbone holds one.
 

@@ -27,17 +27,21 @@ def batch_statement(cfg: Config, processes: int) -> tuple[str, bool]:
     ratio = effective / recipe
     if scaling.get('enable'):
         return f'{text}; the recipe has {recipe}, so the rate is scaled by {ratio:g}.', False
-    remedies = [f'--auto-scale-lr (learning rate x {ratio:g})']
+    remedies = []
+    if recipe % (processes * accumulated) == 0:
+        size = recipe // (processes * accumulated)
+        memory = ', if memory allows' if size > per_process else ''
+        remedies.append(f'train_dataloader.batch_size={size}{memory}')
     if recipe % effective == 0:
         steps = accumulated * recipe // effective
-        remedies.insert(
-            0,
+        remedies.append(
             f'--accumulate {steps} (optim_wrapper.accumulative_counts={steps}, with '
-            f'iterations and schedule stretched to match)',
+            f'iterations and schedule stretched to match)'
         )
+    remedies.append(f'--auto-scale-lr (learning rate x {ratio:g})')
     return (
-        f'{text}, but the recipe was tuned for {recipe}: with the learning rate as it is, the '
-        f'published number cannot be expected. Remedy: {" or ".join(remedies)}.'
+        f'{text}, but learning rate and schedule of the recipe were tuned for {recipe}. '
+        f'Remedy: {", or ".join(remedies)}.'
     ), True
 
 

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 
-from mmlk.checkpoints import zoo
+from mmlk.checkpoints import files, zoo
 
 
-def fault(path: str | Path) -> str | None:
-    """Why a checkpoint file cannot be used, or None if it is whole.
-
-    torch's files are zip archives whose directory is written last and whose entries carry
-    checksums, so a truncated or damaged one shows without being loaded. Files of torch before 1.6
-    are bare pickles, which only loading can judge; they pass.
-    """
-    path = Path(path)
-    if not path.is_file():
-        return 'there is no such file'
-    if not zipfile.is_zipfile(path):
-        with open(path, 'rb') as file:
-            if file.read(1) == pickle.PROTO:
-                return None
-        return f'not a complete checkpoint ({path.stat().st_size} bytes)'
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    return f'damaged at {damaged}' if damaged else None
+def fault(path: str | Path) -> str:
+    """Why a checkpoint file cannot be used, '' if it is whole."""
+    return files.problem(path) if Path(path).is_file() else 'does not exist'
 
 
 def locate(checkpoint: str) -> str:
@@ -43,10 +29,10 @@ def locate(checkpoint: str) -> str:
     """
     path = Path(checkpoint)
     if checkpoint.startswith(zoo.SCHEME):
-        from mmlk.checkpoints import read  # needs torch, which this module does without
+        from mmlk.checkpoints import fetch  # needs torch, which this module does without
 
-        return str(read.locate(checkpoint))
-    if '://' in checkpoint:
+        path = fetch.locate(checkpoint)
+    elif '://' in checkpoint:
         return checkpoint
     if path.name == 'last_checkpoint' and path.is_file():
         path = _pointed_at(path, path.parent)
@@ -54,8 +40,7 @@ def locate(checkpoint: str) -> str:
     if why:
         beside = sorted(found.name for found in path.parent.glob('*.pth'))
         raise ValueError(
-            f'checkpoint {path}: {why}'
-            + (f'; beside it: {", ".join(beside[:8])}' if beside else '')
+            f'checkpoint {path} {why}' + (f'; beside it: {", ".join(beside[:8])}' if beside else '')
         )
     return str(path)
 
@@ -74,8 +59,8 @@ def set_resume(cfg: Config, choice: str | None) -> list[str]:
     Raises:
         ValueError: If a given checkpoint is missing or damaged.
     """
-    if choice is None and cfg.get('resume') and not cfg.get('load_from'):
-        choice = 'auto'
+    if choice is None and cfg.get('resume'):
+        choice = cfg.get('load_from') or 'auto'
     if choice is None:
         return []
     if choice != 'auto':
@@ -84,12 +69,45 @@ def set_resume(cfg: Config, choice: str | None) -> list[str]:
     notes = []
     for candidate in _candidates(Path(cfg.work_dir), _checkpoint_folder(cfg)):
         why = fault(candidate)
-        if why is None:
+        if not why:
             cfg.resume, cfg.load_from = True, str(candidate)
             return [*notes, f'Resuming from {candidate}.']
-        notes.append(f'Not resuming from {candidate}: {why}.')
+        notes.append(f'Not resuming from {candidate}: it {why}.')
     cfg.resume = False
     return [*notes, f'Nothing to resume from in {cfg.work_dir}: training starts anew.']
+
+
+def check_weights(cfg: Config) -> None:
+    """Check the local files that a config starts from, before anything is built.
+
+    Args:
+        cfg: ``load_from`` and every ``init_cfg`` of type ``Pretrained`` are looked at; URLs are left
+            to the download, which checks what it delivers. A pointer in ``load_from`` is followed.
+
+    Raises:
+        ValueError: Naming the key, the file and what is wrong with it.
+    """
+    sources = dict(_pretrained(cfg.get('model'), 'model'))
+    if cfg.get('load_from') and not cfg.get('resume'):
+        cfg.load_from = sources['load_from'] = locate(cfg.load_from)
+    for key, source in sources.items():
+        if isinstance(source, str) and not re.match(r'[\w-]+://', source):
+            why = fault(Path(source).expanduser())
+            known = f'; did you mean {zoo.SCHEME}{source}?' if source in zoo.ENTRIES else ''
+            if why:
+                raise ValueError(f'{key}: checkpoint {source} {why}{known}')
+
+
+def _pretrained(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(place, file) of every ``Pretrained`` initialisation under ``node``."""
+    if isinstance(node, dict):
+        if node.get('type') == 'Pretrained' and node.get('checkpoint'):
+            yield f'{path}.checkpoint', node['checkpoint']
+        items = node.items()
+    else:
+        items = enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for name, child in items:
+        yield from _pretrained(child, f'{path}.{name}')
 
 
 def _checkpoint_folder(cfg: Config) -> Path:

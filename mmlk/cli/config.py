@@ -14,6 +14,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from mmlk.cli.inherit import check_variables, places
 from mmlk.configs import config_path, config_root
 
 # Top-level keys that the runner takes or looks up. A table, because importing the runner to ask it
@@ -67,7 +68,8 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
             ``work_dirs/<stem of the file>``.
 
     Raises:
-        ValueError: If the file does not exist or cannot be parsed, or if an override is a typo.
+        ValueError: If the file does not exist or cannot be parsed, if an override is a typo, or if
+            the file sets a variable of its base in vain.
     """
     file = _config_file(path)
     try:
@@ -76,6 +78,7 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
         raise ValueError(
             f'load_config: {path} cannot be read: {type(error).__name__}: {error}'
         ) from error
+    check_variables(file, RUNNER_KEYS)
     apply_overrides(cfg, overrides or {})
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / file.stem)
     return cfg
@@ -176,10 +179,10 @@ def _open_empty_parents(cfg: Config, key: str) -> None:
 def _unread_key(cfg: Config, option: str) -> str:
     key = option.partition('.')[0]
     if key in cfg:
-        places = [
-            place for name in cfg if name != key for place in _places(cfg[name], cfg[key], name)
+        found = [
+            place for name in cfg if name != key for place in places(cfg[name], cfg[key], name)
         ]
-        hint = f'set its places instead: {", ".join(places[:6])}' if places else 'nothing reads it'
+        hint = f'set its places instead: {", ".join(found[:6])}' if found else 'nothing reads it'
         return (
             f'--cfg-options {option}: {key!r} is a variable of the config file, already copied '
             f'to where it is used; {hint}'
@@ -187,20 +190,6 @@ def _unread_key(cfg: Config, option: str) -> str:
     close = get_close_matches(key, RUNNER_KEYS | set(cfg.keys()), n=3, cutoff=0.6)
     hint = f'did you mean {" or ".join(close)}?' if close else 'no part of the runner reads it.'
     return f'--cfg-options {option}: unknown key; {hint} To add it all the same write +{option}=...'
-
-
-def _places(node: Any, value: Any, path: str) -> list[str]:
-    """Dotted keys under ``node`` that hold ``value``."""
-    if type(node) is type(value) and node == value:
-        return [path]
-    items = (
-        node.items()
-        if isinstance(node, dict)
-        else enumerate(node)
-        if isinstance(node, (list, tuple))
-        else ()
-    )
-    return [place for name, child in items for place in _places(child, value, f'{path}.{name}')]
 
 
 def _with_prefix(node: Any, old: str, new: str) -> Any:

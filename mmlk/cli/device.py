@@ -20,6 +20,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 _AMP_WRAPPER = 'AmpOptimWrapper'
+_PATIENCE = 1800
 _SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'NaiveSyncBN')
 
 # launcher -> variables of the scheduler that torch's env:// rendezvous knows by other names
@@ -97,6 +98,57 @@ def adapt_to_device(cfg: Config) -> list[str]:
     return notes
 
 
+def limit_waiting(cfg: Config) -> list[str]:
+    """State how long processes wait for each other, in place; nothing for a single process.
+
+    A process that hangs keeps the others waiting in their next exchange. After
+    ``env_cfg.dist_cfg.timeout`` seconds (1800 by default) that is an error, on which the launcher
+    ends all of them. The first process evaluates alone: the limit has to exceed the time for that.
+
+    Returns:
+        A sentence for the log.
+    """
+    if cfg.get('launcher', 'none') == 'none':
+        return []
+    seconds = ((cfg.get('env_cfg') or {}).get('dist_cfg') or {}).get('timeout', _PATIENCE)
+    cfg.merge_from_dict({'env_cfg.dist_cfg.timeout': seconds})
+    return [
+        f'Processes wait {seconds} s for each other at most, then the run ends '
+        '(env_cfg.dist_cfg.timeout).'
+    ]
+
+
+def find_unused_parameters(cfg: Config) -> list[str]:
+    """Let DDP expect parameters without a gradient where outputs of the backbone feed no head.
+
+    Stages behind the last output do not learn (the backbone freezes them) and are no concern of DDP.
+    Outputs that no head takes leave their norm, and stages behind the last one taken, without a
+    gradient, at which DDP stops.
+
+    Returns:
+        A sentence for the log where ``find_unused_parameters`` was set.
+    """
+    model = cfg.get('model') or {}
+    heads = [head for key in ('decode_head', 'auxiliary_head') for head in _listed(model.get(key))]
+    indices = (model.get('backbone') or {}).get('out_indices', (0, 1, 2, 3))
+    alone = cfg.get('launcher', 'none') == 'none'
+    if alone or model.get('neck') or not heads or cfg.get('find_unused_parameters'):
+        return []
+    used = {i % len(indices) for head in heads for i in _listed(head.get('in_index', -1))}
+    unused = [indices[i] for i in range(len(indices)) if i not in used]
+    if not unused:
+        return []
+    cfg.find_unused_parameters = True
+    if cfg.get('model_wrapper_cfg'):
+        cfg.model_wrapper_cfg.find_unused_parameters = True
+    return [
+        f'No head takes output {", ".join(map(str, unused))} of the backbone: '
+        'find_unused_parameters=True, which costs a search in every step; to spare it set '
+        f'model.backbone.out_indices={tuple(i for i in indices if i not in unused)} and in_index of '
+        'the heads.'
+    ]
+
+
 def norms_are_synchronised(cfg: Config) -> bool:
     """Whether SyncBN sees several processes: on GPUs, under a launcher."""
     return cfg.get('launcher', 'none') != 'none' and get_device() != 'cpu'
@@ -127,7 +179,7 @@ def open_process_group(cfg: Config) -> None:
             f'--launcher {launcher}: environment variables {", ".join(missing)} are '
             f'not set; start the tool through tools/dist_train.sh or the scheduler'
         )
-    timeout = cfg.env_cfg.dist_cfg.get('timeout', 1800)
+    timeout = cfg.env_cfg.dist_cfg.get('timeout', _PATIENCE)
     torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
 
 
@@ -146,6 +198,11 @@ def _first_slurm_host() -> str:
         capture_output=True,
         text=True,
     ).stdout.split()[0]
+
+
+def _listed(value: Any) -> list:
+    """``value`` as a list; nothing for None."""
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def _desynchronize(node: Any) -> int:

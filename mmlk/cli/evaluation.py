@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
@@ -36,8 +37,15 @@ def enable_tta(cfg: Config) -> None:
     """Wrap the model and replace the test pipeline for test-time augmentation (``--tta``).
 
     Raises:
-        ValueError: If a segmentation config has no ``tta_model`` or ``tta_pipeline``.
+        ValueError: If a segmentation config has no ``tta_model`` or ``tta_pipeline``, or a detection
+            config evaluates masks, which MMDetection does not merge.
     """
+    if cfg.get('default_scope') == 'mmdet' and _has_masks(cfg.model):
+        raise ValueError(
+            '--tta: MMDetection merges boxes of augmented images alone and refuses a model that '
+            'predicts masks; for boxes alone add --cfg-options model.roi_head.mask_head=None '
+            'model.roi_head.mask_roi_extractor=None test_evaluator.metric=bbox'
+        )
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
@@ -49,6 +57,13 @@ def enable_tta(cfg: Config) -> None:
         raise ValueError(f'--tta: the config has no {" and no ".join(missing)}')
     dataset.pipeline = cfg.tta_pipeline
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def _has_masks(node: Any) -> bool:
+    """Whether a mask head stands anywhere under ``node``."""
+    if isinstance(node, dict):
+        return bool(node.get('mask_head')) or any(map(_has_masks, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(_has_masks, node))
 
 
 def store_predictions(cfg: Config, out: str) -> None:

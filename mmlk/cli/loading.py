@@ -1,15 +1,28 @@
-"""Loading checkpoints safely: no pickle is executed, and no part of the model is left uncovered."""
+"""Loading checkpoints safely: whole files, no pickle executed, no part of the model left uncovered."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from mmlk.checkpoints import keymaps, zoo
+from mmlk.checkpoints.fetch import locate
+from mmlk.checkpoints.read import load_file, unwrap
+
+_SCHEMES = ('', 'http://', 'https://', zoo.SCHEME)
+"""What our reader answers for; object stores and other zoos stay with MMEngine."""
+
+# Modules of a model that are no backbone.
+_HEADS = re.compile(r'(?:\w*_)?(?:head|neck)s?$')
 
 # What MMEngine's and the authors' checkpoints hold beside tensors and plain containers. NumPy's two
 # constructors are asked for by way of what they pickle, because their module moved between versions
@@ -41,10 +54,12 @@ _SAFE_GLOBALS.append(_statistic)
 
 
 def read_only_tensors(trust: bool = False) -> None:
-    """Let this process load MMEngine's own checkpoints, and no arbitrary pickle, from here on.
+    """Let MMEngine's loading go through our reader, and no arbitrary pickle, from here on.
 
-    MMEngine falls back to executing the pickle where safe loading fails; torch's environment switch
-    turns that into an error.
+    The reader checks the whole file before it is loaded, names it where it is refused, and removes
+    what wrappers add to names (:func:`plain_state`). It serves ``load_from``, ``resume`` and every
+    ``Pretrained`` initialisation, for local files, HTTP and ``mmlk://``. What reads files by other
+    ways is kept from executing pickles by torch's environment switch.
 
     Args:
         trust: Permit arbitrary pickles, as the user asked for by flag.
@@ -52,6 +67,48 @@ def read_only_tensors(trust: bool = False) -> None:
     torch.serialization.add_safe_globals(_SAFE_GLOBALS)
     if not trust and 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD' not in os.environ:
         os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+
+    def load_from_file(filename: str, map_location: Any = None, **_: Any) -> dict:
+        path = locate(filename)
+        content = load_file(path, unsafe=trust, map_location=map_location, allowed=_SAFE_GLOBALS)
+        state, info = unwrap(content, path)
+        container = info.container == 'state_dict'
+        notes = [] if container else list(info.notes)
+        plain = dict(content if container else {}, state_dict=plain_state(state, notes))
+        for note in notes:
+            print_log(f'{filename}: {note}', logger='current')
+        return plain
+
+    CheckpointLoader.register_scheme(_SCHEMES, load_from_file, force=True)
+
+
+def plain_state(state: dict, notes: list[str]) -> OrderedDict:
+    """A model's state dict without what DDP, FSDP, recomputation and torch.compile add to names.
+
+    A state dict of heads and necks alone is marked so that a backbone of this package, which refuses
+    dicts that do not cover it, keeps its weights (``metadata['absent']``).
+
+    Args:
+        state: Name to tensor.
+        notes: Receives a sentence per change.
+    """
+    bare = [keymaps.bare_name(key) for key in state]
+    wrapper = 'module.' if bare and all(key.startswith('module.') for key in bare) else ''
+    plain = OrderedDict(
+        (key.removeprefix(wrapper), value) for key, value in zip(bare, state.values(), strict=True)
+    )
+    changed = [old for old, new in zip(state, plain, strict=True) if old != new]
+    if changed:
+        notes.append(f'{len(changed)} names freed of wrappers, such as {changed[0]}')
+    plain._metadata = OrderedDict(
+        (keymaps.bare_name(f'{key}.').removeprefix(wrapper).rstrip('.'), value)
+        for key, value in getattr(state, '_metadata', {}).items()
+    )
+    tops = dict.fromkeys(key.split('.', 1)[0] for key in plain)
+    if tops and all(map(_HEADS.match, tops)):
+        plain._metadata['backbone'] = dict(absent=True)
+        notes.append(f'holds {", ".join(tops)} alone; the backbone keeps the weights that it has')
+    return plain
 
 
 def require_coverage(model: torch.nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from mmlk.engine.checkpoint import SafeCheckpointHook
 from mmlk.engine.dcls import DCLSClampHook, DCLSRepulsionHook
+from mmlk.engine.finite_loss import FiniteLossHook
 from mmlk.engine.layer_decay import LayerDecayConstructor
 from mmlk.engine.single_image import SingleImageNormHook
 from mmlk.engine.sparse import SparseMaskHook
@@ -9,6 +10,7 @@ from mmlk.engine.sparse import SparseMaskHook
 __all__ = [
     'DCLSClampHook',
     'DCLSRepulsionHook',
+    'FiniteLossHook',
     'LayerDecayConstructor',
     'SafeCheckpointHook',
     'SingleImageNormHook',

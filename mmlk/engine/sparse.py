@@ -62,10 +62,11 @@ class SparseMaskHook(Hook):
             authors' large-kernels-only mode is ``(r'large_kernel\\.LoRA',)``.
         dense_above: See above.
         seed: Seed of the random masks.
+        allow_dense: With ``from_weights``, do nothing where no weight is zero instead of raising.
 
     Raises:
         ValueError: If an argument is out of range, or saved masks do not fit the model.
-        RuntimeError: If nothing is there to mask, or ranks disagree.
+        RuntimeError: If nothing is there to mask, ranks disagree, or there is another such hook.
     """
 
     priority = 'LOW'  # after EMAHook and before CheckpointHook
@@ -81,6 +82,7 @@ class SparseMaskHook(Hook):
         include: Sequence[str] = (r'^backbone\.',),
         dense_above: float = 0.99,
         seed: int = 0,
+        allow_dense: bool = False,
     ):
         _check_options(density, init, growth, prune_rate, final_prune_rate, update_interval)
         self.density = density
@@ -92,6 +94,7 @@ class SparseMaskHook(Hook):
         self.include = (include,) if isinstance(include, str) else tuple(include)
         self.dense_above = dense_above
         self.seed = seed
+        self.allow_dense = allow_dense
         self.masks: dict[str, torch.Tensor] = {}
         """Masks by parameter name, without wrapper prefixes."""
         self.step = 0
@@ -120,16 +123,24 @@ class SparseMaskHook(Hook):
                 'SparseMaskHook: works with a single optimizer wrapper, got '
                 f'{type(runner.optim_wrapper).__name__}'
             )
+        if any(isinstance(hook, SparseMaskHook) and hook is not self for hook in runner.hooks):
+            raise RuntimeError(
+                'SparseMaskHook: there are two of them, whose masks contradict each other; set the '
+                'options of the one that the config has, default_hooks=dict(sparse_mask=dict(...))'
+            )
         counts = accumulated_iterations(runner.optim_wrapper)
         self._total_steps = math.ceil(runner.max_iters / counts)
         with full_parameters(runner.model) as named:
             params = self._select(named)
-            if self._saved is not None:
+            if self._saved is not None and (self._saved or not self.allow_dense):
                 self._restore(params)
             else:
                 self._initialise(runner, params)
             _apply(self.masks, params)
             self._await_average(runner, params)
+        if not (self.masks or self._dense):
+            print_log('SparseMaskHook: no weight is zero, nothing is masked', logger='current')
+            return
         self._verify_ranks()
         self._log(runner, 'masks ' + ('restored' if self._saved is not None else 'set'))
         self._saved = None
@@ -165,7 +176,8 @@ class SparseMaskHook(Hook):
 
     def after_train(self, runner) -> None:
         """Stop following the optimizer."""
-        self._step_handle.remove()
+        if self._step_handle is not None:
+            self._step_handle.remove()
 
     def overall_density(self) -> float:
         """Kept share of all selected parameters, layers that stay dense included."""
@@ -184,7 +196,7 @@ class SparseMaskHook(Hook):
             and param.requires_grad
             and any(re.search(pattern, name) for pattern in self.include)
         }
-        if not params:
+        if not params and not self.allow_dense:
             raise RuntimeError(
                 f'SparseMaskHook: nothing to mask: no trainable parameter with 2 or 4 '
                 f'dimensions matches include={list(self.include)}'
@@ -195,6 +207,8 @@ class SparseMaskHook(Hook):
         if self.init == 'from_weights':
             masks = {name: param.detach() != 0 for name, param in params.items()}
             if all(bool(mask.all()) for mask in masks.values()):
+                if self.allow_dense:
+                    return
                 raise RuntimeError(
                     "SparseMaskHook: nothing to mask: init='from_weights' found no "
                     'zero weight; load a sparse checkpoint, choose another init, or '

@@ -79,7 +79,7 @@ def test_whole_model_stays_whole_and_a_prefix_takes_the_backbone(
         *(f'backbone.{key}' for key in trunk),
         *head,
     }
-    assert convert(tmp_path / 'a.pth', tmp_path / 'trunk.pth', '--prefix', 'backbone.') == 0
+    assert convert(tmp_path / 'a.pth', tmp_path / 'trunk.pth', '--prefix', 'backbone') == 0
     assert read(tmp_path / 'trunk.pth')['state_dict'].keys() == trunk.keys()
 
 

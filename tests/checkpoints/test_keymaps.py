@@ -12,6 +12,7 @@ from mmlk.checkpoints.load import plan
 from tests.checkpoints.cases import NETWORKS, classifier, headless, output_norms
 
 NAMES = list(NETWORKS)
+MICRO = ['inceptionnext/atto', 'slak/slak_micro', 'dcls_convnext/tiny', 'recnext/recnext_m0']
 
 
 def shapes(state: dict) -> dict:
@@ -38,7 +39,7 @@ def test_classifier_covers_its_backbone(network):
     assert not report.unexpected and not report.fresh and not report.notes
 
 
-@pytest.mark.parametrize('wrapper', ['module.', 'module._orig_mod.', 'model.'])
+@pytest.mark.parametrize('wrapper', ['module.', 'module._orig_mod.', 'model.', 'encoder.', 'a.b.'])
 @pytest.mark.parametrize('network', NAMES)
 def test_wrapped_classifier_covers_a_backbone_with_output_norms(network, wrapper):
     family, _ = NETWORKS[network]
@@ -48,7 +49,7 @@ def test_wrapped_classifier_covers_a_backbone_with_output_norms(network, wrapper
     report.raise_if_uncovered()
     assert set(report.matched) == set(trunk)
     assert report.fresh == list(output_norms())
-    assert wrapper in report.notes[0]
+    assert all(part in ' '.join(report.notes) for part in wrapper.split('.'))
 
 
 @pytest.mark.parametrize('network', NAMES)
@@ -61,12 +62,23 @@ def test_dense_checkpoint_covers_under_its_prefix(network):
 
 
 @pytest.mark.parametrize('network', NAMES)
-def test_dense_checkpoint_without_its_prefix_names_the_remedy(network):
+def test_backbone_of_a_dense_checkpoint_is_found_and_said(network):
     family, _ = NETWORKS[network]
     own = headless(classifier(network), network)
-    report = plan(family, under('backbone.', own), own)
-    with pytest.raises(ValueError, match="pass prefix='backbone.'"):
-        report.raise_if_uncovered()
+    whole = {**under('backbone.', own), 'decode_head.conv_seg.weight': torch.empty(1)}
+    report = plan(family, whole, own).raise_if_uncovered()
+    assert set(report.matched) == set(own) and not report.dropped and not report.unexpected
+    assert report.notes == ["prefix 'backbone.' removed", '1 keys of other parts left: decode_head']
+
+
+@pytest.mark.parametrize('network', MICRO)
+def test_two_networks_in_one_file_need_a_prefix(network):
+    family, _ = NETWORKS[network]
+    own = headless(classifier(network), network)
+    both = {**under('student.', own), **under('teacher.', own)}
+    with pytest.raises(ValueError, match="2 such networks .*student., teacher.: pass prefix='stud"):
+        plan(family, both, own).raise_if_uncovered()
+    plan(family, both, own, prefix='teacher.').raise_if_uncovered()
 
 
 @pytest.mark.parametrize('network', NAMES)
@@ -129,9 +141,7 @@ def test_deeper_variant_of_the_same_width_is_refused():
         ('whatever.weight', 'an unknown network'),
     ],
 )
-@pytest.mark.parametrize(
-    'network', ['inceptionnext/atto', 'slak/slak_micro', 'dcls_convnext/tiny', 'recnext/recnext_m0']
-)
+@pytest.mark.parametrize('network', MICRO)
 def test_stranger_is_refused_and_named(network, key, name):
     own = headless(classifier(network), network)
     report = plan(NETWORKS[network][0], {key: torch.empty(3, 3)}, own)
@@ -139,9 +149,7 @@ def test_stranger_is_refused_and_named(network, key, name):
         report.raise_if_uncovered()
 
 
-@pytest.mark.parametrize(
-    'network', ['inceptionnext/atto', 'slak/slak_micro', 'dcls_convnext/tiny', 'recnext/recnext_m0']
-)
+@pytest.mark.parametrize('network', MICRO)
 def test_empty_and_incomplete_files_are_refused(network):
     family, own = NETWORKS[network][0], headless(classifier(network), network)
     with pytest.raises(ValueError, match='0 of .* keys match'):
@@ -205,12 +213,36 @@ def test_dcls_index_buffers_are_dropped():
     assert report.dropped == list(index)
 
 
-def test_image_channels_are_named_when_only_they_differ():
-    file = headless(classifier('recnext/recnext_m0'), 'recnext/recnext_m0')
-    stem = 'stem.stem.0.conv.weight'
-    own = {**file, stem: torch.empty(20, 4, 3, 3, device='meta')}
-    with pytest.raises(ValueError, match='takes 3 channels, the module 4.*in_channels=3'):
-        plan('recnext', file, own).raise_if_uncovered()
+@pytest.mark.parametrize('channels', [1, 4, 12])
+@pytest.mark.parametrize('network', MICRO)
+def test_image_channels_are_named_when_only_they_differ(network, channels):
+    own = {**output_norms(), **headless(classifier(network), network)}  # in a module's order
+    stem = keymaps.stem_key(shapes(own))
+    outputs, _, *edges = own[stem].shape
+    own[stem] = torch.empty(outputs, channels, *edges, device='meta')
+    with pytest.raises(ValueError, match=f'takes 3 channels, the module {channels}') as caught:
+        plan(NETWORKS[network][0], classifier(network), own).raise_if_uncovered()
+    said = str(caught.value)
+    assert "adapt_stem='repeat'" in said and 'in_channels=3' in said
+    assert ("'sum'" in said) == (channels == 1)
+
+
+@pytest.mark.parametrize('network', MICRO)
+def test_any_one_key_that_is_missing_or_misshapen_is_named(network):
+    """The first keys, which hold the stem, and a sample of the others."""
+    family = NETWORKS[network][0]
+    own = {**output_norms(), **headless(classifier(network), network)}
+    trunk = headless(classifier(network), network)
+    keys = [key for key in trunk if not keymaps.is_counter(key)]
+    for key in [*keys[:6], *keys[6::41]]:
+        without = {name: value for name, value in trunk.items() if name != key}
+        with pytest.raises(ValueError, match='does not cover') as caught:
+            plan(family, without, own).raise_if_uncovered()
+        assert key in str(caught.value)
+        other = torch.empty((*trunk[key].shape, 2), device='meta')
+        with pytest.raises(ValueError, match='1 of another shape') as caught:
+            plan(family, {**trunk, key: other}, own).raise_if_uncovered()
+        assert key in str(caught.value)
 
 
 def test_folded_file_is_refused():

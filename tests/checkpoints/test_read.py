@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mmlk.checkpoints import zoo
-from mmlk.checkpoints.read import locate, read_checkpoint, sha256_of
+from mmlk.checkpoints.fetch import locate, sha256_of
+from mmlk.checkpoints.read import read_checkpoint
 
 STATE = {'stem.weight': torch.arange(6.0).reshape(2, 3), 'stem.count': torch.tensor(7)}
 EMA = {key: value + 1 for key, value in STATE.items()}
@@ -388,8 +389,8 @@ def test_cached_zoo_file_is_found_without_network(hub):
 
 
 def test_zoo_entries_are_complete():
+    from mmlk.checkpoints.fetch import _cache_name
     from mmlk.checkpoints.keymaps import FAMILIES
-    from mmlk.checkpoints.read import _cache_name
 
     cached = [_cache_name(entry.url, entry) for entry in zoo.ENTRIES.values()]
     assert len(set(cached)) == len(cached)

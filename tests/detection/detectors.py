@@ -54,9 +54,9 @@ def on_scenes(config: Config, root, work_dir) -> Config:
     config.work_dir = str(work_dir)
     config.randomness = dict(seed=0)
     config.visualizer.vis_backends = []
-    for hook in config.get('custom_hooks', []):
+    if 'sparse_mask' in config.default_hooks:
         # Random weights have no zeros to start from.
-        hook.update(dict(init='uniform') if hook.type == 'mmlk.SparseMaskHook' else {})
+        config.default_hooks.sparse_mask.init = 'uniform'
     return config
 
 

@@ -116,7 +116,7 @@ def write_run(generated, tmp_path):
         config.train_cfg.update(max_epochs=2, val_interval=2)
         config.default_hooks.logger.interval = 1
         config.custom_imports = dict(imports=['tests.tools.hooks'])
-        config.custom_hooks.append(hook)
+        config.custom_hooks = [hook]
         config.dump(tmp_path / f'{work_dir}.py')
         return tmp_path / f'{work_dir}.py'
 

@@ -1,7 +1,10 @@
 """Hooks that a test config names to make a run die or hold still."""
 
+import errno
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 from mmengine.hooks import Hook
@@ -45,3 +48,59 @@ class EvalNormsHook(Hook):
         for module in runner.model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
+
+
+@HOOKS.register_module()
+class TimedKillHook(Hook):
+    """Sends SIGKILL to its own process at some moment, whatever it does then.
+
+    Args:
+        after: Iterations of this process before the clock starts, at least 3: the first are slow.
+        share: Time until the kill, as a share of the last iteration's duration. A few iterations
+            later it comes in any case, so that a run gets only so far.
+    """
+
+    def __init__(self, after: int, share: float):
+        self.after, self.share = after, share
+        self.count, self.last = 0, 0.0
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.count += 1
+        now = time.monotonic()
+        if self.count == self.after:
+            kill = threading.Timer(
+                self.share * (now - self.last), os.kill, (os.getpid(), signal.SIGKILL)
+            )
+            kill.daemon = True
+            kill.start()
+        elif self.count == self.after + 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.last = now
+
+
+@HOOKS.register_module()
+class FullDiskHook(Hook):
+    """Lets the disk be full while the checkpoint of one iteration is written."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if runner.iter + 1 == self.at:
+            os.fsync = self.fail
+
+    @staticmethod
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@HOOKS.register_module()
+class HangHook(Hook):
+    """Lets one process hold still before an iteration, for good."""
+
+    def __init__(self, rank: int, at: int):
+        self.rank, self.at = rank, at
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.rank == self.rank and runner.iter + 1 == self.at:
+            time.sleep(3600)

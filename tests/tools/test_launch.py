@@ -29,12 +29,26 @@ def test_batch_of_the_recipe_is_confirmed(cfg):
     assert not departs
 
 
-def test_smaller_batch_is_said_with_both_remedies(cfg):
+def test_smaller_batch_is_said_with_every_remedy_the_simplest_first(cfg):
     text, departs = batch.batch_statement(cfg, processes=1)
     assert departs
     assert 'tuned for 16' in text
-    assert '--accumulate 8' in text
-    assert '--auto-scale-lr (learning rate x 0.125)' in text
+    remedies = text.partition('Remedy: ')[2].split(', or ')
+    assert remedies[0] == 'train_dataloader.batch_size=16, if memory allows'
+    assert remedies[1].startswith('--accumulate 8')
+    assert remedies[2] == '--auto-scale-lr (learning rate x 0.125).'
+
+
+@pytest.mark.parametrize('size, processes', [(2, 1), (64, 1), (16, 8), (3, 5)])
+def test_no_batch_speaks_of_published_numbers(cfg, size, processes):
+    cfg.train_dataloader.batch_size = size
+    assert 'publish' not in batch.batch_statement(cfg, processes)[0]
+
+
+def test_larger_batch_needs_no_more_memory(cfg):
+    cfg.train_dataloader.batch_size = 4
+    text, _ = batch.batch_statement(cfg, processes=8)
+    assert 'Remedy: train_dataloader.batch_size=2, or' in text
 
 
 def test_remedy_counts_accumulation_that_is_there(cfg):
@@ -48,6 +62,7 @@ def test_batch_that_accumulation_cannot_reach_offers_scaling_only(cfg):
     text, departs = batch.batch_statement(cfg, processes=3)
     assert departs
     assert '--accumulate' not in text
+    assert 'batch_size' not in text
 
 
 def test_scaled_rate_is_no_departure(cfg):
@@ -249,12 +264,77 @@ def test_tta_without_settings_is_refused_for_segmentation(cfg):
         enable_tta(cfg)
 
 
-def test_tta_of_a_detector_has_defaults(cfg):
+def test_tta_of_a_detector_of_boxes_has_defaults(cfg):
     cfg.default_scope = 'mmdet'
     cfg.pop('tta_model'), cfg.pop('tta_pipeline')
+    cfg.model.roi_head = dict(bbox_head=dict(type='X'), mask_head=None)
     enable_tta(cfg)
     assert cfg.model.type == 'DetTTAModel'
     assert cfg.test_dataloader.dataset.pipeline[-1].type == 'TestTimeAug'
+
+
+@pytest.mark.parametrize(
+    'part',
+    [
+        dict(roi_head=dict(mask_head=dict(type='X'))),
+        dict(stages=[dict(mask_head=[dict(type='X')])]),
+        dict(mask_head=dict(type='X')),
+    ],
+    ids=['two-stage', 'nested', 'one-stage'],
+)
+def test_tta_of_masks_is_refused_before_anything_is_built(cfg, part):
+    cfg.default_scope = 'mmdet'
+    cfg.model.update(part)
+    before = cfg.pretty_text
+    with pytest.raises(ValueError, match='a model that predicts masks; for boxes alone add'):
+        enable_tta(cfg)
+    assert cfg.pretty_text == before
+
+
+@pytest.mark.parametrize(
+    'changes, unused',
+    [
+        ({}, None),
+        ({'out_indices': (0, 1, 2, 3), 'in_index': 3}, '0, 1, 2'),
+        ({'out_indices': (1, 3), 'in_index': -1}, '1'),
+        ({'out_indices': (1, 3), 'in_index': [0, 1]}, None),
+        ({'out_indices': (2, 3), 'in_index': 0}, '3'),
+    ],
+    ids=['one-output', 'last', 'negative', 'all', 'first'],
+)
+@pytest.mark.parametrize('wrapper', [False, True])
+def test_outputs_that_no_head_takes_are_allowed_for_and_said(cfg, changes, unused, wrapper):
+    cfg.launcher = 'pytorch'
+    if changes:
+        cfg.model.backbone.out_indices = changes['out_indices']
+        cfg.model.decode_head.in_index = changes['in_index']
+    if wrapper:
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel')
+    notes = launch.find_unused_parameters(cfg)
+    assert len(notes) == (unused is not None)
+    assert unused is None or f'No head takes output {unused} of the backbone' in notes[0]
+    assert cfg.get('find_unused_parameters', False) == (unused is not None)
+    if wrapper:
+        assert ('find_unused_parameters' in cfg.model_wrapper_cfg) == (unused is not None)
+
+
+def test_unused_outputs_do_not_matter_to_one_process_or_a_neck(cfg):
+    cfg.model.backbone.out_indices = (0, 1, 2, 3)
+    cfg.launcher = 'none'
+    assert launch.find_unused_parameters(cfg) == []
+    cfg.launcher, cfg.model.neck = 'pytorch', dict(type='FPN')
+    assert launch.find_unused_parameters(cfg) == []
+
+
+@pytest.mark.parametrize('seconds', [None, 60])
+def test_the_time_that_processes_wait_is_stated(cfg, seconds):
+    cfg.launcher = 'none'
+    assert launch.limit_waiting(cfg) == []
+    cfg.launcher = 'pytorch'
+    if seconds:
+        cfg.env_cfg.dist_cfg.timeout = seconds
+    assert f'wait {seconds or 1800} s for each other' in launch.limit_waiting(cfg)[0]
+    assert cfg.env_cfg.dist_cfg.timeout == (seconds or 1800)
 
 
 def test_predictions_of_a_segmentor_are_a_folder(cfg):

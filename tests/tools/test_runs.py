@@ -55,9 +55,9 @@ def test_missing_data_stops_before_anything_is_built(tmp_path):
         ('train.py', ['tiny.py', '--cfg-options', 'optim_wraper.optimizer.lr=1'], 'optim_wrapper'),
         ('train.py', ['tiny.py', '--cfg-options', 'model.type=EncoderDecodr'], 'EncoderDecoder'),
         ('train.py', ['tiny.py', '--cfg-options', 'data_root=absent'], 'no folder'),
-        ('train.py', ['tiny.py', '--resume', 'absent.pth'], 'no such file'),
+        ('train.py', ['tiny.py', '--resume', 'absent.pth'], 'does not exist'),
         ('train.py', ['tiny.py', '--accumulate', '0'], 'at least 1'),
-        ('test.py', ['tiny.py', 'absent.pth'], 'no such file'),
+        ('test.py', ['tiny.py', 'absent.pth'], 'does not exist'),
         ('test.py', ['tiny.py', 'absent.pth', '--cfg-options', 'x=1'], 'unknown key'),
     ],
 )

@@ -13,6 +13,7 @@ default_hooks = dict(
     checkpoint=dict(
         type='mmlk.SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/bbox_mAP'
     ),
+    finite_loss=dict(type='mmlk.FiniteLossHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),
 )

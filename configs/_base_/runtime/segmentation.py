@@ -16,6 +16,7 @@ default_hooks = dict(
         max_keep_ckpts=2,
         save_best='mIoU',
     ),
+    finite_loss=dict(type='mmlk.FiniteLossHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
