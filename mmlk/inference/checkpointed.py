@@ -1,0 +1,214 @@
+"""A segmentor or detector of a config, with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import load_state_dict
+from torch import nn
+
+from mmlk.checkpoints.read import read_checkpoint
+from mmlk.cli import checks
+from mmlk.cli.config import drop_pretrained, load_config
+from mmlk.cli.evaluation import enable_tta
+from mmlk.cli.loading import require_coverage
+from mmlk.data.layout import leaf_datasets
+from mmlk.inference.model import Model
+
+TASKS = {'mmseg': 'segmentation', 'mmdet': 'detection'}
+# Steps of a test pipeline that look at files which a picture in use does not have.
+_FILE_STEPS = ('LoadImageFromFile', 'LoadAnnotations', 'CheckSample', 'LoadPanopticAnnotations')
+
+
+class CheckpointedModel(Model):
+    """What :func:`mmlk.load_model` returns for a config and a checkpoint.
+
+    Args:
+        cfg: Config of a segmentor (MMSegmentation) or detector (MMDetection).
+        state: State dict of the whole model.
+        meta: What the checkpoint says about itself; its class names come before the config's.
+        device: Where to compute.
+        tta: Augment at test time as the config says, and merge.
+
+    Attributes:
+        cfg: The config.
+        module: The network, in eval mode.
+
+    Raises:
+        ValueError: If the config is of another task, or the class names do not fit its heads.
+        RuntimeError: If the weights do not cover the network.
+    """
+
+    def __init__(
+        self, cfg: Config, state: dict, meta: dict, device: str | torch.device, tta: bool = False
+    ) -> None:
+        self.cfg, self.device = cfg, torch.device(device)
+        scope = cfg.get('default_scope')
+        if scope not in TASKS:
+            raise ValueError(
+                f'load_model: the config is of scope {scope!r}; segmentors (mmseg) and detectors '
+                f'(mmdet) can be used for prediction'
+            )
+        checks.check_packages(cfg)
+        dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
+        with DefaultScope.overwrite_default_scope(scope):
+            described = describe_classes(dataset, meta)
+            self.module = load_network(cfg, state)
+            if tta:
+                cfg = copy.deepcopy(cfg)
+                enable_tta(cfg)
+                wrapper = {k: v for k, v in cfg.model.items() if k != 'module'}
+                self._runner = MODELS.build(dict(wrapper, module=self.module)).eval()
+            else:
+                self._runner = self.module
+            steps = cfg.tta_pipeline if tta else dataset.pipeline
+            self._pipeline = Compose(_without_files(steps))
+        check_class_count(self.module, described['classes'])
+        self._runner.to(self.device)
+        super().__init__(TASKS[scope], described['classes'], described['palette'])
+
+    def _prepare(self, image: np.ndarray) -> tuple[dict, Any]:
+        size = image.shape[:2]
+        sample = self._pipeline(dict(img=image, img_path=None, img_shape=size, ori_shape=size))
+        inputs = sample['inputs'] if isinstance(sample['inputs'], list) else [sample['inputs']]
+        return sample, (size, [tuple(tensor.shape) for tensor in inputs])
+
+    @torch.no_grad()
+    def _forward(self, samples: list[dict]) -> list[dict[str, np.ndarray]]:
+        results = self._runner.test_step(pseudo_collate(samples))
+        return [
+            _labels(result) if self.task == 'segmentation' else _objects(result.pred_instances)
+            for result in results
+        ]
+
+
+def load(
+    config: str | None,
+    checkpoint: str,
+    device: str | torch.device,
+    tta: bool,
+    unsafe_pickle: bool = False,
+) -> CheckpointedModel:
+    """Read both files and build the model; see :func:`mmlk.load_model`.
+
+    Args:
+        config: File, or None to take the config from the checkpoint.
+    """
+    state, info = read_checkpoint(checkpoint, unsafe=unsafe_pickle)
+    if config is not None:
+        cfg = load_config(config)
+    elif isinstance(info.meta.get('cfg'), str):
+        cfg = Config.fromstring(info.meta['cfg'], '.py')
+    else:
+        raise ValueError(f'load_model: {checkpoint} holds no config; give the config as well')
+    try:
+        return CheckpointedModel(cfg, state, info.meta, device, tta)
+    except RuntimeError as error:
+        raise RuntimeError(f'load_model: {checkpoint} does not fit {config}: {error}') from error
+
+
+def load_network(cfg: Config, state: dict) -> nn.Module:
+    """The network of ``cfg`` with the weights of ``state``, in eval mode, on the CPU.
+
+    Raises:
+        RuntimeError: If a weight is missing or has another shape.
+    """
+    network = MODELS.build(drop_pretrained(cfg.model))
+    own = network.state_dict()
+    unlike = [key for key in state if key in own and state[key].shape != own[key].shape]
+    if unlike:
+        key = unlike[0]
+        raise RuntimeError(
+            f'{len(unlike)} tensors have other shapes, first {key}: {tuple(state[key].shape)} in '
+            f'the checkpoint, {tuple(own[key].shape)} in the model'
+        )
+    require_coverage(network)
+    load_state_dict(network, state)
+    return revert_sync_batchnorm(network).eval()
+
+
+def describe_classes(dataset: dict, meta: dict) -> dict[str, Any]:
+    """Class names and colours: those the weights were trained with, else those of the config.
+
+    Args:
+        dataset: Config of the test data.
+        meta: ``meta`` of a checkpoint of MMEngine or of mmcv 1.x.
+    """
+    known = DATASETS.build(dict(dataset, lazy_init=True)).metainfo
+    trained = {key.lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
+    classes = trained.get('classes') or meta.get('CLASSES') or known['classes']
+    palette = trained.get('palette') or meta.get('PALETTE')
+    if not palette:
+        palette = known.get('palette') if tuple(known['classes']) == tuple(classes) else None
+    palette = list(palette or [])[: len(classes)]
+    return dict(classes=tuple(classes), palette=palette + _colours(len(palette), len(classes)))
+
+
+def check_class_count(network: nn.Module, classes: tuple[str, ...]) -> None:
+    """Raise if the heads tell apart another number of classes than have names.
+
+    Raises:
+        ValueError: With both numbers.
+    """
+    roi_head = getattr(network, 'roi_head', None)
+    head = getattr(network, 'decode_head', None) or getattr(roi_head, 'bbox_head', None)
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    count = getattr(head, 'num_classes', len(classes))
+    if count != len(classes):
+        raise ValueError(
+            f'load_model: the model tells {count} classes apart, but config and checkpoint name '
+            f'{len(classes)} ({", ".join(classes[:3])}, ...); set metainfo.classes of the test '
+            f'data in the config'
+        )
+
+
+def _without_files(steps: list) -> list:
+    """Test pipeline for a picture that is in memory and has no annotations."""
+    kept = []
+    for step in copy.deepcopy(list(steps)):
+        if isinstance(step, (list, tuple)):
+            inner = _without_files(step)
+            if inner or not step:
+                kept.append(inner)
+        elif step['type'].rpartition('.')[2] not in _FILE_STEPS:
+            if 'transforms' in step:
+                step['transforms'] = _without_files(step['transforms'])
+            kept.append(step)
+    return kept
+
+
+def _labels(result: Any) -> dict[str, np.ndarray]:
+    return dict(labels=result.pred_sem_seg.data[0].cpu().numpy().astype(np.int32))
+
+
+def _objects(found: Any) -> dict[str, np.ndarray]:
+    order = found.scores.argsort(descending=True)
+    fields = dict(boxes='bboxes', scores='scores', box_labels='labels', masks='masks')
+    return {
+        ours: _array(found[theirs])[order.cpu().numpy()]
+        for ours, theirs in fields.items()
+        if theirs in found
+    }
+
+
+def _array(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _colours(first: int, count: int) -> list[tuple[int, int, int]]:
+    """Colours for the classes ``first`` to ``count`` that are far apart, the same each time."""
+    import colorsys
+
+    hues = ((index * 0.618034) % 1 for index in range(first, count))
+    values = (0.95 if index % 2 else 0.65 for index in range(first, count))
+    return [
+        tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value))
+        for hue, value in zip(hues, values)
+    ]
