@@ -63,7 +63,6 @@ class FileInfo:
         container: Entry that was taken, '' for a bare state dict.
         others: Further state dicts in the file; name one as ``prefer`` to take it instead.
         args: The trainer's ``argparse.Namespace``, if the file has one.
-        meta: What MMEngine's and mmcv's files say about themselves, such as class names and config.
         notes: What the reader should know, one sentence each.
     """
 
@@ -71,7 +70,6 @@ class FileInfo:
     container: str = ''
     others: tuple[str, ...] = ()
     args: argparse.Namespace | None = None
-    meta: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -398,8 +396,6 @@ def _unwrap(content: Any, path: Path, prefer: str | None) -> tuple[Mapping, File
     info.others = tuple(name for name in found if name != info.container)
     args = content.get('args')
     info.args = args if isinstance(args, argparse.Namespace) else None
-    meta = content.get('meta')
-    info.meta = dict(meta) if isinstance(meta, Mapping) else {}
     if info.others:
         info.notes.append(
             f'{info.container!r} was taken; the file also holds '

@@ -15,27 +15,32 @@ def complete(target: Path) -> Iterator[Path]:
     Args:
         target: File to make or to replace; missing folders are made.
     """
+    with partial_file(target) as partial:
+        yield partial
+        os.replace(partial, target)
+
+
+@contextmanager
+def partial_file(target: Path) -> Iterator[Path]:
+    """A path beside ``target`` to write to; what is still there at the end is deleted."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # the suffix stays, because writers choose the format by it
     partial = target.with_name(f'.{target.stem}.{os.getpid()}.partial{target.suffix}')
     try:
         yield partial
-        os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def writable_folder(path: Path) -> Path:
-    """``path``, made if it is missing.
+def check_writable(folder: Path) -> None:
+    """Raise if nothing can be written to ``folder``, which need not exist yet; nothing is made.
 
     Raises:
-        ValueError: If no file can be written there.
+        ValueError: Naming the place that stands in the way.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f'.{os.getpid()}.probe'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f'{path} cannot be written to ({error.strerror}); name another') from error
-    return path
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = 'is no folder' if not place.is_dir() else 'is not writable'
+        raise ValueError(f'{folder} cannot be written to: {place} {what}; name another folder')

@@ -1,8 +1,8 @@
 """List the configs and the published checkpoints.
 
-    mmlk models                  configs, with size, cost and published accuracy
-    mmlk models 'upernet_slak*'  those whose name fits a pattern
-    mmlk models --weights        published checkpoints, for mmlk://NAME
+mmlk models                  configs, with size, cost and published accuracy
+mmlk models 'upernet_slak*'  those whose name fits a pattern
+mmlk models --weights        published checkpoints, for mmlk://NAME
 """
 
 from __future__ import annotations

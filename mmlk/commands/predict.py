@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from mmlk.cli import arguments
-from mmlk.cli.files import complete, writable_folder
+from mmlk.cli.files import check_writable, complete
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--out', type=Path, default=Path('predictions'), help='folder (default: predictions)'
     )
     parser.add_argument('--batch-size', type=int, default=1, help='pictures of one size at once')
-    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' (default: a GPU if there is one)")
+    parser.add_argument(
+        '--device', help="such as 'cpu' or 'cuda:1' (default: a GPU if there is one)"
+    )
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation as the config says'
     )
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict and write; returns the exit status."""
     with arguments.plain_errors(args.program):
-        out = writable_folder(args.out)
+        check_writable(args.out)
         from mmlk.inference import load_model
         from mmlk.inference.sources import Frames
 
@@ -63,19 +65,25 @@ def run(args: argparse.Namespace) -> int:
             unsafe_pickle=args.unsafe_pickle,
         )
         skipped: list[str] = []
-        count = _write(model, frames, skipped, out, args)
+        count = _write(model, frames, skipped, args)
         if skipped:
             print(f'{len(skipped)} file(s) left out:', *skipped, sep='\n  ', file=sys.stderr)
         if not count:
             raise ValueError(f'no picture of {args.source} could be read')
-    print(f'{count} picture(s): {out}')
+    print(f'{count} picture(s): {args.out}')
     return 3 if skipped else 0
 
 
-def _write(model, frames, skipped: list[str], out: Path, args: argparse.Namespace) -> int:
+def _write(model, frames, skipped: list[str], args: argparse.Namespace) -> int:
     """Predict all frames and write what the flags ask for; the number of pictures."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from mmlk.inference.prediction import coco_categories, save
 
@@ -87,12 +95,10 @@ def _write(model, frames, skipped: list[str], out: Path, args: argparse.Namespac
         for prediction in model.stream(frames, args.batch_size, skipped):
             count += 1
             drawn = prediction.above(args.threshold)
-            save(drawn, out, picture=not args.no_pictures, labels=segmentation)
+            save(drawn, args.out, picture=not args.no_pictures, labels=segmentation)
             if not segmentation:
                 height, width = prediction.image.shape[:2]
-                images.append(
-                    dict(id=count, file_name=prediction.name, height=height, width=width)
-                )
+                images.append(dict(id=count, file_name=prediction.name, height=height, width=width))
                 annotations += prediction.coco(count, len(annotations) + 1)
             progress.update(bar, completed=count + len(skipped))
     if segmentation:
@@ -102,6 +108,6 @@ def _write(model, frames, skipped: list[str], out: Path, args: argparse.Namespac
         content = dict(images=images, categories=categories, annotations=annotations)
         file = 'predictions.json'
     if count:
-        with complete(out / file) as path:
+        with complete(args.out / file) as path:
             path.write_text(json.dumps(content))
     return count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import load_state_dict
 from torch import nn
 
-from mmlk.checkpoints.read import read_checkpoint
+from mmlk.checkpoints import read
 from mmlk.cli import checks
 from mmlk.cli.config import drop_pretrained, load_config
 from mmlk.cli.evaluation import enable_tta
@@ -47,7 +48,7 @@ class CheckpointedModel(Model):
     """
 
     def __init__(
-        self, cfg: Config, state: dict, meta: dict, device: str | torch.device, tta: bool = False
+        self, cfg: Config, state: Mapping, meta: dict, device: str | torch.device, tta: bool = False
     ) -> None:
         self.cfg, self.device = cfg, torch.device(device)
         scope = cfg.get('default_scope')
@@ -101,20 +102,42 @@ def load(
     Args:
         config: File, or None to take the config from the checkpoint.
     """
-    state, info = read_checkpoint(checkpoint, unsafe=unsafe_pickle)
-    if config is not None:
-        cfg = load_config(config)
-    elif isinstance(info.meta.get('cfg'), str):
-        cfg = Config.fromstring(info.meta['cfg'], '.py')
-    else:
-        raise ValueError(f'load_model: {checkpoint} holds no config; give the config as well')
+    state, meta = read_whole(checkpoint, unsafe_pickle)
+    cfg = config_of(config, checkpoint, meta)
     try:
-        return CheckpointedModel(cfg, state, info.meta, device, tta)
+        return CheckpointedModel(cfg, state, meta, device, tta)
     except RuntimeError as error:
-        raise RuntimeError(f'load_model: {checkpoint} does not fit {config}: {error}') from error
+        where = config or 'its own config'
+        raise RuntimeError(f'load_model: {checkpoint} does not fit {where}: {error}') from error
 
 
-def load_network(cfg: Config, state: dict) -> nn.Module:
+def read_whole(checkpoint: str, unsafe_pickle: bool = False) -> tuple[Mapping, dict]:
+    """State dict of a checkpoint, as it was written, and what the file says about itself.
+
+    Raises:
+        RuntimeError: If the file is damaged, or code would have to be run to read it.
+    """
+    path = read.locate(checkpoint)
+    content = read._read_file(path, unsafe_pickle, 'cpu')
+    state, _ = read._unwrap(content, path, None)
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    return state, dict(meta) if isinstance(meta, Mapping) else {}
+
+
+def config_of(config: str | None, checkpoint: str, meta: dict) -> Config:
+    """The config of a file, or else the one inside the checkpoint.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if config is not None:
+        return load_config(config)
+    if not isinstance(meta.get('cfg'), str):
+        raise ValueError(f'load_model: {checkpoint} holds no config; give the config as well')
+    return Config.fromstring(meta['cfg'], '.py')
+
+
+def load_network(cfg: Config, state: Mapping) -> nn.Module:
     """The network of ``cfg`` with the weights of ``state``, in eval mode, on the CPU.
 
     Raises:

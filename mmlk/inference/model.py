@@ -21,9 +21,7 @@ class Model(ABC):
         palette: One RGB colour per class.
     """
 
-    def __init__(
-        self, task: str, classes: Iterable[str], palette: Iterable[Iterable[int]]
-    ) -> None:
+    def __init__(self, task: str, classes: Iterable[str], palette: Iterable[Iterable[int]]) -> None:
         self.task = task
         self.classes = tuple(classes)
         self.palette = [tuple(map(int, colour)) for colour in palette]
