@@ -13,19 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.registry import DefaultScope
 
 import mmlk
 from mmlk.checkpoints.read import sha256_of
 from mmlk.cli.files import partial_file
-from mmlk.data.layout import leaf_datasets
-from mmlk.inference.checkpointed import (
-    check_class_count,
-    config_of,
-    describe_classes,
-    load_network,
-    read_whole,
-)
+from mmlk.inference.checkpointed import network_and_classes, read_whole
 
 # What belongs to the run and its machine, not to the model.
 _RUN_KEYS = ('work_dir', 'load_from', 'resume', 'launcher', 'experiment_name')
@@ -59,13 +51,8 @@ def publish(
         ValueError: If there is no config, or its classes do not fit the model.
         RuntimeError: If the checkpoint is damaged or does not cover the model.
     """
+    network, cfg, classes = network_and_classes(config, checkpoint, unsafe_pickle)
     state, meta = read_whole(checkpoint, unsafe_pickle)
-    cfg = config_of(config, checkpoint, meta)
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-        network = load_network(cfg, state)
-        dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
-        classes = describe_classes(dataset, meta)
-    check_class_count(network, classes['classes'])
     for key in _RUN_KEYS:
         cfg.pop(key, None)
     classes = dict(

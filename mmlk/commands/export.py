@@ -1,77 +1,92 @@
-"""Write a folded backbone or segmentor as a graph of standard operators, and check the file.
+"""Write a model as ONNX or torch.export, verified against the original.
 
-    python tools/export.py CONFIG CHECKPOINT --out model.pt2 --shape 512 512
+    mmlk export my_config.py work_dirs/my_config/last_checkpoint --out model.onnx
+    mmlk export model-0123abcd.pth --out model.onnx --normalize --output labels
 
-The image size is fixed in the graph. Input is the normalised image, output the maps of the backbone
-or the logits of the decode head.
+MODEL is a config (file or name), a published model's name, or a checkpoint that holds its config.
+The file holds the folded network in standard operators, for any number of pictures of any size,
+with its weights, class names and preparation inside. Input "image" is (N, 3, H, W), RGB, normalised,
+or with --normalize from 0 to 255. Before the file appears it is run at three sizes with one picture
+and with two, and compared with the unfolded network.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from mmlk.cli import arguments
+from mmlk.cli.files import check_writable
 
-from mmengine.config import DictAction
-
-import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
-from mmlk.cli import checks
-from mmlk.cli.arguments import plain_errors
-from mmlk.cli.checkpoint import locate
-from mmlk.cli.config import load_config
+OUTPUTS = ('logits', 'probabilities', 'labels')
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='file, or mmlk::name for a config of this package')
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    model = parser.add_argument('model', help='config, name, or checkpoint that holds its config')
+    model.completer = arguments.complete_config
     parser.add_argument(
-        'checkpoint',
-        nargs='?',
-        help='checkpoint of the whole model; without one the weights are random',
+        'checkpoint', nargs='?', help='weights of the whole model (default: the published ones)'
     )
-    parser.add_argument('--out', type=Path, required=True, help='.pt2 (torch.export) or .onnx')
+    parser.add_argument('--out', type=Path, required=True, help='.onnx, or .pt2 (torch.export)')
     parser.add_argument('--part', choices=['segmentor', 'backbone'], default='segmentor')
-    parser.add_argument('--shape', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'))
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
     parser.add_argument(
-        '--unsafe-pickle',
-        action='store_true',
-        help='let the checkpoint run code while it is read; only for trusted files',
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='fix the graph to one picture of this size',
     )
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    with plain_errors('export.py'):
-        cfg = load_config(args.config, args.cfg_options)
-        checkpoint = locate(args.checkpoint) if args.checkpoint else None
-        checks.check_packages(cfg)
-        checks.check_types(cfg)
-        import torch
-
-        from mmlk.cli import export, loading
-
-        loading.read_only_tensors(trust=args.unsafe_pickle)
-        module = export.load_part(cfg, args.part, checkpoint)
-        image = torch.randn(
-            1,
-            module.backbone.in_channels if args.part == 'segmentor' else module.in_channels,
-            *args.shape,
-        )
-        error = export.export(module, image, args.out)
-    checked = (
-        'not run: install onnxruntime to check it'
-        if math.isnan(error)
-        else (f'output differs from the unfolded model by {error:.1e} of its largest value')
+    parser.add_argument(
+        '--normalize', action='store_true', help='take RGB from 0 to 255 and normalise inside'
     )
-    print(f'{args.out}: {args.part} at {args.shape[0]} x {args.shape[1]}, {checked}')
+    parser.add_argument(
+        '--output',
+        choices=OUTPUTS,
+        default='logits',
+        help='of a segmentor: logits at the stride of the head, or probabilities or labels at the '
+        'size of the image (default: logits)',
+    )
+    parser.add_argument(
+        '--random', action='store_true', help='random weights, to try a graph without a checkpoint'
+    )
+    arguments.add_cfg_options(parser)
+    arguments.add_unsafe_pickle(parser)
 
 
-if __name__ == '__main__':
-    main()
+def run(args: argparse.Namespace) -> int:
+    """Export and verify; returns the exit status."""
+    with arguments.plain_errors(args.program):
+        check_writable(args.out.parent)
+        from mmlk.export.write import check_target, export_model
+
+        check_target(args.out)
+        graph, description = _build(args)
+        deviation = export_model(graph, args.out, description, args.shape)
+    at = f'{args.shape[0]} x {args.shape[1]}, one picture' if args.shape else 'any size and number'
+    of = 'of the pixels' if args.output == 'labels' else 'of the largest value'
+    print(
+        f'{args.out}: {args.part} for {at}, {args.out.stat().st_size / 1e6:.1f} MB; '
+        f'deviates from the original by {deviation:.1e} {of}'
+    )
+    if args.random:
+        print('The weights are random.', file=sys.stderr)
+    return 0
+
+
+def _build(args: argparse.Namespace):
+    """The graph that the flags ask for, and its description."""
+    from mmlk.cli.checkpoint import locate
+    from mmlk.export.describe import describe
+    from mmlk.export.graph import Graph
+    from mmlk.inference import checkpointed, names
+
+    if args.random and args.checkpoint:
+        raise ValueError('--random takes no checkpoint')
+    config, weights = names.resolve(args.model, 'none' if args.random else args.checkpoint)
+    network, cfg, classes = checkpointed.network_and_classes(
+        config, None if args.random else locate(weights), args.unsafe_pickle, args.cfg_options
+    )
+    graph = Graph(network, cfg, args.part, args.normalize, args.output).eval()
+    return graph, describe(graph, cfg, classes, args.shape)

@@ -17,7 +17,7 @@ from torch import nn
 
 from mmlk.checkpoints import read
 from mmlk.cli import checks
-from mmlk.cli.config import drop_pretrained, load_config
+from mmlk.cli.config import apply_overrides, drop_pretrained, load_config
 from mmlk.cli.evaluation import enable_tta
 from mmlk.cli.loading import require_coverage
 from mmlk.data.layout import leaf_datasets
@@ -32,9 +32,9 @@ class CheckpointedModel(Model):
     """What :func:`mmlk.load_model` returns for a config and a checkpoint.
 
     Args:
-        cfg: Config of a segmentor (MMSegmentation) or detector (MMDetection).
-        state: State dict of the whole model.
-        meta: What the checkpoint says about itself; its class names come before the config's.
+        network: Segmentor (MMSegmentation) or detector (MMDetection) in eval mode.
+        cfg: Its config.
+        classes: ``classes`` and ``palette``.
         device: Where to compute.
         tta: Augment at test time as the config says, and merge.
 
@@ -43,37 +43,34 @@ class CheckpointedModel(Model):
         module: The network, in eval mode.
 
     Raises:
-        ValueError: If the config is of another task, or the class names do not fit its heads.
-        RuntimeError: If the weights do not cover the network.
+        ValueError: If the config is of another task, or has no settings for ``tta``.
     """
 
     def __init__(
-        self, cfg: Config, state: Mapping, meta: dict, device: str | torch.device, tta: bool = False
+        self,
+        network: nn.Module,
+        cfg: Config,
+        classes: dict[str, Any],
+        device: str | torch.device,
+        tta: bool = False,
     ) -> None:
-        self.cfg, self.device = cfg, torch.device(device)
         scope = cfg.get('default_scope')
         if scope not in TASKS:
             raise ValueError(
                 f'load_model: the config is of scope {scope!r}; segmentors (mmseg) and detectors '
                 f'(mmdet) can be used for prediction'
             )
-        checks.check_packages(cfg)
-        dataset = next(leaf_datasets(cfg.test_dataloader.dataset))
+        super().__init__(TASKS[scope], **classes)
+        self.cfg, self.module, self._runner = cfg, network, network
+        steps = next(leaf_datasets(cfg.test_dataloader.dataset)).pipeline
         with DefaultScope.overwrite_default_scope(scope):
-            described = describe_classes(dataset, meta)
-            self.module = load_network(cfg, state)
             if tta:
-                cfg = copy.deepcopy(cfg)
-                enable_tta(cfg)
-                wrapper = {k: v for k, v in cfg.model.items() if k != 'module'}
-                self._runner = MODELS.build(dict(wrapper, module=self.module)).eval()
-            else:
-                self._runner = self.module
-            steps = cfg.tta_pipeline if tta else dataset.pipeline
+                augmented = copy.deepcopy(cfg)
+                enable_tta(augmented)
+                steps = augmented.tta_pipeline
+                self._runner = MODELS.build(dict(augmented.model, module=network)).eval()
             self._pipeline = Compose(_without_files(steps))
-        check_class_count(self.module, described['classes'])
-        self._runner.to(self.device)
-        super().__init__(TASKS[scope], described['classes'], described['palette'])
+        self._runner.to(device)
 
     def _prepare(self, image: np.ndarray) -> tuple[dict, Any]:
         size = image.shape[:2]
@@ -102,13 +99,42 @@ def load(
     Args:
         config: File, or None to take the config from the checkpoint.
     """
-    state, meta = read_whole(checkpoint, unsafe_pickle)
+    return CheckpointedModel(
+        *network_and_classes(config, checkpoint, unsafe_pickle), device=device, tta=tta
+    )
+
+
+def network_and_classes(
+    config: str | None,
+    checkpoint: str | None,
+    unsafe_pickle: bool = False,
+    overrides: dict | None = None,
+) -> tuple[nn.Module, Config, dict[str, Any]]:
+    """Network in eval mode, its config, and class names with colours.
+
+    Args:
+        config: File, or None to take the config from the checkpoint.
+        checkpoint: File; None leaves the weights random.
+        unsafe_pickle: Let the checkpoint run code while it is read.
+        overrides: Of the config, as ``--cfg-options`` gives them.
+
+    Raises:
+        ValueError: If there is no config, or the class names do not fit the heads.
+        RuntimeError: If the checkpoint is damaged or does not cover the network.
+    """
+    state, meta = (None, {}) if checkpoint is None else read_whole(checkpoint, unsafe_pickle)
     cfg = config_of(config, checkpoint, meta)
-    try:
-        return CheckpointedModel(cfg, state, meta, device, tta)
-    except RuntimeError as error:
-        where = config or 'its own config'
-        raise RuntimeError(f'load_model: {checkpoint} does not fit {where}: {error}') from error
+    apply_overrides(cfg, overrides or {})
+    checks.check_packages(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        try:
+            network = load_network(cfg, state)
+        except RuntimeError as error:
+            where = config or 'its own config'
+            raise RuntimeError(f'load_model: {checkpoint} does not fit {where}: {error}') from error
+        classes = describe_classes(next(leaf_datasets(cfg.test_dataloader.dataset)), meta)
+    check_class_count(network, classes['classes'])
+    return network, cfg, classes
 
 
 def read_whole(checkpoint: str, unsafe_pickle: bool = False) -> tuple[Mapping, dict]:
@@ -137,13 +163,19 @@ def config_of(config: str | None, checkpoint: str, meta: dict) -> Config:
     return Config.fromstring(meta['cfg'], '.py')
 
 
-def load_network(cfg: Config, state: Mapping) -> nn.Module:
+def load_network(cfg: Config, state: Mapping | None) -> nn.Module:
     """The network of ``cfg`` with the weights of ``state``, in eval mode, on the CPU.
+
+    Args:
+        cfg: Its scope must be the default scope.
+        state: State dict of the whole network; None leaves the weights random.
 
     Raises:
         RuntimeError: If a weight is missing or has another shape.
     """
-    network = MODELS.build(drop_pretrained(cfg.model))
+    network = revert_sync_batchnorm(MODELS.build(drop_pretrained(cfg.model))).eval()
+    if state is None:
+        return network
     own = network.state_dict()
     unlike = [key for key in state if key in own and state[key].shape != own[key].shape]
     if unlike:
@@ -154,7 +186,7 @@ def load_network(cfg: Config, state: Mapping) -> nn.Module:
         )
     require_coverage(network)
     load_state_dict(network, state)
-    return revert_sync_batchnorm(network).eval()
+    return network
 
 
 def describe_classes(dataset: dict, meta: dict) -> dict[str, Any]:
