@@ -12,7 +12,7 @@ from mmlk.configs import config_path, install_config_resolver
 from mmlk.mmcv_ops import install as install_mmcv_operators
 
 __version__ = '0.2.0'
-_LAZY = {'load_model': 'mmlk.inference'}
+_LAZY = {'load_model': 'mmlk.inference.load'}
 __all__ = ['__version__', 'config_path', *_LAZY]
 
 install_config_resolver()

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from mmlk.cli import arguments
 from mmlk.cli.files import check_writable, complete
+from mmlk.inference.sources import Frames
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,10 +54,9 @@ def run(args: argparse.Namespace) -> int:
     """Predict and write; returns the exit status."""
     with arguments.plain_errors(args.program):
         check_writable(args.out)
-        from mmlk.inference import load_model
-        from mmlk.inference.sources import Frames
-
         frames = Frames(args.source)
+        from mmlk.inference.load import load_model
+
         model = load_model(
             args.model,
             args.checkpoint,

@@ -9,9 +9,6 @@ from mmengine.config import Config
 import mmlk
 from mmlk.export.graph import Graph
 
-KEY = 'mmlk'
-"""Name of the metadata entry, a JSON text."""
-
 # Steps of a test pipeline that change the size of the picture, with the settings that matter.
 _SIZE_STEPS = {
     'Resize': ('scale', 'scale_factor', 'keep_ratio'),

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from mmlk.cli.files import complete
-from mmlk.export.describe import KEY
+
+KEY = 'mmlk'
+"""Name of the metadata entry of a file, a JSON text."""
 
 # Folding and the exporter's decompositions reorder float32 sums; relative to the largest output.
 TOLERANCE = 1e-4

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from mmlk.cli.checkpoint import locate
 from mmlk.inference import names
 from mmlk.inference.model import Model
 
@@ -49,6 +48,8 @@ def load_model(
                 raise ValueError(f'load_model: {name} is an exported model, which takes no {flag}')
         return ExportedModel(name, device)
     config, weights = names.resolve(name, None if checkpoint is None else fspath(checkpoint))
-    from mmlk.inference import checkpointed  # imports MMEngine
+    # these import MMEngine, which exported files do without
+    from mmlk.cli.checkpoint import locate
+    from mmlk.inference import checkpointed
 
     return checkpointed.load(config, locate(weights), device, tta, unsafe_pickle)
