@@ -29,13 +29,15 @@ PACKAGES = {
     'mmdet': ('onedl-mmdetection', 'mmdet', 'detection'),
     'mmpretrain': ('onedl-mmpretrain', 'mmpretrain', 'some heads of mmseg and mmdet'),
     'timm': (None, 'timm', 'tests only'),
+    'onnx': (None, 'onnx', 'ONNX export only'),
     'onnxscript': (None, 'onnxscript', 'ONNX export only'),
+    'onnxruntime': (None, 'onnxruntime', 'ONNX export and its use only'),
     'tensorboard': (None, 'tensorboard', 'TensorBoard logs only'),
 }
 LITE = {'mmcv': 'mmcv-lite'}  # upstream's second distribution of the same folder
 # Packages that refuse the wrong version of mmcv or mmengine when they are imported.
 PARTICULAR = ('mmseg', 'mmdet', 'mmpretrain')
-OPTIONAL = ('triton', 'llvmlite', 'timm', 'onnxscript', 'tensorboard')
+OPTIONAL = ('triton', 'llvmlite', 'timm', 'onnx', 'onnxscript', 'onnxruntime', 'tensorboard')
 # source of mmcv's operators -> what detectors get
 _OPERATORS = {
     'compiled': 'compiled',
