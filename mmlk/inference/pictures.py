@@ -40,8 +40,10 @@ def paint_objects(prediction: Prediction, opacity: float) -> Image.Image:
         box = [float(value) for value in prediction.boxes[index]]
         draw.rectangle(box, outline=colour, width=width)
         text = f'{prediction.classes[label]} {prediction.scores[index]:.2f}'
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-        x, y = box[0], max(0.0, box[1] - bottom - 2)
+        *_, right, bottom = draw.textbbox((0, 0), text, font=font)
+        # inside the picture, also for a box at its upper or right edge
+        x = max(0.0, min(box[0], drawn.width - right - 4))
+        y = max(0.0, box[1] - bottom - 2)
         draw.rectangle((x, y, x + right + 3, y + bottom + 2), fill=colour)
         draw.text((x + 2, y), text, fill=_readable_on(colour), font=font)
     return drawn

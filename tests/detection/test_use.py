@@ -49,7 +49,8 @@ def test_boxes_and_masks_are_those_of_mmdet(trained, image):
     ours = model.predict(image)[0]
     theirs = model.module
     theirs.cfg = model.cfg
-    found = inference_detector(theirs, str(image)).pred_instances.numpy()
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        found = inference_detector(theirs, str(image)).pred_instances.numpy()
     assert len(ours.boxes) == len(found.bboxes) > 5
     order = np.argsort(-found.scores, kind='stable')
     assert np.allclose(ours.scores, found.scores[order]) and (np.diff(ours.scores) <= 0).all()
