@@ -33,7 +33,7 @@ class ExportedModel(Model):
                 f'load_model: exported files run on the CPU here, not on {device}; load the '
                 f'checkpoint instead'
             )
-        self._run, self.description = runner(Path(path))
+        self._graph, self.description = runner(Path(path))
         if self.description['part'] != 'segmentor':
             raise ValueError(
                 f'load_model: {path} holds a {self.description["part"]}, which predicts nothing'
@@ -52,7 +52,7 @@ class ExportedModel(Model):
         return (tensor, image.shape[:2]), (tuple(tensor.shape), image.shape[:2], alone)
 
     def _forward(self, samples: list[tuple[torch.Tensor, tuple]]) -> list[dict[str, np.ndarray]]:
-        (output,) = self._run(torch.stack([tensor for tensor, _ in samples]))
+        (output,) = self._graph(torch.stack([tensor for tensor, _ in samples]))
         inner, size = samples[0][0].shape[1:], samples[0][1]
         kind = self.description['outputs'][0]
         if kind == 'labels':

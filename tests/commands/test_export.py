@@ -52,7 +52,7 @@ def segmentor(method, backbone):
     return network, cfg
 
 
-METHODS = dict(InceptionNeXt='upernet', SLaK='upernet', DCLSConvNeXt='upernet', RecNeXt='fpn')
+METHODS = dict(InceptionNeXt='upernet', SLaK='upernet', DCLSConvNeXt='upernet', RecNeXt='semantic_fpn')
 
 
 @pytest.mark.slow
