@@ -88,7 +88,29 @@ class Graph(nn.Module):
             for name, child in list(parent.named_children()):
                 if type(child) is nn.AdaptiveAvgPool2d:
                     setattr(parent, name, MatrixPool(child.output_size))
+                elif type(child).__name__ == 'Upsample' and _whole(child.scale_factor):
+                    setattr(parent, name, WholeUpsample(child))
         return graph
+
+
+class WholeUpsample(nn.Module):
+    """Interpolation by a whole factor.
+
+    MMSegmentation's module works out the size in floating point, which exporters take for a constant.
+
+    Args:
+        module: torch's or MMSegmentation's ``Upsample`` with a whole ``scale_factor``.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.factor = int(module.scale_factor)
+        self.options = dict(mode=module.mode, align_corners=module.align_corners)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (N, C, H, W) to (N, C, factor * H, factor * W)."""
+        height, width = x.shape[2:]
+        return F.interpolate(x, (self.factor * height, self.factor * width), **self.options)
 
 
 class MatrixPool(nn.Module):
@@ -121,3 +143,7 @@ def _bins(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
     end = torch.div((index + 1) * length + count - 1, count, rounding_mode='floor')
     inside = (place >= start) & (place < end)
     return inside.to(like.dtype) / (end - start).to(like.dtype)
+
+
+def _whole(factor: object) -> bool:
+    return isinstance(factor, (int, float)) and float(factor).is_integer()

@@ -18,7 +18,7 @@ import mmlk
 from mmlk.cli import program
 from mmlk.export import write
 from mmlk.export.describe import describe, size_steps
-from mmlk.export.graph import Graph, MatrixPool
+from mmlk.export.graph import Graph, MatrixPool, WholeUpsample
 from mmlk.inference.exported import resize
 from tests.cases import MICRO_ARCHS
 from tests.commands.conftest import CLASSES, PALETTE
@@ -52,7 +52,9 @@ def segmentor(method, backbone):
     return network, cfg
 
 
-METHODS = dict(InceptionNeXt='upernet', SLaK='upernet', DCLSConvNeXt='upernet', RecNeXt='semantic_fpn')
+METHODS = dict(
+    InceptionNeXt='upernet', SLaK='upernet', DCLSConvNeXt='upernet', RecNeXt='semantic_fpn'
+)
 
 
 @pytest.mark.slow
@@ -213,6 +215,15 @@ def test_pooling_by_products_is_adaptive_pooling(size, shape):
     x = torch.randn(2, 3, *shape)
     expected = nn.AdaptiveAvgPool2d(size)(x.double())
     assert (MatrixPool(size)(x) - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize('align', [False, True])
+def test_upsampling_by_a_whole_factor_is_that_of_mmseg(align):
+    from mmseg.models.utils import Upsample
+
+    x = torch.randn(2, 3, 5, 7)
+    theirs = Upsample(scale_factor=2, mode='bilinear', align_corners=align)
+    assert torch.equal(WholeUpsample(theirs)(x), theirs(x))
 
 
 @pytest.mark.parametrize('shape', [(37, 61), (200, 100), (64, 64)])
