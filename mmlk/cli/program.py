@@ -87,5 +87,5 @@ def _fill(parser: argparse.ArgumentParser, name: str) -> None:
     module = import_module(f'mmlk.commands.{name.replace("-", "_")}')
     parser.description = module.__doc__
     module.add_arguments(parser)
-    # the command's own name in its messages: "mmlk train" or "train.py"
-    parser.set_defaults(run=module.run, program=parser.prog)
+    # its name in messages, "mmlk train" or "train.py", and how it refuses values of its flags
+    parser.set_defaults(run=module.run, program=parser.prog, usage_error=parser.error)

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Count and print; returns the exit status."""
     with arguments.plain_errors(args.program):
         if args.shape and len(args.shape) > 2:
-            raise ValueError(f'--shape takes one or two numbers, not {len(args.shape)}')
+            args.usage_error(f'--shape takes one or two numbers, not {len(args.shape)}')
         cfg = load_config(args.config, args.cfg_options)
         checks.check_packages(cfg)
         checks.check_types(cfg)

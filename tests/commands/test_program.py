@@ -76,6 +76,7 @@ def test_script_and_command_have_the_same_flags(name, script, monkeypatch, capsy
         (['predcit'], 2, 'stderr', 'invalid choice'),
         (['models', 'nothing-like-this'], 1, 'stderr', "mmlk models: error: no name fits 'nothing"),
         (['flops', 'absent.py'], 1, 'stderr', 'mmlk flops: error: load_config: there is no config'),
+        (['flops', 'x.py', '--shape', '1', '2', '3'], 2, 'stderr', 'one or two numbers, not 3'),
         (['train'], 2, 'stderr', 'the following arguments are required: config'),
     ],
 )
