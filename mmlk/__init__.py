@@ -19,7 +19,7 @@ install_config_resolver()
 install_mmcv_operators()
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     """Import what needs torch when it is first asked for."""
     if name not in _LAZY:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
