@@ -32,7 +32,10 @@ OPENMMLAB = [
 ]
 # Compiles the CPU operators' loops at run time; without it they use torch's routines alone.
 CPU = ['llvmlite>=0.45']
+# Exports ONNX files, checks them, and runs them.
+EXPORT = ['onnx>=1.17', 'onnxscript>=0.5.4', 'onnxruntime>=1.20']
 TEST = [
+    *EXPORT,
     'pytest',
     'pytest-randomly>=4',
     'tifffile',
@@ -72,7 +75,8 @@ setup(
     packages=find_packages(include=['mmlk', 'mmlk.*']),
     package_data=dict(mmlk=['py.typed']),
     python_requires='>=3.10',
-    install_requires=['torch>=2.4', 'numpy'],
-    extras_require=dict(cpu=CPU, onedl=ONEDL, openmmlab=OPENMMLAB, test=TEST),
+    install_requires=['torch>=2.4', 'numpy', 'argcomplete>=3'],
+    entry_points=dict(console_scripts=['mmlk = mmlk.cli.program:main']),
+    extras_require=dict(cpu=CPU, export=EXPORT, onedl=ONEDL, openmmlab=OPENMMLAB, test=TEST),
     cmdclass=dict(build_py=BuildWithConfigs),
 )

@@ -6,11 +6,21 @@ themselves when a config names a type with the ``mmlk.`` prefix, and ``mmlk::`` 
 where none are compiled (`mmlk.mmcv_ops`).
 """
 
+from importlib import import_module
+
 from mmlk.configs import config_path, install_config_resolver
 from mmlk.mmcv_ops import install as install_mmcv_operators
 
 __version__ = '0.2.0'
-__all__ = ['__version__', 'config_path']
+_LAZY = {'load_model': 'mmlk.inference.load'}
+__all__ = ['__version__', 'config_path', *_LAZY]
 
 install_config_resolver()
 install_mmcv_operators()
+
+
+def __getattr__(name: str) -> object:
+    """Import what needs torch when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(_LAZY[name]), name)

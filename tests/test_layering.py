@@ -34,6 +34,15 @@ RULES = {
     'mmlk.checkpoints.keymaps': ['torch', 'mmengine', *OPENMMLAB],
     'mmlk.networks': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.registry', 'mmlk.ops.triton'],
     'mmlk.backbones': [*OPENMMLAB, 'mmlk.ops.triton'],
+    'mmlk.cli.program': ['torch', 'numpy', 'mmengine', *OPENMMLAB],
+    'mmlk.commands.models': ['torch', 'numpy', 'mmengine', *OPENMMLAB],
+    **{
+        f'mmlk.commands.{name}': ['torch', *OPENMMLAB]
+        for name in ('train', 'test', 'predict', 'export', 'publish', 'check_data', 'flops')
+    },
+    'mmlk.inference.sources': ['torch', 'mmengine', *OPENMMLAB],
+    'mmlk.inference.load': ['mmengine', *OPENMMLAB],
+    'mmlk.inference.exported': ['mmengine', *OPENMMLAB],
     'mmlk.cli.config': ['torch', *OPENMMLAB],
     'mmlk.cli.checkpoint': ['torch', *OPENMMLAB],
     'mmlk.cli.device': ['mmlk.ops', 'mmlk.backbones', *OPENMMLAB],

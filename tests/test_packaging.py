@@ -134,6 +134,30 @@ def test_inheritance_from_a_wheel(wheel, tmp_path):
 
 
 @pytest.mark.slow
+def test_command_from_a_wheel(wheel, tmp_path):
+    """The command is there, finds its configs inside the package, and names no other place."""
+    site = tmp_path / 'site'
+    site.mkdir()
+    install(site, wheel)
+    script = (site / 'bin' / 'mmlk').read_text()
+    assert 'mmlk.cli.program' in script and 'main' in script
+    start = [sys.executable, '-m', 'mmlk']
+    listed = run([*start, 'models', '*slak*'], tmp_path, PYTHONPATH=str(site))
+    assert 'upernet_slak_t_ade20k' in listed
+    out = tmp_path / 'data'
+    made = run(
+        [*start, 'generate-data', out, '--train', '1', '--val', '1', '--size', '100x120'],
+        tmp_path,
+        PYTHONPATH=str(site),
+    )
+    assert made.startswith(f'{out}: 1 training and 1 validation scenes')
+    for name in ('train', 'predict', 'export', 'publish', 'doctor'):
+        text = run([*start, name, '--help'], tmp_path, PYTHONPATH=str(site))
+        assert text.startswith(f'usage: mmlk {name}')
+        assert 'tools/' not in text and str(ROOT) not in text
+
+
+@pytest.mark.slow
 def test_inheritance_from_a_checkout(tmp_path):
     printed = run([sys.executable, '-c', PROGRAM], downstream(tmp_path), PYTHONPATH=str(ROOT))
     assert printed.startswith(str(ROOT))

@@ -24,6 +24,8 @@ EXTRAS='pytest==9.2.0 pytest-xdist==3.8.0 pytest-randomly==5.1.0 timm==1.0.31 ru
 JIT='llvmlite==0.50.0'
 # The least that setup.py requires; make test-minimum runs on it.
 MINIMUM='torch==2.4.0 llvmlite==0.45.0'
+# Exports ONNX files and runs them; completes words of the command in a shell.
+EXPORT='onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 argcomplete==3.7.2'
 # The last upstream mmengine, kept aside for the tests that inherit configs on it.
 UPSTREAM='mmengine==0.10.7'
 
@@ -50,7 +52,7 @@ find_python() {
 }
 
 install_base() {
-    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS $JIT $UPSTREAM" | cksum | cut -d' ' -f1)
+    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS $JIT $EXPORT $UPSTREAM" | cksum | cut -d' ' -f1)
     stamp=$venv/.mmlk-base-$pins
     [ -e "$stamp" ] && return
     [ -x "$python" ] || "$(find_python)" -m venv "$venv"
@@ -59,7 +61,7 @@ install_base() {
     $pip install -q $TORCH "$NUMPY" $BUILD
     say 'OpenMMLab packages'
     # shellcheck disable=SC2086
-    $pip install -q $OPENMMLAB $EXTRAS "$JIT" "$NUMPY"
+    $pip install -q $OPENMMLAB $EXTRAS $EXPORT "$JIT" "$NUMPY"
     if [ -n "$(cached_wheel)" ]; then
         $pip install -q "$(cached_wheel)" "$NUMPY"
     else

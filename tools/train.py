@@ -1,89 +1,16 @@
-"""Train a segmentor or a detector from a config."""
+"""The same as `mmlk train`, without an installation."""
 
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmengine.config import Config
-
-import mmlk  # noqa: F401  (resolves mmlk:: paths from here on)
-from mmlk.cli import arguments, batch, checks
-from mmlk.cli.checkpoint import check_weights, set_resume
-from mmlk.cli.config import load_config
-from mmlk.data.layout import check_datasets
+from mmlk.cli.program import run_tool
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='file, or mmlk::name for a config of this package')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from a checkpoint; bare or "auto": from the newest whole '
-        'one of the work folder',
-    )
-    parser.add_argument('--amp', action='store_true', help='mixed precision (needs a GPU)')
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate by effective / recipe batch size',
-    )
-    parser.add_argument(
-        '--accumulate',
-        type=int,
-        metavar='N',
-        help='step the optimizer every N iterations, and stretch the schedule',
-    )
-    arguments.add_common_arguments(parser)
-    return parser.parse_args()
-
-
-def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
-    """The config of the run and sentences for its log; all that can be judged without torch."""
-    cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    cfg.launcher = args.launcher
-    checks.check_packages(cfg)
-    notes = check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
-    if args.accumulate is not None:
-        batch.accumulate(cfg, args.accumulate)
-    if args.auto_scale_lr:
-        batch.enable_lr_scaling(cfg)
-    notes += set_resume(cfg, args.resume)
-    check_weights(cfg)
-    return cfg, notes
-
-
-def main() -> None:
-    args = parse_args()
-    arguments.export_local_rank(args.local_rank)
-    with arguments.plain_errors('train.py'):
-        cfg, notes = prepare(args)
-        from mmlk.cli import device, loading
-        from mmlk.cli.fit import check_fit
-        from mmlk.cli.hooks import bring_hooks
-
-        checks.check_types(cfg)
-        check_fit(cfg)
-        notes += bring_hooks(cfg)
-        if args.amp:
-            notes.append(device.enable_amp(cfg))
-        notes += device.find_unused_parameters(cfg)
-        notes += device.limit_waiting(cfg)
-        notes += device.adapt_to_device(cfg)
-        notes += batch.allow_single_images(cfg, device.norms_are_synchronised(cfg))
-        device.open_process_group(cfg)
-    loading.read_only_tensors(trust=args.unsafe_pickle)
-    runner = device.build_runner(cfg, notes)
-    statement, departs = batch.batch_statement(cfg, runner.world_size)
-    (runner.logger.warning if departs else runner.logger.info)(statement)
-    runner.train()
+def main(argv: list[str] | None = None) -> int:
+    return run_tool('train', argv)
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

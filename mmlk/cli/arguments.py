@@ -8,7 +8,44 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmengine.config import DictAction
+from mmlk.configs import config_root
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The config that most commands start from."""
+    argument = parser.add_argument(
+        'config', help='file, or mmlk::name for a config of this package'
+    )
+    argument.completer = complete_config
+
+
+def complete_config(prefix: str, **_: object) -> list[str]:
+    """Configs of this package and files, for the shell's completion."""
+    from argcomplete.completers import FilesCompleter
+
+    packaged = (f'mmlk::{path.stem}' for path in config_root().glob('*.py'))
+    return [*FilesCompleter(['.py'])(prefix), *(n for n in packaged if n.startswith(prefix))]
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Overrides of the config, spelt as in MMSegmentation and MMDetection."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_KeyValue,
+        metavar='KEY=VALUE',
+        help='overrides: a.b=1, list indices as in pipeline.0.scale=(64,64), data_root=PATH for '
+        'every dataset; unknown keys are refused unless written +a.b=1',
+    )
+
+
+def add_unsafe_pickle(parser: argparse.ArgumentParser) -> None:
+    """Permission to run code that a checkpoint holds."""
+    parser.add_argument(
+        '--unsafe-pickle',
+        action='store_true',
+        help='let the checkpoint run code while it is read; only for files you trust',
+    )
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,24 +54,21 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--work-dir',
         help='folder of logs, checkpoints and metrics (default: work_dirs/<config name>)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='overrides: a.b=1, list indices as in pipeline.0.scale=(64,64), data_root=PATH for '
-        'every dataset; unknown keys are refused unless written +a.b=1',
-    )
+    add_cfg_options(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch'
     )
-    parser.add_argument(
-        '--unsafe-pickle',
-        action='store_true',
-        help='let the file of --resume or of a test run code while it is read; '
-        'only for files you trust',
-    )
+    add_unsafe_pickle(parser)
+
+
+class _KeyValue(argparse.Action):
+    """MMEngine's parser of ``KEY=VALUE``, imported where the option is met."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from mmengine.config import DictAction
+
+        DictAction([option_string], self.dest, nargs='+')(parser, namespace, values, option_string)
 
 
 def export_local_rank(local_rank: int) -> None:

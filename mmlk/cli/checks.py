@@ -30,14 +30,14 @@ def check_packages(cfg: Config) -> None:
             wanted = _DISTRIBUTIONS.get(package, f'onedl-{package}')
             raise ValueError(
                 f'check_packages: the config needs the package {package!r}, which is not '
-                f'installed; install {wanted} (or its upstream release), see tools/doctor.py'
+                f'installed; install {wanted} (or its upstream release), see mmlk doctor'
             )
     if scope == 'mmdet' and mmcv_ops.source() is None:
         raise ValueError(
             'check_packages: detection needs operators that this mmcv has not compiled '
             '(mmcv._ext is missing) and that torchvision would supply, but torchvision is not '
             'installed either; install the torchvision that belongs to this torch, see '
-            'tools/doctor.py'
+            'mmlk doctor'
         )
 
 

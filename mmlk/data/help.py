@@ -15,7 +15,7 @@ Source: the 2016 scene parsing challenge release (20,210 + 2,000 images),
     The full ADE20K data set is another release, with other folders and labels; it does not fit.
 Remedy: --cfg-options data_root=PATH, or set MMLK_ADE20K_ROOT=PATH (configs ending in _mini:
     MMLK_MINI_ROOT=PATH) in the environment;
-    or generate scenes: python tools/generate_data.py PATH --format ade20k"""
+    or generate scenes: mmlk generate-data PATH --format ade20k"""
 
 _COCO_HELP = """\
 Expected layout:
@@ -26,7 +26,7 @@ Source: COCO 2017 from https://cocodataset.org/#download (2017 Train images, 201
     2017 Train/Val annotations)
 Remedy: --cfg-options data_root=PATH, or set MMLK_COCO_ROOT=PATH (configs ending in _mini:
     MMLK_MINI_ROOT=PATH) in the environment;
-    or generate scenes: python tools/generate_data.py PATH --format coco"""
+    or generate scenes: mmlk generate-data PATH --format coco"""
 
 _HELP = {'ADE20KDataset': _ADE20K_HELP, 'CocoDataset': _COCO_HELP}
 

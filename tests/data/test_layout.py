@@ -62,7 +62,7 @@ def test_a_missing_root_is_answered_with_layout_source_and_remedy(
         check_datasets(request.getfixturevalue(config)(root))
     message = str(caught.value)
     assert message.startswith(f'train_dataloader: no folder {root}\n')
-    remedies = '--cfg-options data_root=', 'tools/generate_data.py'
+    remedies = '--cfg-options data_root=', 'mmlk generate-data'
     assert all(part in message for part in (source, variable, 'annotations/', *remedies))
 
 

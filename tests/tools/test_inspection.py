@@ -1,15 +1,14 @@
-"""Counting, exporting and the doctor."""
+"""Counting and the doctor."""
 
 import os
 import subprocess
 import sys
 
 import pytest
-import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmlk.cli import complexity, export
+from mmlk.cli import complexity
 from mmlk.cli.config import load_config
 from tests.tools.workbench import ROOT
 
@@ -76,35 +75,6 @@ def test_folding_leaves_fewer_parameters_and_as_many_products(cfg):
     folded = complexity.measure(complexity.build_model(cfg, deploy=True), (64, 64))
     assert folded[0].parameters < plain[0].parameters
     assert folded[0].macs == plain[0].macs
-
-
-@pytest.mark.parametrize('part', ['backbone', 'segmentor'])
-def test_exported_file_computes_what_the_model_does(cfg, tmp_path, part):
-    module = export.load_part(cfg, part, checkpoint=None)
-    error = export.export(module, torch.randn(1, 3, 64, 96), tmp_path / 'model.pt2')
-    assert error <= 1e-5
-    graph = torch.export.load(tmp_path / 'model.pt2').graph
-    assert not [node for node in graph.nodes if str(node.target).startswith('mmlk.')]
-
-
-def test_export_notices_a_wrong_result(cfg, tmp_path, monkeypatch):
-    module = export.load_part(cfg, 'backbone', checkpoint=None)
-    monkeypatch.setattr(
-        export, '_write_pt2', lambda program, image, out: [torch.zeros(1, 16, 2, 3)]
-    )
-    with pytest.raises(RuntimeError, match='differ'):
-        export.export(module, torch.randn(1, 3, 64, 96), tmp_path / 'model.pt2')
-
-
-def test_export_refuses_an_unknown_format(tmp_path):
-    with pytest.raises(ValueError, match='.pt2'):
-        export.export(nn.Identity(), torch.zeros(1), tmp_path / 'model.bin')
-
-
-def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, 'find_spec', lambda name: None)
-    with pytest.raises(ValueError, match='pip install onnx onnxscript'):
-        export.export(nn.Identity(), torch.zeros(1), tmp_path / 'model.onnx')
 
 
 @pytest.mark.slow

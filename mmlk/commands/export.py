@@ -1,0 +1,92 @@
+"""Write a model as ONNX or torch.export, verified against the original.
+
+    mmlk export my_config.py work_dirs/my_config/last_checkpoint --out model.onnx
+    mmlk export model-0123abcd.pth --out model.onnx --normalize --output labels
+
+MODEL is a config (file or name), a published model's name, or a checkpoint that holds its config.
+The file holds the folded network in standard operators, for any number of pictures of any size,
+with its weights, class names and preparation inside. Input "image" is (N, 3, H, W), RGB, normalised,
+or with --normalize from 0 to 255. Before the file appears it is run at three sizes with one picture
+and with two, and compared with the unfolded network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmlk.cli import arguments
+from mmlk.cli.files import check_writable
+
+OUTPUTS = ('logits', 'probabilities', 'labels')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    model = parser.add_argument('model', help='config, name, or checkpoint that holds its config')
+    model.completer = arguments.complete_config
+    parser.add_argument(
+        'checkpoint', nargs='?', help='weights of the whole model (default: the published ones)'
+    )
+    parser.add_argument('--out', type=Path, required=True, help='.onnx, or .pt2 (torch.export)')
+    parser.add_argument('--part', choices=['segmentor', 'backbone'], default='segmentor')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='fix the graph to one picture of this size',
+    )
+    parser.add_argument(
+        '--normalize', action='store_true', help='take RGB from 0 to 255 and normalise inside'
+    )
+    parser.add_argument(
+        '--output',
+        choices=OUTPUTS,
+        default='logits',
+        help='of a segmentor: logits at the stride of the head, or probabilities or labels at the '
+        'size of the image (default: logits)',
+    )
+    parser.add_argument(
+        '--random', action='store_true', help='random weights, to try a graph without a checkpoint'
+    )
+    arguments.add_cfg_options(parser)
+    arguments.add_unsafe_pickle(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and verify; returns the exit status."""
+    with arguments.plain_errors(args.program):
+        check_writable(args.out.parent)
+        from mmlk.export.write import check_target, export_model
+
+        check_target(args.out)
+        graph, description = _build(args)
+        deviation = export_model(graph, args.out, description, args.shape)
+    at = f'{args.shape[0]} x {args.shape[1]}, one picture' if args.shape else 'any size and number'
+    of = 'of the pixels' if args.output == 'labels' else 'of the largest value'
+    print(
+        f'{args.out}: {args.part} for {at}, {args.out.stat().st_size / 1e6:.1f} MB; '
+        f'deviates from the original by {deviation:.1e} {of}'
+    )
+    if args.random:
+        print('The weights are random.', file=sys.stderr)
+    return 0
+
+
+def _build(args: argparse.Namespace):
+    """The graph that the flags ask for, and its description."""
+    from mmlk.cli.checkpoint import locate
+    from mmlk.export.describe import describe
+    from mmlk.export.graph import Graph
+    from mmlk.inference import checkpointed, names
+
+    if args.random and args.checkpoint:
+        raise ValueError('--random takes no checkpoint')
+    config, weights = names.resolve(args.model, 'none' if args.random else args.checkpoint)
+    network, cfg, classes = checkpointed.network_and_classes(
+        config, None if args.random else locate(weights), args.unsafe_pickle, args.cfg_options
+    )
+    graph = Graph(network, cfg, args.part, args.normalize, args.output).eval()
+    return graph, describe(graph, cfg, classes, args.shape)

@@ -1,0 +1,66 @@
+"""Evaluate a checkpoint on the test data of its config."""
+
+from __future__ import annotations
+
+import argparse
+
+from mmengine.config import Config
+
+from mmlk.cli import arguments, checks, evaluation
+from mmlk.cli.checkpoint import locate
+from mmlk.cli.config import load_config
+from mmlk.data.layout import check_datasets
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of this command."""
+    arguments.add_config(parser)
+    parser.add_argument('checkpoint', help='file, URL, or WORK_DIR/last_checkpoint')
+    parser.add_argument(
+        '--out',
+        help='keep predictions: a folder of PNG label maps (segmentation) '
+        'or a .pkl file (detection)',
+    )
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='folder for pictures of truth and prediction')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds per shown picture')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation; for ADE20K multi-scale and flip'
+    )
+    arguments.add_common_arguments(parser)
+
+
+def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
+    """The config of the run and sentences for its log; all that can be judged without torch."""
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    cfg.launcher = args.launcher
+    cfg.load_from, cfg.resume = locate(args.checkpoint), False
+    checks.check_packages(cfg)
+    notes = check_datasets(cfg, ('test_dataloader',))
+    if args.show or args.show_dir:
+        evaluation.draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
+    if args.out:
+        evaluation.store_predictions(cfg, args.out)
+    if args.tta:
+        evaluation.enable_tta(cfg)
+    return cfg, notes
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; returns the exit status."""
+    arguments.export_local_rank(args.local_rank)
+    with arguments.plain_errors(args.program):
+        cfg, notes = prepare(args)
+        from mmlk.cli import device, loading
+        from mmlk.cli.fit import check_fit
+
+        checks.check_types(cfg)
+        check_fit(cfg)
+        notes += device.limit_waiting(cfg)
+        notes += device.adapt_to_device(cfg)
+        device.open_process_group(cfg)
+    loading.read_only_tensors(trust=args.unsafe_pickle)
+    runner = device.build_runner(cfg, notes)
+    loading.require_coverage(runner.model)
+    runner.test()
+    return 0

@@ -1,0 +1,5 @@
+"""Trained networks as files of standard operators, for programs that have neither mmlk nor torch."""
+
+from mmlk.export.write import TOLERANCE, export_model
+
+__all__ = ['TOLERANCE', 'export_model']

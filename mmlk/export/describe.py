@@ -1,0 +1,93 @@
+"""What an exported file says about itself: enough to use it without the config it came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.config import Config
+
+import mmlk
+from mmlk.export.graph import Graph
+
+# Steps of a test pipeline that change the size of the picture, with the settings that matter.
+_SIZE_STEPS = {
+    'Resize': ('scale', 'scale_factor', 'keep_ratio'),
+    'ResizeToMultiple': ('size_divisor',),
+}
+# Steps that leave the picture as it is.
+_OTHER_STEPS = (
+    'LoadImageFromFile',
+    'LoadAnnotations',
+    'CheckSample',
+    'PackSegInputs',
+    'PackDetInputs',
+    'PackInputs',
+)
+
+
+def describe(
+    graph: Graph, cfg: Config, classes: dict[str, Any], shape: tuple[int, int] | None
+) -> dict[str, Any]:
+    """Description of an exported graph, as plain values.
+
+    Args:
+        graph: What is exported.
+        cfg: Config of the model.
+        classes: Class names and palette.
+        shape: Height and width if the graph is fixed to one picture of that size.
+
+    Raises:
+        ValueError: If the test pipeline prepares pictures in a way that cannot be described.
+    """
+    settings = cfg.model.get('data_preprocessor') or {}
+    stretch = [dict(type='Resize', scale=list(shape)[::-1], keep_ratio=False)] if shape else None
+    return dict(
+        version=1,
+        producer=f'mmlk {mmlk.__version__}',
+        part=graph.part,
+        task='segmentation' if graph.part == 'segmentor' else 'features',
+        classes=list(classes['classes']),
+        palette=[[int(part) for part in colour] for colour in classes['palette']],
+        input=dict(
+            name='image',
+            layout='NCHW',
+            channels='RGB',
+            values='0 to 255' if graph.normalize else 'normalised by mean and std',
+            mean=_in_rgb(graph, settings.get('mean')),
+            std=_in_rgb(graph, settings.get('std')),
+            shape=[1, 3, *shape] if shape else None,
+        ),
+        outputs=graph.output_names,
+        align_corners=bool(getattr(getattr(graph, 'decode_head', None), 'align_corners', False)),
+        resize=stretch or size_steps(cfg),
+    )
+
+
+def size_steps(cfg: Config) -> list[dict[str, Any]]:
+    """The steps of the test pipeline that change a picture's size, in order.
+
+    Raises:
+        ValueError: If the pipeline holds a step that this package cannot describe.
+    """
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    steps = []
+    for step in dataset.pipeline:
+        kind = step['type'].rpartition('.')[2]
+        if kind in _SIZE_STEPS:
+            known = {key: step[key] for key in _SIZE_STEPS[kind] if step.get(key) is not None}
+            steps.append(dict(type=kind, **known))
+        elif kind not in _OTHER_STEPS:
+            raise ValueError(
+                f'export: the test pipeline has a step {step["type"]}, which the description of '
+                f'an exported file cannot express; use --shape, or take it out of the pipeline'
+            )
+    return steps
+
+
+def _in_rgb(graph: Graph, values: list[float] | None) -> list[float] | None:
+    """``mean`` or ``std`` in the order in which the graph takes the channels."""
+    if values is None:
+        return None
+    return [float(value) for value in (values[::-1] if graph.flip else values)]

@@ -1,0 +1,89 @@
+"""A segmentor in a file of ``mmlk export``, prepared and read as the file describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from mmlk.export.write import runner
+from mmlk.inference.model import Model
+
+
+class ExportedModel(Model):
+    """What :func:`mmlk.load_model` returns for an ``.onnx`` or ``.pt2`` file.
+
+    Args:
+        path: The file.
+        device: ``cpu``, the only place where these files are run here.
+
+    Raises:
+        ValueError: If the file is missing, holds no segmentor, or another device is asked for.
+    """
+
+    def __init__(self, path: str, device: str | torch.device) -> None:
+        if not Path(path).is_file():
+            raise ValueError(f'load_model: there is no file {path!r}')
+        if torch.device(device).type != 'cpu':
+            raise ValueError(
+                f'load_model: exported files run on the CPU here, not on {device}; load the '
+                f'checkpoint instead'
+            )
+        self._graph, self.description = runner(Path(path))
+        if self.description['part'] != 'segmentor':
+            raise ValueError(
+                f'load_model: {path} holds a {self.description["part"]}, which predicts nothing'
+            )
+        super().__init__('segmentation', self.description['classes'], self.description['palette'])
+
+    def _prepare(self, image: np.ndarray) -> tuple[tuple[torch.Tensor, tuple], Any]:
+        resized = resize(image, self.description['resize'])
+        entry = self.description['input']
+        tensor = torch.from_numpy(np.ascontiguousarray(resized[..., ::-1])).permute(2, 0, 1).float()
+        if entry['values'] != '0 to 255' and entry['mean']:
+            mean, std = (torch.tensor(entry[key])[:, None, None] for key in ('mean', 'std'))
+            tensor = (tensor - mean) / std
+        # a graph of fixed shape takes one picture at a time
+        alone = object() if entry['shape'] else None
+        return (tensor, image.shape[:2]), (tuple(tensor.shape), image.shape[:2], alone)
+
+    def _forward(self, samples: list[tuple[torch.Tensor, tuple]]) -> list[dict[str, np.ndarray]]:
+        (output,) = self._graph(torch.stack([tensor for tensor, _ in samples]))
+        inner, size = samples[0][0].shape[1:], samples[0][1]
+        kind = self.description['outputs'][0]
+        if kind == 'labels':
+            labels = F.interpolate(output[:, None].float(), size, mode='nearest')[:, 0]
+        else:
+            options = dict(mode='bilinear', align_corners=self.description['align_corners'])
+            if kind == 'logits':
+                output = F.interpolate(output, inner, **options)
+            labels = F.interpolate(output, size, **options).argmax(1)
+        return [dict(labels=one.numpy().astype(np.int32)) for one in labels]
+
+
+def resize(image: np.ndarray, steps: list[dict[str, Any]]) -> np.ndarray:
+    """``image`` (H, W, 3) at the size that the model sees it at.
+
+    Args:
+        image: uint8.
+        steps: ``resize`` of an exported file's description.
+    """
+    for step in steps:
+        height, width = image.shape[:2]
+        if step['type'] == 'ResizeToMultiple':
+            divisor = step['size_divisor']
+            target = tuple(-(-side // divisor) * divisor for side in (width, height))
+        else:
+            scale = step.get('scale') or [
+                int(side * step['scale_factor'] + 0.5) for side in (width, height)
+            ]
+            target = tuple(scale)
+            if step.get('keep_ratio'):
+                factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+                target = tuple(int(side * factor + 0.5) for side in (width, height))
+        image = cv2.resize(image, target, interpolation=cv2.INTER_LINEAR)
+    return image

@@ -1,0 +1,88 @@
+"""What every model in use has in common: from a source to predictions, batch by batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mmlk.inference.prediction import Prediction
+from mmlk.inference.sources import Frame, Frames, Source
+
+
+class Model(ABC):
+    """A segmentor or detector that predicts pictures.
+
+    Args:
+        task: ``segmentation`` or ``detection``.
+        classes: Names of the classes.
+        palette: One RGB colour per class.
+    """
+
+    def __init__(self, task: str, classes: Iterable[str], palette: Iterable[Iterable[int]]) -> None:
+        self.task = task
+        self.classes = tuple(classes)
+        self.palette = [tuple(map(int, colour)) for colour in palette]
+
+    def predict(
+        self, source: Source, batch_size: int = 1, skipped: list[str] | None = None
+    ) -> list[Prediction]:
+        """Predictions of all pictures of ``source``, in order.
+
+        Args:
+            source: Path, folder, pattern, video, camera number, uint8 array (H, W, 3) in RGB order,
+                PIL image, or a sequence of pictures. For long videos and cameras use
+                :meth:`stream`, which keeps nothing.
+            batch_size: Pictures that run together, if the model sees them at the same size.
+            skipped: A list that takes what is wrong with files that cannot be read; without it
+                such a file is an error.
+
+        Raises:
+            ValueError: If the source does not exist, or a file of it is broken.
+        """
+        return list(self.stream(Frames(source), batch_size, skipped))
+
+    def stream(
+        self, source: Source | Frames, batch_size: int = 1, skipped: list[str] | None = None
+    ) -> Iterator[Prediction]:
+        """As :meth:`predict`, one by one while the source is read."""
+        if batch_size < 1:
+            raise ValueError(f'predict: batch size {batch_size} must be at least 1')
+        frames = source if isinstance(source, Frames) else Frames(source)
+        waiting: list[tuple[Frame, Any]] = []
+        shape = None
+        for frame in frames:
+            if frame.problem and skipped is None:
+                raise ValueError(f'predict: {frame.problem}')
+            if frame.problem:
+                skipped.append(frame.problem)
+                continue
+            sample, next_shape = self._prepare(frame.image)
+            if waiting and (next_shape != shape or len(waiting) == batch_size):
+                yield from self._run(waiting)
+                waiting = []
+            shape = next_shape
+            waiting.append((frame, sample))
+        if waiting:
+            yield from self._run(waiting)
+
+    def _run(self, batch: list[tuple[Frame, Any]]) -> Iterator[Prediction]:
+        results = self._forward([sample for _, sample in batch])
+        for (frame, _), result in zip(batch, results, strict=True):
+            yield Prediction(
+                frame.name,
+                np.ascontiguousarray(frame.image[..., ::-1]),
+                self.classes,
+                self.palette,
+                **result,
+            )
+
+    @abstractmethod
+    def _prepare(self, image: np.ndarray) -> tuple[Any, Any]:
+        """A BGR picture (H, W, 3) as the model takes it, and what pictures of one batch must share."""
+
+    @abstractmethod
+    def _forward(self, samples: list[Any]) -> list[dict[str, np.ndarray]]:
+        """The fields of :class:`Prediction` that the model fills, for each sample of a batch."""

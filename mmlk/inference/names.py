@@ -1,0 +1,91 @@
+"""What a model's name stands for: a config, and the published checkpoint that belongs to it."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from mmlk.checkpoints import zoo
+from mmlk.configs import config_path, config_root
+
+EXPORTED = ('.onnx', '.pt2')
+CHECKPOINTS = ('.pth', '.pt', '.safetensors')
+_METHODS = ('upernet', 'fpn', 'cascade_mask_rcnn', 'mask_rcnn')
+# where the publisher's name of a file does not tell the method
+_RECNEXT_METHODS = {'ade20k': 'fpn', 'coco': 'mask_rcnn'}
+
+
+def dense_config(entry: zoo.Entry) -> str:
+    """Name of the config that a published segmentor or detector was trained with.
+
+    Args:
+        entry: An entry of task ``ade20k`` or ``coco``.
+    """
+    method = next(
+        (name for name in _METHODS if entry.name.startswith(name)), _RECNEXT_METHODS[entry.task]
+    )
+    size = entry.arch if entry.family == 'recnext' else entry.arch[0]
+    return f'{method}_{entry.family}_{size}_{entry.task}'
+
+
+def dense_weights() -> dict[str, str]:
+    """Config name -> ``mmlk://`` name of the published checkpoint of that whole model."""
+    return {
+        dense_config(entry): f'{zoo.SCHEME}{entry.name}'
+        for entry in zoo.ENTRIES.values()
+        if entry.task in ('ade20k', 'coco')
+    }
+
+
+def resolve(name: str, checkpoint: str | None) -> tuple[str | None, str]:
+    """Config and checkpoint behind what a user calls a model.
+
+    Args:
+        name: Config (file, ``mmlk::name`` or bare name), published segmentor or detector
+            (``mmlk://name`` or its bare name), or a checkpoint that holds its config.
+        checkpoint: File, URL or ``mmlk://`` name; None for the published one.
+
+    Returns:
+        Config file, None where the checkpoint holds it, and checkpoint.
+
+    Raises:
+        ValueError: If nothing has that name, with the closest names, or if no weights are known.
+    """
+    path, bare = Path(name), name.removeprefix('mmlk::').removesuffix('.py')
+    if path.suffix in CHECKPOINTS and path.is_file():
+        if checkpoint:
+            raise ValueError(f'load_model: {name} and {checkpoint} are two checkpoints; give one')
+        return None, name
+    published = name.removeprefix(zoo.SCHEME)
+    if published in zoo.ENTRIES and not path.is_file():
+        return _published(zoo.ENTRIES[published], checkpoint)
+    if path.suffix == '.py' and path.is_file():
+        config = name
+    elif (config_root() / f'{bare}.py').is_file():
+        config = config_path(bare)
+    else:
+        raise ValueError(_unknown(name))
+    checkpoint = checkpoint or dense_weights().get(bare)
+    if checkpoint is None:
+        raise ValueError(
+            f'load_model: nobody has published weights for {name}; give the checkpoint of a '
+            f'training run'
+        )
+    return config, checkpoint
+
+
+def _published(entry: zoo.Entry, checkpoint: str | None) -> tuple[str, str]:
+    if entry.task not in ('ade20k', 'coco'):
+        raise ValueError(
+            f'load_model: {entry.name} is a classifier ({entry.data}); segmentors and detectors '
+            f'with published weights: {", ".join(sorted(dense_weights()))}'
+        )
+    return config_path(dense_config(entry)), checkpoint or f'{zoo.SCHEME}{entry.name}'
+
+
+def _unknown(name: str) -> str:
+    known = {path.stem for path in config_root().glob('*.py')}
+    known |= {entry.name for entry in zoo.ENTRIES.values() if entry.task in ('ade20k', 'coco')}
+    close = get_close_matches(Path(name).stem, known, n=5, cutoff=0.4)
+    hint = f'; closest names: {", ".join(close)}' if close else '; "mmlk models" lists the names'
+    return f'load_model: {name!r} is neither a file nor a model of this package{hint}'

@@ -1,0 +1,186 @@
+"""Pictures from wherever a user keeps them: files, folders, patterns, videos, cameras, arrays."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from mmlk.data.files import image_problem
+
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
+
+Source = Any
+"""Path, pattern, camera number, array (H, W, 3) uint8 RGB, PIL image, or a sequence of these."""
+
+
+@dataclass
+class Frame:
+    """One picture, or why there is none.
+
+    Attributes:
+        name: Relative path without suffix, which outputs are named after.
+        image: uint8 array (H, W, 3), BGR as OpenCV decodes; None if the file is broken.
+        problem: What is wrong with the file, '' if nothing is.
+    """
+
+    name: str
+    image: np.ndarray | None
+    problem: str = ''
+
+
+class Frames:
+    """Pictures of a source, one by one.
+
+    Args:
+        source: See :data:`Source`. Folders are searched with their subfolders.
+
+    Attributes:
+        total: Number of pictures, None where it is unknown (cameras, some videos).
+
+    Raises:
+        ValueError: If the source does not exist, holds no picture, or is of another kind.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._video = _video(source)
+        self._items = [] if self._video is not None else list(_items(source))
+        self.total: int | None = len(self._items)
+        if self._video is not None:
+            count = 0 if isinstance(self._video, int) else _frame_count(self._video)
+            self.total = count if count > 0 else None
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self._video is not None:
+            yield from _read_video(self._video)
+            return
+        for name, item in self._items:
+            yield _read_file(name, item) if isinstance(item, Path) else Frame(name, item)
+
+
+def _video(source: Source) -> Path | int | None:
+    """The video file or camera number that ``source`` is, if it is one."""
+    if isinstance(source, bool):
+        return None
+    if isinstance(source, int) or (isinstance(source, str) and source.isdecimal()):
+        return int(source)
+    if isinstance(source, (str, PathLike)) and Path(source).suffix.lower() in VIDEOS:
+        if Path(source).is_file():
+            return Path(source)
+    return None
+
+
+def _items(source: Source) -> Iterator[tuple[str, Path | np.ndarray]]:
+    """(name, file or BGR array) of every picture."""
+    if isinstance(source, (str, PathLike)):
+        yield from _files(Path(source).expanduser())
+    elif not isinstance(source, Sequence):
+        yield '000000', _array(source)
+    elif not source:
+        raise ValueError('predict: the source is an empty sequence')
+    elif all(isinstance(item, (str, PathLike)) for item in source):
+        yield from _named([Path(item).expanduser() for item in source])
+    else:
+        for index, item in enumerate(source):
+            file = isinstance(item, (str, PathLike))
+            yield f'{index:06d}', Path(item).expanduser() if file else _array(item)
+
+
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Pictures of a folder, a file or a pattern."""
+    if path.is_dir():
+        found = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGES and p.is_file())
+        if not found:
+            raise ValueError(f'predict: {path} holds no picture ({", ".join(IMAGES)})')
+        yield from _named(found, path)
+        return
+    found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    found = [path] if path.is_file() else found
+    if not found:
+        raise ValueError(
+            f'predict: {str(path)!r} is no file, no folder, and no pattern that any file fits'
+        )
+    yield from _named(found)
+
+
+def _named(files: list[Path], root: Path | None = None) -> Iterator[tuple[str, Path]]:
+    """Each file with its path below ``root``, by default below the folder that all have in common."""
+    root = root or _common_folder(files)
+    stems = [file.relative_to(root).with_suffix('') for file in files]
+    count = Counter(stems)
+    for stem, file in zip(stems, files):
+        # two files that differ in their suffix alone keep it, so that neither overwrites the other
+        yield (stem if count[stem] == 1 else file.relative_to(root)).as_posix(), file
+
+
+def _common_folder(paths: list[Path]) -> Path:
+    folder = paths[0].parent
+    while not all(path.is_relative_to(folder) for path in paths):
+        folder = folder.parent
+    return folder
+
+
+def _array(picture: Any) -> np.ndarray:
+    """BGR array of a PIL image or an RGB array."""
+    array = np.asarray(picture.convert('RGB') if hasattr(picture, 'convert') else picture)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise ValueError(
+            f'predict: a picture as an array must be uint8 (H, W, 3) in RGB order, '
+            f'not {array.dtype} {array.shape}'
+        )
+    return np.ascontiguousarray(array[..., ::-1])
+
+
+def _read_file(name: str, path: Path) -> Frame:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return Frame(name, None, f'{path}: cannot be read ({error.strerror})')
+    problem = image_problem(content)
+    image = None if problem else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        return Frame(name, None, f'{path}: {problem or "cannot be decoded by OpenCV"}')
+    return Frame(name, image)
+
+
+def _open(video: Path | int) -> cv2.VideoCapture:
+    capture = cv2.VideoCapture(video if isinstance(video, int) else str(video))
+    if not capture.isOpened():
+        raise ValueError(
+            f'predict: there is no camera {video}'
+            if isinstance(video, int)
+            else f'predict: OpenCV cannot open the video {video}: it is damaged, or this build '
+            f'has no codec for it; convert it to MP4 with H.264'
+        )
+    return capture
+
+
+def _frame_count(video: Path) -> int:
+    capture = _open(video)
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    capture.release()
+    return count
+
+
+def _read_video(video: Path | int) -> Iterator[Frame]:
+    capture, index = _open(video), 0
+    stem = f'camera{video}' if isinstance(video, int) else video.stem
+    try:
+        while True:
+            read, image = capture.read()
+            if not read:
+                break
+            yield Frame(f'{stem}_{index:06d}', image)
+            index += 1
+    finally:
+        capture.release()
+    if index == 0:
+        raise ValueError(f'predict: no frame of {video} can be decoded')
