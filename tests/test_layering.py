@@ -73,12 +73,15 @@ ROOT = Path(__file__).resolve().parents[1]
 OPERATORS = ('depthwise', 'norm', 'dense', 'inception', 'large_kernel', 'dcls', 'recconv', 'blocks')
 """Folders of operators, lowest first: none imports one that comes later."""
 SHARED = (
+    'compat',
     'dispatch',
     'library',
     'maps',
     'memory',
     'packed_weights',
     'reference',
+    'states',
+    'modules',
     'jit',
     'triton',
     'cuda',

@@ -7,6 +7,7 @@ import inspect
 import logging
 import warnings
 from collections import Counter
+from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
@@ -26,7 +27,9 @@ class Backbone(BaseModule):
         options: Arguments of the network.
     """
 
-    def __init__(self, *args, init_cfg: dict | list[dict] | None = None, **options):
+    def __init__(
+        self, *args: Any, init_cfg: dict | list[dict] | None = None, **options: Any
+    ) -> None:
         # BaseModule's own constructor would call the network's without arguments.
         super(BaseModule, self).__init__(*args, **options)
         self._is_init = False
@@ -35,7 +38,7 @@ class Backbone(BaseModule):
             self.register_forward_pre_hook(_warn_of_random_weights)
             self._register_load_state_dict_pre_hook(_end_warning, with_module=True)
 
-    def __init_subclass__(cls, **kwargs) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         network = next(base for base in cls.__mro__ if base.__module__.startswith('mmlk.networks.'))
         signature = inspect.signature(network)
@@ -94,7 +97,9 @@ def _warn_of_random_weights(module: Network, _inputs: tuple[Tensor, ...]) -> Non
     _end_warning(module)
 
 
-def _end_warning(module: Network, _state_dict=None, _prefix='', metadata=None, *_) -> None:
+def _end_warning(
+    module: Network, _state: Any = None, _prefix: str = '', metadata: dict | None = None, *_: Any
+) -> None:
     """Remove the check: it speaks once, and not after a load."""
     if metadata and metadata.get('absent'):
         return

@@ -194,9 +194,9 @@ def _with_stem(state: State, family: str, own: State, how: str, notes: list[str]
     """``state`` with the first convolution made to fit the module's image channels."""
     stem = keymaps.stem_key(_shapes(own))
     old = next((old for old, new in _mapping(family, state, own).items() if new == stem), None)
-    weight, channels = state.get(old), own[stem].shape[1]
-    if weight is None or weight.ndim != 4:
+    if old is None or state[old].ndim != 4:
         return state  # for the report to name
+    weight, channels = state[old], own[stem].shape[1]
     adapted = adapt_channels(weight, channels, how)
     if adapted is not weight:
         notes.append(f'stem adapted from {weight.shape[1]} to {channels} channels ({how})')

@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -289,7 +289,7 @@ class Network(nn.Module):
                         module.eval()
         return self
 
-    def load_pretrained(self, source: str | PathLike, **options) -> Report:
+    def load_pretrained(self, source: str | PathLike, **options: Any) -> Report:
         """Load any published file of the family, as `mmlk.checkpoints.load_into` does.
 
         Args:
@@ -322,7 +322,9 @@ class Network(nn.Module):
         return self
 
 
-def _check_loaded_keys(module: Network, state_dict: dict, prefix: str, metadata: dict, *_) -> None:
+def _check_loaded_keys(
+    module: Network, state_dict: dict, prefix: str, metadata: dict, *_: Any
+) -> None:
     """Before any load: map foreign keys in place, and raise if the trunk would stay uncovered.
 
     Values are changed, where a family's published files need it, in foreign state dicts alone: one

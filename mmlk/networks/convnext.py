@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class ConvNeXt(Network):
         drop_path_rate: float,
         in_channels: int,
         output_norm: bool,
-        **options,
+        **options: Any,
     ):
         super().__init__(
             dims,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +192,7 @@ class DCLSConvNeXt(ConvNeXt):
                 module.clamp_parameters()
 
 
-def _complete_positions(module: DCLSConvNeXt, state_dict: dict, prefix: str, *_) -> None:
+def _complete_positions(module: DCLSConvNeXt, state_dict: dict, prefix: str, *_: Any) -> None:
     """Before a load: a stage's positions given under one key only count for all of its blocks."""
     for i, stage in enumerate(module.stages if module.share_positions else ()):
         for name in ('P', 'SIG'):

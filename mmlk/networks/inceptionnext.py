@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,7 +82,7 @@ class InceptionNeXtStage(Stage):
         drop_paths: Sequence[float],
         downsample: bool,
         norm_cfg: dict,
-        **block,
+        **block: Any,
     ):
         norm_and_convolution = (
             (build_norm(norm_cfg, in_channels), PatchConv2d(in_channels, channels, 2))

@@ -130,7 +130,7 @@ class _SharingBlocks(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        attended = []
+        attended: list[Tensor] = []
         for block in self.blocks:
             x = block(x, attended)
         return x

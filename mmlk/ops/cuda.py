@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mmlk.ops import dispatch, library
+from mmlk.ops import compat, dispatch, library
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LEAST_TRITON = (3, 4)  # tuples and slices of them inside kernels
@@ -33,13 +33,10 @@ def _refusal_of_triton(index: int | None) -> str | None:
     return importlib.import_module('mmlk.ops.triton.runtime').unavailable(index)
 
 
+@compat.assume_constant
 def refusal_of_triton(index: int | None) -> str | None:
     """Reason why Triton kernels cannot run on CUDA device ``index``, or None."""
     return _refusal_of_triton(index)
-
-
-# What torch.compiler.assume_constant_result sets, without importing the compiler.
-refusal_of_triton._dynamo_marked_constant = True
 
 
 def refusal_of_map(x: Tensor) -> str | None:

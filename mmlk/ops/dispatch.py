@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from mmlk.ops import compat
 from mmlk.ops.maps import channels_last
 
 PREFERENCE = ('triton', 'cpu', 'separable', 'reference')
@@ -83,7 +83,7 @@ def operators() -> tuple[str, ...]:
     return tuple(sorted(_BACKENDS))
 
 
-def choose(operator: str, *args, backend: str | None = None) -> Backend:
+def choose(operator: str, *args: Any, backend: str | None = None) -> Backend:
     """The backend to use for ``operator`` on ``args``.
 
     Args:
@@ -118,12 +118,12 @@ def choose(operator: str, *args, backend: str | None = None) -> Backend:
     raise AssertionError(f'{operator}: the reference refuses')  # it takes whatever torch takes
 
 
-def run(operator: str, *args, backend: str | None = None):
+def run(operator: str, *args: Any, backend: str | None = None) -> Any:
     """``operator`` of ``args``, computed by the backend that `choose` names."""
     return choose(operator, *args, backend=backend).run(*args)
 
 
-def accelerated(operator: str, *args) -> Callable[..., Any] | None:
+def accelerated(operator: str, *args: Any) -> Callable[..., Any] | None:
     """The computation that stands for a chain of layers, or None if the layers are to be called.
 
     A forced backend that refuses is no error here: the layers' own operators obey it.
@@ -137,7 +137,7 @@ def accelerated(operator: str, *args) -> Callable[..., Any] | None:
     return None
 
 
-def explain(operator: str | Callable, *args, backend: str | None = None, **kwargs) -> str:
+def explain(operator: str | Callable, *args: Any, backend: str | None = None, **kwargs: Any) -> str:
     """Say, backend by backend, which one a call would use and why the others do not apply.
 
     Args:
@@ -176,25 +176,20 @@ def explain(operator: str | Callable, *args, backend: str | None = None, **kwarg
     return '\n'.join(lines)
 
 
+@compat.assume_constant  # some versions of the compiler cannot read a variable that is not set
 def _forced() -> str | None:
     """Backend that the environment asks for, or None."""
     return os.environ.get(ENVIRONMENT)
 
 
-# The compiler takes the answer for a constant, as torch.compiler.assume_constant_result says: some
-# versions cannot read a variable that is not set.
-_forced._dynamo_marked_constant = True
-
-
-def no_refusal(*_args) -> None:
+def no_refusal(*_args: Any) -> None:
     """The predicate of the reference backends: plain torch takes whatever torch takes."""
     return None
 
 
 def refusal_for_export() -> str | None:
     """Reason why a graph under export must hold plain torch operators only, or None."""
-    # The function torch.compiler.is_exporting() is constantly true under torch.compile.
-    if getattr(torch.compiler, '_is_exporting_flag', False):
+    if compat.is_exporting():
         return 'torch.export is running and its graph shall hold plain torch operators'
     if torch.jit.is_tracing():  # ONNX's older exporter traces, its newer one goes by torch.export
         return 'torch.jit or ONNX tracing is running and its graph shall hold plain operators'
@@ -243,15 +238,15 @@ def needs_dispatcher(x: Tensor) -> bool:
         or x.is_meta
         or type(x) not in _PLAIN
         or torch.is_autocast_enabled(x.device.type)
-        or torch._C._len_torch_dispatch_stack() > 0
+        or compat.count_dispatch_modes() > 0
     )
 
 
 def _refusal_for_transform() -> str | None:
     if torch.compiler.is_dynamo_compiling():
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if compat.top_transform() is not None:
         return 'a torch.func transform is active'
-    if forward_ad._current_level >= 0:
+    if compat.in_forward_mode():
         return 'forward-mode differentiation is active'
     return None

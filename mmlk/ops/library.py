@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from mmlk.ops import compat
 
 _LIBRARY = torch.library.Library('mmlk', 'FRAGMENT')
 
@@ -77,7 +80,7 @@ def node(name: str, forward: Callable, backward: Callable) -> Callable:
         ``apply(*args)``.
     """
 
-    def checked_backward(ctx, *grads):
+    def checked_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
             found = backward(ctx, *grads)
         wanted = ctx.needs_input_grad
@@ -88,12 +91,13 @@ def node(name: str, forward: Callable, backward: Callable) -> Callable:
         return tuple(found)
 
     methods = dict(forward=staticmethod(forward), backward=staticmethod(checked_backward))
-    return types.new_class(
-        name, (torch.autograd.Function,), {}, lambda it: it.update(methods)
-    ).apply
+    node: Any = types.new_class(
+        name, (torch.autograd.Function,), {}, lambda body: body.update(methods)
+    )
+    return node.apply
 
 
-def _leaves(ctx) -> list[Tensor]:
+def _leaves(ctx: Any) -> list[Tensor]:
     """Arguments of a node that are leaves of the graph, saved or not."""
     edges = [edge for edge, _ in ctx.next_functions if edge is not None]
     return [edge.variable for edge in edges if hasattr(edge, 'variable')]
@@ -115,17 +119,17 @@ def _refuse_from_here(
 
 class _Refusal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, name, count, *tensors):
+    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.operator = name
         return tuple(each.view_as(each) for each in tensors[:count])
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(_refusal(ctx.operator))
 
 
 def _refuse_gradient(name: str) -> Callable:
-    def refuse(ctx, *grads):
+    def refuse(ctx: Any, *grads: Tensor) -> None:
         raise RuntimeError(_refusal(name))
 
     return refuse
@@ -136,12 +140,12 @@ def _refusal(name: str) -> str:
 
 
 def _autocast(operator: Callable, device: str, key: str) -> Callable:
-    keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    without_autocast = compat.without_autocast(key)
 
-    def call(x, *args):
+    def call(x: Tensor, *args: Any) -> Any:
         if x.dtype == torch.float32:
             x = x.to(torch.get_autocast_dtype(device))
-        with torch._C._ExcludeDispatchKeyGuard(keyset):
+        with without_autocast():
             return operator(x, *args)
 
     return call

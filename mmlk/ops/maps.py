@@ -18,7 +18,7 @@ def layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last(x) else torch.contiguous_format
 
 
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
     """``value`` for both axes, unless it already is a pair."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 

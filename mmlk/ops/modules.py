@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules import module as _module
 
-from mmlk.ops.norm.batch_norm import BatchNormState
+from mmlk.ops import compat
+from mmlk.ops.states import BatchNormState
 
 # A class made anew around another one, as torch's parametrisation does, comes from elsewhere.
 _ORIGINS = ('torch.nn.modules.', 'mmlk.')
@@ -18,12 +18,7 @@ _ORIGINS = ('torch.nn.modules.', 'mmlk.')
 
 def can_stand_for(*modules: nn.Module) -> bool:
     """Whether calling each of the modules does what its class says, and nothing besides."""
-    if (
-        _module._global_forward_hooks
-        or _module._global_forward_pre_hooks
-        or _module._global_backward_hooks
-        or _module._global_backward_pre_hooks
-    ):
+    if compat.has_global_hooks():
         return False
     for each in modules:
         state = each.__dict__

@@ -7,12 +7,10 @@ torch's compiler uses; they have no gradients.
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -25,7 +23,7 @@ class PackedWeights:
     dict, a pickle or a deep copy.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._copies: dict[Hashable, tuple] = {}
 
     def __getstate__(self) -> dict:
@@ -51,21 +49,6 @@ class HoldsPackedWeights:
 
     _packed: PackedWeights
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> HoldsPackedWeights:
         self._packed.clear()
-        return super().train(mode)
-
-
-def has_onednn() -> bool:
-    """Whether this torch has oneDNN's products that keep a weight reordered, and may use them."""
-    return torch.backends.mkldnn.enabled and _has_onednn()
-
-
-@functools.cache
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, '_linear_pointwise')
-
-
-def pack(weight: Tensor, rows: int) -> Tensor:
-    """``weight`` (N, K) in oneDNN's order for products with about ``rows`` rows."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous(), rows)
+        return super().train(mode)  # type: ignore[misc]  # of nn.Module, which comes after this class

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlk.ops.maps import channels_last, pair
+from mmlk.ops.states import BatchNormState
 
 
 def depthwise_conv2d_reference(
@@ -200,11 +201,11 @@ def norm_mlp_reference(
 def conv_norm_mlp_reference(
     x: Tensor,
     mixed: Tensor,
-    norm,
+    norm: BatchNormState | None,
     weight1: Tensor,
-    norm1,
+    norm1: BatchNormState,
     weight2: Tensor,
-    norm2,
+    norm2: BatchNormState,
     *,
     backend: str | None = None,
 ) -> Tensor:
@@ -231,7 +232,7 @@ def depthwise_sum_reference(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    norm=None,
+    norm: BatchNormState | None = None,
     *,
     stride: tuple[int, int] = (1, 1),
     coarse: Tensor | None = None,
@@ -263,7 +264,7 @@ def linear_attention2d_reference(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    norm=None,
+    norm: BatchNormState | None = None,
     *,
     heads: int,
     epsilon: float = 1e-6,
@@ -375,7 +376,7 @@ def inception_dwconv2d_reference(
         (N, C, H, W).
     """
     g = weight_hw.shape[0]
-    identity, square, wide, tall = torch.split(x, (x.shape[1] - 3 * g, g, g, g), dim=1)
+    identity, square, wide, tall = torch.split(x, [x.shape[1] - 3 * g, g, g, g], dim=1)
     return torch.cat(
         (
             identity,
@@ -406,25 +407,30 @@ def large_kernel_sum_reference(
 
 
 def large_kernel_normed_reference(
-    x: Tensor, weights: Sequence[Tensor], norms: Sequence, *, backend: str | None = None
+    x: Tensor,
+    weights: Sequence[Tensor],
+    norms: Sequence[BatchNormState],
+    *,
+    backend: str | None = None,
 ) -> Tensor:
     """The sum over several kernels of a batch norm of `depthwise_conv2d_reference` each.
 
     Args:
         x: (N, C, H, W).
         weights: Kernels (C, 1, kh, kw).
-        norms: A `mmlk.ops.norm.batch_norm.BatchNormState` for each; running statistics are updated.
+        norms: A `mmlk.ops.states.BatchNormState` for each; running statistics are updated.
 
     Returns:
         (N, C, H, W).
     """
-    return sum(
+    first, *others = (
         batch_norm_reference(depthwise_conv2d_reference(x, weight), norm)
         for weight, norm in zip(weights, norms)
     )
+    return sum(others, first)
 
 
-def batch_norm_reference(x: Tensor, norm, *, backend: str | None = None) -> Tensor:
+def batch_norm_reference(x: Tensor, norm: BatchNormState, *, backend: str | None = None) -> Tensor:
     """Batch norm with the statistics of ``x`` (N, C, H, W), recorded in ``norm``."""
     return F.batch_norm(
         x,
@@ -443,7 +449,7 @@ def dcls_kernel1d_reference(
     positions: Tensor,
     sigma: Tensor | None = None,
     *,
-    kernel_size,
+    kernel_size: int | Sequence[int],
     version: str = 'v0',
     backend: str | None = None,
 ) -> Tensor:
@@ -456,7 +462,7 @@ def dcls_kernel2d_reference(
     positions: Tensor,
     sigma: Tensor | None = None,
     *,
-    kernel_size,
+    kernel_size: int | Sequence[int],
     version: str = 'v0',
     backend: str | None = None,
 ) -> Tensor:
@@ -497,7 +503,7 @@ def dcls_kernel3d_reference(
     positions: Tensor,
     sigma: Tensor | None = None,
     *,
-    kernel_size,
+    kernel_size: int | Sequence[int],
     version: str = 'v0',
     backend: str | None = None,
 ) -> Tensor:
@@ -506,7 +512,11 @@ def dcls_kernel3d_reference(
 
 
 def _dcls_kernel(
-    weight: Tensor, positions: Tensor, sigma: Tensor | None, kernel_size, version: str
+    weight: Tensor,
+    positions: Tensor,
+    sigma: Tensor | None,
+    kernel_size: int | Sequence[int],
+    version: str,
 ) -> Tensor:
     dims = positions.shape[0]
     sizes = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
@@ -529,10 +539,11 @@ def _dcls_profile(cells: Tensor, p: Tensor, s: Tensor | None, version: str) -> T
         lower = p.detach().floor()
         r = p - lower
         return (1 - r) * (cells == lower) + r * (cells == lower + 1)
+    if s is None:  # v1
+        return torch.relu(1.0 - (cells - p).abs())
     if version == 'gauss':
         return torch.exp(-0.5 * ((cells - p) / (s + 0.27)) ** 2)
-    width = 1.0 if version == 'v1' else s + 1.0
-    return torch.relu(width - (cells - p).abs())
+    return torch.relu(s + 1.0 - (cells - p).abs())
 
 
 def recconv2d_reference(

@@ -14,9 +14,9 @@ from mmlk.ops.jit.address import can_address
 from mmlk.ops.jit.language import LANES
 from mmlk.ops.maps import as_map, rows
 from mmlk.ops.norm import batch_norm
-from mmlk.ops.norm.batch_norm import BatchNormState
 from mmlk.ops.packed_weights import PackedWeights
 from mmlk.ops.reference import linear_attention2d_reference
+from mmlk.ops.states import BatchNormState
 
 
 def linear_attention2d(

@@ -14,8 +14,8 @@ from mmlk.ops import dispatch, library
 from mmlk.ops.jit.address import can_address
 from mmlk.ops.maps import as_map, rows
 from mmlk.ops.norm import batch_norm
-from mmlk.ops.norm.batch_norm import BatchNormState
 from mmlk.ops.reference import conv_norm_mlp_reference
+from mmlk.ops.states import BatchNormState
 
 
 def conv_norm_mlp(

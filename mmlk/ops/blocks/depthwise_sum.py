@@ -10,8 +10,8 @@ from mmlk.ops.depthwise import cpu, loops
 from mmlk.ops.jit.address import can_address
 from mmlk.ops.maps import channels_last
 from mmlk.ops.norm import batch_norm
-from mmlk.ops.norm.batch_norm import BatchNormState
 from mmlk.ops.reference import depthwise_sum_reference
+from mmlk.ops.states import BatchNormState
 
 
 def depthwise_sum(

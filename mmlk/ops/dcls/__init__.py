@@ -180,7 +180,13 @@ _arguments_3d = functools.partial(_checked, 3)
 
 
 def _definition(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(weight, positions, sigma, kernel_size, version):
+    def run(
+        weight: Tensor,
+        positions: Tensor,
+        sigma: Tensor | None,
+        kernel_size: tuple[int, ...],
+        version: str,
+    ) -> Tensor:
         return reference(weight, positions, sigma, kernel_size=kernel_size, version=version)
 
     return run

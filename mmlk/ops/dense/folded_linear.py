@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmlk.ops import dispatch, jit, packed_weights
+from mmlk.ops import compat, dispatch, jit
 from mmlk.ops.dense.loops import linear
 from mmlk.ops.dense.loops_panels import pack
 from mmlk.ops.dense.products import as_matrix
@@ -90,7 +90,7 @@ def _refusal(
         return 'only plain float32 tensors that are not empty are multiplied with a copy'
     if weight.is_inference():
         return 'a weight made in inference mode has no version by which a change could be told'
-    if jit.refusal() is not None and not packed_weights.has_onednn():
+    if jit.refusal() is not None and not compat.has_onednn():
         return f'{jit.refusal()}, and this torch has no oneDNN'
     return None
 
@@ -121,13 +121,10 @@ def _by_loops(x, weight, bias, residual, gelu, copies) -> Tensor:
 
 
 def _by_onednn(x, weight, bias, residual, gelu, copies) -> Tensor:
-    matrix = copies.get('onednn', weight, lambda plain: packed_weights.pack(plain, x.shape[0]))
-    bias = None if bias is None else bias.contiguous()
-    product = torch.ops.mkldnn._linear_pointwise
-    if residual is not None and not gelu:
-        return product.binary(x, residual, matrix, bias, 'add')
-    y = product(x, matrix, bias, *(('gelu', [], 'none') if gelu else ('none', [], '')))
-    return y if residual is None else y.add_(residual)
+    matrix = copies.get('onednn', weight, lambda plain: compat.onednn_pack(plain, x.shape[0]))
+    if gelu and residual is not None:
+        return compat.onednn_linear(x, matrix, bias, gelu=True).add_(residual)
+    return compat.onednn_linear(x, matrix, bias, gelu, residual)
 
 
 dispatch.declare('folded_linear', _arguments, _reference)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmlk.ops import jit, packed_weights
+from mmlk.ops import compat, jit
 from mmlk.ops.dense.loops import PLAIN_ROWS
 from mmlk.ops.dense.loops import linear as compiled_linear
 from mmlk.ops.dense.loops_panels import Panels, Plain, pack, plain
@@ -37,8 +37,8 @@ def can_use_onednn(x: Tensor) -> bool:
     return (
         can_address(x)
         and x.numel() > 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and packed_weights.has_onednn()
+        and compat.count_dispatch_modes() == 0
+        and compat.has_onednn()
     )
 
 
@@ -53,16 +53,9 @@ def _can_read(*operands: Tensor | None) -> bool:
         jit.refusal() is None
         and can_address(*operands)
         and all(each is None or each.dim() > 1 or each.is_contiguous() for each in operands)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and compat.count_dispatch_modes() == 0
+        and compat.top_transform() is None
     )
-
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
-    """oneDNN's product, which takes strided matrices but reads a bias as if it were dense."""
-    activation = ('gelu', [], 'none') if gelu else ('none', [], '')
-    bias = None if bias is None else bias.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *activation)
 
 
 def _in_order(x: Tensor, weight: Tensor, factors: Tensor | None = None) -> Panels | Plain:
@@ -75,7 +68,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -
     if can_compile(x, weight, bias):
         return compiled_linear(as_matrix(x), _in_order(x, weight), bias, gelu=gelu)
     if can_use_onednn(x):
-        return _onednn(x, weight, bias, gelu)
+        return compat.onednn_linear(x, weight, bias, gelu)
     y = F.linear(x, weight, bias)
     return F.gelu(y) if gelu else y
 
@@ -146,7 +139,7 @@ def input_gradient(
 
 def _plain_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     if can_use_onednn(grad):
-        return _onednn(grad, weight.t(), None)
+        return compat.onednn_linear(grad, weight.t(), None)
     return torch.mm(grad, weight)
 
 
@@ -177,7 +170,7 @@ def weight_gradient(
 
 def _plain_weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     if grad.shape[0] <= FEW_ROWS and can_use_onednn(grad):
-        return _onednn(grad.t().contiguous(), x.t(), None)
+        return compat.onednn_linear(grad.t().contiguous(), x.t(), None)
     # MKL is faster with the wider matrix on the right.
     if grad.shape[1] > x.shape[1]:
         return torch.mm(x.t(), grad).t().contiguous()

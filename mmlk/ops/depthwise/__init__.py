@@ -14,7 +14,7 @@ def depthwise_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | tuple[int, int] = 1,
+    stride: int | tuple[int, ...] = 1,
     *,
     backend: str | None = None,
 ) -> Tensor:
@@ -44,7 +44,7 @@ def depthwise_conv2d(
 
 
 def _arguments(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int, int] = 1
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int, ...] = 1
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, int]]:
     stride = pair(stride)
     if torch.jit.is_tracing():

@@ -50,7 +50,15 @@ def inception_dwconv2d(
     return dispatch.run('inception_dwconv2d', *args, backend=backend)
 
 
-def _arguments(x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h) -> tuple:
+def _arguments(
+    x: Tensor,
+    weight_hw: Tensor,
+    bias_hw: Tensor | None,
+    weight_w: Tensor,
+    bias_w: Tensor | None,
+    weight_h: Tensor,
+    bias_h: Tensor | None,
+) -> tuple[Tensor | None, ...]:
     args = x, weight_hw, bias_hw, weight_w, bias_w, weight_h, bias_h
     if torch.jit.is_tracing():
         return args

@@ -10,7 +10,6 @@ from __future__ import annotations
 import array
 import ctypes
 import functools
-import glob
 import hashlib
 import os
 import sys
@@ -19,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from mmlk.ops import compat
 from mmlk.ops.jit import cache
 
 try:
@@ -73,15 +73,12 @@ def _missing() -> str | None:
     return None
 
 
+@compat.assume_constant
 def refusal() -> str | None:
     """Reason why nothing can be compiled here, or None. ``MMLK_JIT=0`` in the environment is one."""
     if os.environ.get(ENVIRONMENT) == '0':
         return f'{ENVIRONMENT}=0'
     return _missing()
-
-
-# The compiler takes the answer for a constant, as torch.compiler.assume_constant_result says.
-refusal._dynamo_marked_constant = True
 
 
 @functools.cache
@@ -103,10 +100,8 @@ def _create_team():
     torch's own OpenMP runtime lends its threads, which are awake already; a second pool would compete
     with them for the processor. Where torch has another runtime, Python's threads do it.
     """
-    found = glob.glob(os.path.join(os.path.dirname(torch.__file__), 'lib', 'libgomp*'))
-    try:
-        enter = ctypes.CDLL(found[0] if found else 'libgomp.so.1').GOMP_parallel
-    except (OSError, AttributeError):
+    enter = compat.openmp_parallel()
+    if enter is None:
         pool = ThreadPoolExecutor(thread_name_prefix='mmlk')
 
         def run(function, words, threads):
@@ -119,8 +114,6 @@ def _create_team():
                 each.result()
 
         return run
-    enter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    enter.restype = None
 
     def run(function, words, threads):
         enter(function, words, threads, 0)

@@ -20,9 +20,9 @@ from mmlk.ops.large_kernel import loops, loops_norms
 from mmlk.ops.large_kernel.cpu import compute_backward, compute_branches
 from mmlk.ops.maps import layout
 from mmlk.ops.memory import keep_freed_memory
-from mmlk.ops.norm.batch_norm import BatchNormState
 from mmlk.ops.norm.loops_batch_norm import can_run
 from mmlk.ops.reference import large_kernel_normed_reference
+from mmlk.ops.states import BatchNormState
 
 
 def large_kernel_normed(

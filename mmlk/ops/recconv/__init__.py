@@ -147,7 +147,7 @@ class RecConv2d(nn.Module):
                 f'RecConv2d: {len(self.convs)} kernels for {self.level} levels, '
                 f'expected {self.level + 1}'
             )
-        weights = [conv.weight for conv in self.convs]
+        weights: list[Tensor] = [conv.weight for conv in self.convs]  # type: ignore[misc]  # Tensor | Module
         y = recconv2d(x, self.down.weight, weights, mode=self.mode)
         if y.dtype == torch.float16 and not self.overflow_reported:
             self._report_overflow(x, y)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from mmlk.ops import jit
+from mmlk.ops import compat, jit
 from mmlk.ops.jit import engine
 from mmlk.ops.jit.language import LANES, kernel
 
@@ -77,7 +77,7 @@ def test_threads_of_python_serve_where_torch_has_none_to_lend(monkeypatch):
     def missing(name):
         raise OSError(f'{name}: no such file')
 
-    monkeypatch.setattr(engine.ctypes, 'CDLL', missing)
+    monkeypatch.setattr(compat.ctypes, 'CDLL', missing)
     monkeypatch.setattr(engine, '_create_team', engine._create_team.__wrapped__)
     monkeypatch.setattr(engine.torch, 'get_num_threads', lambda: 3)
     x, y, _ = run(4000)
