@@ -23,9 +23,7 @@ class _ModelRegistry(_root.Registry):
         return super().get(key)
 
 
-MODELS = _ModelRegistry(
-    'model', parent=_root.MODELS, scope='mmlk', locations=['mmlk.backbones']
-)
+MODELS = _ModelRegistry('model', parent=_root.MODELS, scope='mmlk', locations=['mmlk.backbones'])
 HOOKS = _root.Registry('hook', parent=_root.HOOKS, scope='mmlk', locations=['mmlk.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = _root.Registry(
     'optimizer wrapper constructor',

@@ -17,6 +17,11 @@ from mmlk.checkpoints.read import CONTAINERS
 HEAD_PREFIX = 'head.'
 """Prefix of the head in MMPretrain's checkpoints."""
 
+START_FROM_OTHER_TASK = (
+    'to start from a file without a classifier, give it to the backbone: init_cfg=dict('
+    "type='Pretrained', checkpoint=...), with prefix='backbone.' where it holds a whole model"
+)
+
 _MLP = re.compile(r'head\.(?P<name>(?:fc1|norm|fc2)\..+)')
 _NORM_LINEAR = re.compile(r'(?P<name>(?:norm|head)\.(?:weight|bias))$')
 _TWO_BRANCHES = re.compile(r'head\.(?P<name>(?:head|head_dist)\..+)')
@@ -58,11 +63,20 @@ def split_in_place(family: str, state_dict: MutableMapping[str, Tensor], prefix:
 
     Meant for a load_state_dict pre-hook of the classifier. A trainer's file, whose state dict is one
     of several entries, is unwrapped first, since MMEngine hands it on whole.
+
+    Raises:
+        ValueError: If the file holds a model for another task.
     """
     if not prefix:
         _unwrap(state_dict)
     given = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
     split = split_classifier(family, [key[len(prefix) :] for key in given])
+    parts = {name.split('.', 1)[0] for name in split.values()}
+    if 'head' not in parts and parts > {'backbone'}:
+        raise ValueError(
+            f'split_in_place: the file holds {", ".join(sorted(parts)[:6])} and no classifier; '
+            + START_FROM_OTHER_TASK
+        )
     for key, value in given.items():
         name = prefix + split[key[len(prefix) :]]
         if name != key:

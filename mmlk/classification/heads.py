@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmpretrain.models.heads import ClsHead
 from torch import Tensor
 
+from mmlk.checkpoints.classifiers import START_FROM_OTHER_TASK
 from mmlk.checkpoints.keymaps import is_counter
 from mmlk.heads import Head, MlpHead, NormLinearHead, TwoBranchHead
 from mmlk.registry import MODELS
@@ -78,16 +79,14 @@ def _check_loaded_head(
         key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
     }
     if not own.keys() & given.keys():
-        others = sorted({key.split('.', 1)[0] for key in state_dict} - {'backbone'})
-        found = f'it holds {", ".join(others[:5])}' if others else 'it holds a backbone alone'
         raise ValueError(
-            f"{type(module).__name__}: the file has no head of this kind, {found}; to start from a "
-            "file for another task, give it to the backbone: init_cfg=dict(type='Pretrained', "
-            "checkpoint=..., prefix='backbone.')"
+            f'{type(module).__name__}: the file has no such head; {START_FROM_OTHER_TASK}'
         )
     missing = [key for key in own if key not in given and not is_counter(key)]
     resized = [key for key in own if key in given and given[key].shape != own[key].shape]
-    if missing or not all(_differs_in_classes(module, key, given[key], own[key]) for key in resized):
+    if missing or not all(
+        _differs_in_classes(module, key, given[key], own[key]) for key in resized
+    ):
         problems = [f'{key} is missing' for key in missing] + [
             f'{key} is {tuple(given[key].shape)} in the file, {tuple(own[key].shape)} in the module'
             for key in resized

@@ -205,4 +205,6 @@ def test_stride8_networks_have_maps_of_stride_64():
     with torch.device('meta'):
         model = classifier('recnext', 't')
         maps = model.backbone(torch.empty(1, 3, 224, 224))
-    assert isinstance(model.backbone, RecNeXt) and [tuple(y.shape) for y in maps] == [(1, 512, 4, 4)]
+    assert isinstance(model.backbone, RecNeXt) and [tuple(y.shape) for y in maps] == [
+        (1, 512, 4, 4)
+    ]
