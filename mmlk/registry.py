@@ -8,7 +8,9 @@ from importlib import import_module
 
 from mmengine import registry as _root
 
-_CLASSIFICATION = frozenset({'MlpClsHead', 'NormLinearClsHead', 'TwoBranchClsHead'})
+_CLASSIFICATION = frozenset(
+    {'DistilledClassifier', 'MlpClsHead', 'NormLinearClsHead', 'TwoBranchClsHead'}
+)
 
 
 class _ModelRegistry(_root.Registry):
