@@ -2,7 +2,7 @@
 # 32 GPUs x 128 images, float32, 300 epochs, averaged weights. The drop path rate for these networks was
 # not published; it is that of ConvNeXt-T.
 # Positions and widths learn five times as fast and do not decay. The authors' code of that time neither
-# clamps positions nor makes elements repel.
+# clamps positions nor makes elements repel; positions are kept in the window here all the same.
 _base_ = [
     './_base_/models/image_classifier.py',
     './_base_/datasets/imagenet.py',
@@ -17,4 +17,5 @@ model = dict(
 optim_wrapper = dict(paramwise_cfg=dict(lr_multipliers={'.P': 5.0, '.SIG': 5.0}))
 custom_hooks = [
     dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL'),
+    dict(type='mmlk.DCLSClampHook'),
 ]

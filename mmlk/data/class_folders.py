@@ -7,7 +7,7 @@ would therefore shift every later label, and the accuracy would be that of other
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mmlk.data.errors import DataError
@@ -29,83 +29,96 @@ Remedy: --cfg-options data_root=PATH, or set MMLK_IMAGENET_ROOT=PATH (configs en
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 
 
-def image_folder(dataset: Mapping) -> Path:
-    """Folder of the class folders."""
-    prefix = dataset.get('data_prefix') or dataset.get('split') or ''
-    if isinstance(prefix, Mapping):
-        prefix = prefix.get('img_path') or ''
-    return Path(dataset.get('data_root') or '') / prefix
+def check(cfg: Mapping, loaders: Sequence[str]) -> list[str]:
+    """Check the class folders that the loaders of a config will read.
 
-
-def list_file(dataset: Mapping) -> Path | None:
-    """File that lists images and labels, if the set has one; folders do not count then."""
-    root, split = Path(dataset.get('data_root') or ''), dataset.get('split')
-    if dataset.get('ann_file'):
-        return root / dataset['ann_file']
-    listed = root / 'meta' / f'{split}.txt' if split else None
-    return listed if listed is not None and listed.is_file() else None
-
-
-def check_class_folders(dataset: Mapping) -> str:
-    """Check that every class folder holds an image; one line on what was found.
-
-    Raises:
-        DataError: If the folder, its class folders or the images of a class are missing.
-    """
-    folder, listed = image_folder(dataset), list_file(dataset)
-    if not folder.is_dir():
-        raise DataError(f'no folder {folder}')
-    if listed is not None:
-        return f'{len(listed.read_text().splitlines())} images listed in {listed}'
-    classes = _classes(folder)
-    if not classes:
-        raise DataError(
-            f'{folder} has no class folders; every image lies in the folder of its class'
-        )
-    total = 0
-    for name in classes:
-        count = sum(1 for _ in _images(folder / name))
-        if not count:
-            raise DataError(f'the class folder {folder / name} holds no image')
-        total += count
-    return f'{total} images of {len(classes)} classes in {folder}'
-
-
-def check_agreement(datasets: Mapping[str, Mapping], num_classes: int | None) -> None:
-    """Check that all sets number the same classes, as many as the head has.
+    Every class folder must hold an image. All sets must have the same class folders, as many as the
+    head has classes. Sets that are listed in a file, or that lie elsewhere, are not looked into.
 
     Args:
-        datasets: Data sets by the name of their loader.
-        num_classes: Classes of the model's head; None where there is none.
+        cfg: Merged config.
+        loaders: Keys of the loaders to check.
+
+    Returns:
+        One line per data set: what was found.
 
     Raises:
-        DataError: Naming the two that differ, and the first class that one of them lacks.
+        DataError: Naming loader, folder, expected layout and remedy.
     """
-    listed = {
-        name: _classes(image_folder(dataset))
-        for name, dataset in datasets.items()
-        if list_file(dataset) is None
-    }
-    first = next(iter(listed), None)
-    for name, classes in listed.items():
+    lines, classes_of = [], {}
+    for loader in loaders:
+        for dataset in _leaves((cfg.get(loader) or {}).get('dataset')):
+            try:
+                line, classes = _check_dataset(dataset)
+            except DataError as error:
+                root = dataset.get('data_root') or '.'
+                raise DataError(f'{loader}: {error}\n{HELP.format(root=root)}') from None
+            lines.append(f'{loader}: {line}')
+            if classes:
+                classes_of[loader] = classes
+    head = (cfg.get('model') or {}).get('head') or {}
+    _check_agreement(classes_of, head.get('num_classes'))
+    return lines
+
+
+def _leaves(dataset) -> Iterator[Mapping]:
+    """Local data sets in class folders, inside wrappers or not."""
+    if isinstance(dataset, Sequence) and not isinstance(dataset, str):
+        for child in dataset:
+            yield from _leaves(child)
+    elif isinstance(dataset, Mapping):
+        backend = (dataset.get('backend_args') or {}).get('backend', 'local')
+        remote = backend != 'local' or '://' in str(dataset.get('data_root') or '')
+        if str(dataset.get('type', '')).rpartition('.')[2] in KINDS and not remote:
+            yield dataset
+        for key in ('dataset', 'datasets'):
+            yield from _leaves(dataset.get(key))
+
+
+def _check_dataset(dataset: Mapping) -> tuple[str, list[str]]:
+    """What was found, and the class folders; none where a file lists the images."""
+    root, split = Path(dataset.get('data_root') or ''), dataset.get('split') or ''
+    prefix = dataset.get('data_prefix') or split
+    if isinstance(prefix, Mapping):
+        prefix = prefix.get('img_path') or ''
+    folder = root / prefix
+    if not folder.is_dir():
+        raise DataError(f'no folder {folder}')
+    listed = root / (dataset.get('ann_file') or Path('meta', f'{split}.txt'))
+    if dataset.get('ann_file') and not listed.is_file():
+        raise DataError(f'no list of images {listed}')
+    if listed.is_file():
+        return f'{len(listed.read_text().splitlines())} images listed in {listed}', []
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if not classes:
+        raise DataError(f'{folder} has no class folders; an image lies in the folder of its class')
+    counts = {name: _count_images(folder / name) for name in classes}
+    empty = next((name for name, count in counts.items() if not count), None)
+    if empty:
+        raise DataError(f'the class folder {folder / empty} holds no image')
+    return f'{sum(counts.values())} images of {len(classes)} classes in {folder}', classes
+
+
+def _check_agreement(classes_of: Mapping[str, list[str]], num_classes: int | None) -> None:
+    """Check that all sets number the same classes, as many as the head has."""
+    first = next(iter(classes_of), None)
+    for loader, classes in classes_of.items():
         if num_classes is not None and len(classes) != num_classes:
             raise DataError(
-                f'{name}: {image_folder(datasets[name])} has {len(classes)} class folders, '
-                f'model.head has num_classes={num_classes}; set both model.head.num_classes and '
-                'data_preprocessor.num_classes, or name another folder'
+                f'{loader}: there are {len(classes)} class folders, but model.head.num_classes is '
+                f'{num_classes}; set it and data_preprocessor.num_classes, or name another folder'
             )
-        odd = sorted({*classes} ^ {*listed[first]})
+        odd = sorted({*classes} ^ {*classes_of[first]})
         if odd:
             raise DataError(
-                f'{first} and {name} have different class folders, {odd[0]!r} for one; labels '
-                'would mean different classes'
+                f'{first} and {loader} have different class folders, {odd[0]!r} for one; their '
+                'labels would mean different classes'
             )
 
 
-def _classes(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-
-
-def _images(folder: Path) -> Iterator[str]:
-    for _, _, names in os.walk(folder, followlinks=True):
-        yield from (name for name in names if name.lower().endswith(_SUFFIXES))
+def _count_images(folder: Path) -> int:
+    return sum(
+        name.lower().endswith(_SUFFIXES)
+        for _, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    )

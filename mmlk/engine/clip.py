@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 
 from mmlk.registry import HOOKS
@@ -39,7 +39,7 @@ class AdaptiveClipHook(Hook):
     def before_train(self, runner) -> None:
         """Make the optimizer wrapper clip in this way."""
         wrapper = runner.optim_wrapper
-        if not isinstance(wrapper, OptimWrapper):
+        if isinstance(wrapper, OptimWrapperDict):
             raise RuntimeError(
                 'AdaptiveClipHook: works with a single optimizer wrapper, got '
                 f'{type(wrapper).__name__}'
