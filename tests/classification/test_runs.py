@@ -1,7 +1,14 @@
 """Classifiers through the tools: train, test, resume, sparse training, averages, dense transfer."""
 
+import json
+import pickle
+import subprocess
+import sys
+
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from mmlk.data.folder import write_folder
 from mmlk.data.pictures import CLASSES
@@ -16,7 +23,9 @@ SMALL = """
 _base_ = 'mmlk::inceptionnext_a_in1k_mini.py'
 max_epochs = 2
 model = dict(
-    backbone=dict(arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16))),
+    backbone=dict(
+        _delete_=True, type='mmlk.InceptionNeXt', out_indices=(3,), output_norm=False,
+        arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16)), layer_scale_init=1.0),
     head=dict(in_channels=16))
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -29,7 +38,7 @@ val_dataloader = dict(
     batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=max_epochs)
-param_scheduler = dict(type='CosineAnnealingLR', T_max=2, by_epoch=True)
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=2, by_epoch=True)]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best=None))
 randomness = dict(seed=0)
 """
@@ -63,6 +72,11 @@ def write(folder, pictures, text=SMALL, more=''):
     return [path, '--cfg-options', f'data_root={pictures}']
 
 
+def tested_accuracy(work_dir):
+    """What the test tool left behind."""
+    return json.loads(next(work_dir.glob('*/*.json')).read_text())['accuracy/top1']
+
+
 def state(path, key='state_dict'):
     return torch.load(path, weights_only=False)[key]
 
@@ -76,12 +90,12 @@ def test_train_then_test_then_resume_gives_the_uninterrupted_run(tmp_path, pictu
     assert len(losses) == 8 and losses[0] == pytest.approx(2.08, abs=0.3), 'log 8 at the start'
     arguments = [config[0], 'whole/epoch_2.pth', *config[1:], '--work-dir', 'tested']
     workbench.call_tool('test.py', *arguments, **call)
-    (accuracy,) = workbench.scalars(tmp_path / 'tested', 'accuracy/top1')
-    assert accuracy == workbench.scalars(tmp_path / 'whole', 'accuracy/top1')[-1]
+    assert (
+        tested_accuracy(tmp_path / 'tested')
+        == workbench.scalars(tmp_path / 'whole', 'accuracy/top1')[-1]
+    )
 
     stop = "\ncustom_hooks = [dict(type='mmlk.SingleImageNormHook'), dict(type='StopAfterOne')]\n"
-    from mmengine.hooks import Hook
-    from mmengine.registry import HOOKS
 
     class StopAfterOne(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
@@ -126,9 +140,6 @@ def test_sparse_training_from_scratch_with_an_average(tmp_path, pictures, monkey
 def test_two_processes_train_alike(tmp_path, pictures):
     config = write(tmp_path, pictures, more=SPARSE)
     launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29671']
-    import subprocess
-    import sys
-
     run = subprocess.run(
         [sys.executable, *launch, str(workbench.ROOT / 'tools/train.py'), *map(str, config)]
         + ['--work-dir', 'run', '--launcher', 'pytorch'],
@@ -149,14 +160,13 @@ def test_classifier_starts_a_segmentor(tmp_path, pictures, monkeypatch):
     config = write(tmp_path, pictures)
     workbench.call_tool('train.py', *config, '--work-dir', 'classifier', **call)
     data = workbench.write_dataset(tmp_path / 'ade')
-    still = (
-        "dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.0), clip_grad=None)\n"
-        "model['backbone']['arch'] = dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16), "
-        'band_kernel_size=9, branch_ratio=0.25)\n'
-        "model['backbone']['init_cfg'] = dict(type='Pretrained', "
-        "checkpoint='classifier/epoch_2.pth', prefix='backbone.')"
+    dense = workbench.write_config(
+        tmp_path,
+        data,
+        optim_wrapper="dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.0))",
     )
-    dense = workbench.write_config(tmp_path, data, optim_wrapper=still)
+    start = "dict(type='Pretrained', checkpoint='classifier/epoch_2.pth', prefix='backbone.')"
+    dense.write_text(f"{dense.read_text()}model['backbone']['init_cfg'] = {start}\n")
     workbench.call_tool('train.py', dense, '--work-dir', 'dense', **call)
     source = state(tmp_path / 'classifier/epoch_2.pth')
     found = state(tmp_path / 'dense/iter_4.pth')
@@ -170,8 +180,9 @@ def test_classifier_starts_a_segmentor(tmp_path, pictures, monkeypatch):
         assert torch.equal(found[key], source[key]), key
 
 
+@pytest.mark.slow
 def test_published_file_is_tested_by_its_config_and_a_wrong_one_refused(
-    tmp_path, pictures, monkeypatch, capsys
+    tmp_path, pictures, monkeypatch
 ):
     """The authors' file through tools/test.py: it covers the model, whatever it scores here."""
     call = dict(monkeypatch=monkeypatch, cwd=tmp_path)
@@ -181,8 +192,16 @@ def test_published_file_is_tested_by_its_config_and_a_wrong_one_refused(
     torch.save(eight, tmp_path / 'author.pth')
     original = SMALL.replace('arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16))', "arch='atto'")
     config = write(tmp_path, pictures, original.replace('in_channels=16', 'in_channels=320'))
-    workbench.call_tool('test.py', config[0], 'author.pth', *config[1:], '--work-dir', 'a', **call)
-    assert len(workbench.scalars(tmp_path / 'a', 'accuracy/top1')) == 1
+    keep = ['--work-dir', 'a', '--out', 'a.pkl', '--show-dir', str(tmp_path / 'pictures')]
+    workbench.call_tool('test.py', config[0], 'author.pth', *config[1:], *keep, **call)
+    assert 0 <= tested_accuracy(tmp_path / 'a') <= 100
+    kept = pickle.loads((tmp_path / 'a.pkl').read_bytes())
+    assert [len(sample['pred_score']) for sample in kept] == [len(CLASSES)] * PICTURES.val
+    assert len(list((tmp_path / 'pictures').iterdir())) > 1
+    with pytest.raises(SystemExit, match='classification writes one file'):
+        workbench.call_tool(
+            'test.py', config[0], 'author.pth', *config[1:], '--out', 'folder', **call
+        )
     torch.save(published('inceptionnext/atto'), tmp_path / 'thousand.pth')
     with pytest.raises(RuntimeError, match='lacks 2 of the model.s tensors, first head.fc2.weight'):
         workbench.call_tool(
