@@ -4,9 +4,14 @@ import shutil
 
 import pytest
 
-from mmlk.data.layout import DataError, check_datasets
+from mmlk.data.class_folders import check
+from mmlk.data.layout import DataError
 
 CLASSES = ('cat', 'dog', 'newt')
+
+
+def check_all(cfg):
+    return check(cfg, ('train_dataloader', 'val_dataloader'))
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def test_whole_folders_are_summed_up(root, kind):
     cfg = config(root, kind=plain)
     for loader in ('train_dataloader', 'val_dataloader'):
         cfg[loader]['dataset']['type'] = kind
-    assert check_datasets(cfg) == [
+    assert check_all(cfg) == [
         f'train_dataloader: 6 images of 3 classes in {root}/train',
         f'val_dataloader: 3 images of 3 classes in {root}/val',
     ]
@@ -47,19 +52,19 @@ def test_wrapped_sets_are_checked_too(root):
     cfg = config(root)
     inner = cfg['train_dataloader']['dataset']
     cfg['train_dataloader']['dataset'] = dict(type='RepeatDataset', times=2, dataset=inner)
-    assert len(check_datasets(cfg)) == 2
+    assert len(check_all(cfg)) == 2
     shutil.rmtree(root / 'train' / 'cat')
     with pytest.raises(DataError, match='train_dataloader'):
-        check_datasets(cfg)
+        check_all(cfg)
 
 
 def test_lists_of_images_are_read_instead_of_folders(root):
     (root / 'meta').mkdir()
     for split in ('train', 'val'):
         (root / 'meta' / f'{split}.txt').write_text('cat/0.JPEG 0\ndog/0.JPEG 1\n')
-    assert 'val_dataloader: 2 images listed in' in check_datasets(config(root, classes=1000))[1]
+    assert 'val_dataloader: 2 images listed in' in check_all(config(root, classes=1000))[1]
     with pytest.raises(DataError, match='no list of images .*/absent.txt'):
-        check_datasets(config(root, ann_file='absent.txt'))
+        check_all(config(root, ann_file='absent.txt'))
 
 
 def remove_split(root):
@@ -96,22 +101,22 @@ def test_fault_is_named_with_layout_and_remedy(root, fault):
     spoil, message = FAULTS[fault]
     spoil(root)
     with pytest.raises(DataError, match=message) as caught:
-        check_datasets(config(root))
+        check_all(config(root))
     assert 'Expected layout' in str(caught.value) and 'MMLK_IMAGENET_ROOT' in str(caught.value)
 
 
 def test_sets_of_different_classes_are_refused(root):
     (root / 'val' / 'newt').rename(root / 'val' / 'eft')
     with pytest.raises(DataError, match="train_dataloader and val_dataloader.*'eft' for one"):
-        check_datasets(config(root))
+        check_all(config(root))
 
 
 def test_head_of_another_class_count_is_refused(root):
     with pytest.raises(DataError, match='3 class folders, but model.head.num_classes is 1000'):
-        check_datasets(config(root, classes=1000))
+        check_all(config(root, classes=1000))
 
 
 def test_remote_sets_and_other_kinds_are_left_alone(root):
-    assert check_datasets(config('s3://bucket/imagenet')) == []
+    assert check_all(config('s3://bucket/imagenet')) == []
     remote = config('/nowhere', backend_args=dict(backend='petrel'))
-    assert check_datasets(remote) == []
+    assert check_all(remote) == []
