@@ -59,9 +59,9 @@ def check_datasets(
     """
     if contents is None:
         contents = os.environ.get('RANK', '0') == '0'
-    folders = class_folders.check(cfg, loaders)
+    class_folders.check(cfg, loaders)
     opened = open_datasets(cfg, loaders)
-    lines = folders + check_heads(cfg, opened)
+    lines = check_heads(cfg, opened)
     if not contents:
         return []
     for loader, settings, dataset in opened:
