@@ -87,3 +87,33 @@ def _installed(package: str) -> str:
         except metadata.PackageNotFoundError:
             continue
     return f'{package} of unknown version'
+
+
+# -------------------------------------------------------------------------------------- MMPretrain
+
+MMPRETRAIN = '1.3.6'
+"""Version of OneDL's MMPretrain on which the function below was checked."""
+
+
+def extend_model_hub(hub: Any, register: Callable[[Any], None]) -> None:
+    """Let ``register`` add models to MMPretrain's hub, once, when the hub reads its own.
+
+    Needs ``ModelHub._register_mmpretrain_models``. Without it, models are registered at once, and the
+    hub's own follow when it is asked.
+
+    Args:
+        hub: MMPretrain's ``ModelHub``.
+        register: Called with the hub.
+    """
+    read_own = getattr(hub, '_register_mmpretrain_models', None)
+    if read_own is None:
+        register(hub)
+        return
+    waiting = [register]
+
+    def read_all() -> None:
+        read_own()
+        while waiting:
+            waiting.pop()(hub)
+
+    hub._register_mmpretrain_models = staticmethod(read_all)

@@ -6,6 +6,8 @@ without a folder, and stamps a scope on what it loads, which hides ``EncoderDeco
 type of MMSegmentation and MMDetection from a plugin's config. :func:`install_config_resolver`
 therefore answers ``mmlk::`` paths itself and leaves every other path to MMEngine.
 
+MMPretrain finds models by name in a hub, which :func:`install_config_resolver` extends by ours.
+
 Train scripts that never import this package can use the expression form, which MMEngine evaluates:
 ``_base_ = [__import__('mmlk').config_path('upernet_inceptionnext_b_ade20k.py')]``.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -62,26 +64,34 @@ def config_path(name: str) -> str:
 
 
 def install_config_resolver() -> None:
-    """Teach MMEngine's ``Config`` the ``mmlk::`` prefix, now or as soon as it is imported."""
-    if _CONFIG_MODULE in sys.modules:
-        compat.wrap_config_resolver(sys.modules[_CONFIG_MODULE].Config, _with_our_configs)
-    elif not any(isinstance(finder, _ConfigImportHook) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _ConfigImportHook())
+    """Teach MMEngine's ``Config`` the ``mmlk::`` prefix, and MMPretrain's hub our classifiers.
+
+    Both happen now, or as soon as the module in question is imported.
+    """
+    waiting = {}
+    for name, action in _ACTIONS.items():
+        if name in sys.modules:
+            action(sys.modules[name])
+        else:
+            waiting[name] = action
+    if waiting and not any(isinstance(finder, _ImportHook) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ImportHook(waiting))
 
 
-class _ConfigImportHook(importlib.abc.MetaPathFinder):
-    """Waits for MMEngine's config module, so that importing mmlk need not import torch."""
+class _ImportHook(importlib.abc.MetaPathFinder):
+    """Waits for modules to act on, so that importing mmlk need not import torch."""
+
+    def __init__(self, actions: dict[str, Callable[[ModuleType], None]]):
+        self.actions = actions
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _CONFIG_MODULE:
+        action = self.actions.pop(fullname, None)
+        if action is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
-        return spec and call_after_execution(
-            spec, lambda module: compat.wrap_config_resolver(module.Config, _with_our_configs)
-        )
+        return spec and call_after_execution(spec, action)
 
 
 def _with_our_configs(resolve: compat.ConfigResolver) -> compat.ConfigResolver:
@@ -93,3 +103,17 @@ def _with_our_configs(resolve: compat.ConfigResolver) -> compat.ConfigResolver:
         return resolve(path, filename)
 
     return resolve_ours
+
+
+def _add_classifiers(hub: type) -> None:
+    """Register the metafiles of our classifiers with MMPretrain's hub."""
+    for path in sorted((config_root() / 'metafiles').glob('*_in1k.yml')):
+        hub.register_model_index(path, config_prefix=config_root().parent)
+
+
+_ACTIONS: dict[str, Callable[[ModuleType], None]] = {
+    _CONFIG_MODULE: lambda module: compat.wrap_config_resolver(module.Config, _with_our_configs),
+    'mmpretrain.apis.model': lambda module: compat.extend_model_hub(
+        module.ModelHub, _add_classifiers
+    ),
+}

@@ -4,9 +4,28 @@ Each registry is a child of MMEngine's root registry of the same purpose, so tha
 ``type='mmlk.InceptionNeXt'`` builds under any default scope without ``custom_imports``.
 """
 
+from importlib import import_module
+
 from mmengine import registry as _root
 
-MODELS = _root.Registry('model', parent=_root.MODELS, scope='mmlk', locations=['mmlk.backbones'])
+_CLASSIFICATION = frozenset(
+    {'DistilledClassifier', 'MlpClsHead', 'NormLinearClsHead', 'TwoBranchClsHead'}
+)
+
+
+class _ModelRegistry(_root.Registry):
+    """Imports what derives from MMPretrain's classes when it is named, and not before.
+
+    Segmentation and detection neither need that package nor wait for its import.
+    """
+
+    def get(self, key: str):
+        if key.rpartition('.')[2] in _CLASSIFICATION:
+            import_module('mmlk.classification')
+        return super().get(key)
+
+
+MODELS = _ModelRegistry('model', parent=_root.MODELS, scope='mmlk', locations=['mmlk.backbones'])
 HOOKS = _root.Registry('hook', parent=_root.HOOKS, scope='mmlk', locations=['mmlk.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = _root.Registry(
     'optimizer wrapper constructor',

@@ -13,6 +13,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from mmlk.checkpoints.classifiers import split_in_place
 from mmlk.networks.base import Network
 
 
@@ -70,6 +71,10 @@ class Backbone(BaseModule):
                 key: value for key, value in cfg.items() if key not in ('type', 'checkpoint')
             }
             self.load_pretrained(cfg['checkpoint'], **options)
+
+    def _checkpoint_filter(self, state_dict: dict, prefix: str, *_) -> None:
+        """Before a classifier loads: published names, which MMPretrain asks its backbone to map."""
+        split_in_place(self.family, state_dict, prefix)
 
     def _dump_init_info(self) -> None:
         """One line on how many parameters were initialised how, where MMEngine writes two for each.

@@ -15,7 +15,11 @@ from mmengine.registry import Registry
 
 from mmlk import mmcv_ops
 
-_DISTRIBUTIONS = {'mmseg': 'onedl-mmsegmentation', 'mmdet': 'onedl-mmdetection'}
+_DISTRIBUTIONS = {
+    'mmseg': 'onedl-mmsegmentation',
+    'mmdet': 'onedl-mmdetection',
+    'mmpretrain': 'onedl-mmpretrain',
+}
 
 
 def check_packages(cfg: Config) -> None:

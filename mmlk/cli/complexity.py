@@ -39,7 +39,7 @@ def build_model(cfg: Config, deploy: bool = False) -> nn.Module:
     """The config's model with random weights, in eval mode.
 
     Args:
-        cfg: Config of a segmentor or detector.
+        cfg: Config of a classifier, segmentor or detector.
         deploy: Fold what can be folded.
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
@@ -53,7 +53,7 @@ def measure(model: nn.Module, shape: tuple[int, int]) -> list[Part]:
     """Parameters and multiply-adds of each part for one image.
 
     Args:
-        model: Segmentor or two-stage detector; it is moved to the ``meta`` device.
+        model: Classifier, segmentor or two-stage detector; it is moved to the ``meta`` device.
         shape: Height and width of the image in pixels.
     """
     model = model.to('meta')
@@ -98,6 +98,9 @@ def table(parts: Iterable[Part]) -> str:
 
 def _heads(model: nn.Module, maps: tuple) -> Iterator[tuple[str, nn.Module, Callable]]:
     """(name, module, call) of every head that runs after backbone and neck."""
+    if hasattr(model, 'head'):
+        yield 'head', model.head, lambda: model.head(maps)
+        return
     if hasattr(model, 'decode_head'):
         heads = model.decode_head
         if not isinstance(heads, nn.ModuleList):

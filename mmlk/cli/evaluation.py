@@ -32,6 +32,9 @@ _DETECTION_TTA_TAIL = dict(
     ],
 )
 
+# Scope: task, and the metric that keeps its predictions in one file.
+_DUMPS = dict(mmdet=('detection', 'DumpDetResults'), mmpretrain=('classification', 'DumpResults'))
+
 
 def enable_tta(cfg: Config) -> None:
     """Wrap the model and replace the test pipeline for test-time augmentation (``--tta``).
@@ -73,10 +76,11 @@ def store_predictions(cfg: Config, out: str) -> None:
         ValueError: If the name does not suit the task.
     """
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    if cfg.get('default_scope') == 'mmdet':
+    task, dump = _DUMPS.get(cfg.get('default_scope'), (None, None))
+    if dump:
         if not out.endswith(('.pkl', '.pickle')):
-            raise ValueError(f'--out {out}: detection writes one file, its name must end in .pkl')
-        cfg.test_evaluator = [*metrics, dict(type='DumpDetResults', out_file_path=out)]
+            raise ValueError(f'--out {out}: {task} writes one file, its name must end in .pkl')
+        cfg.test_evaluator = [*metrics, dict(type=dump, out_file_path=out)]
         return
     if out.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out {out}: segmentation writes PNG label maps, name a folder')
@@ -93,6 +97,9 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise ValueError('--show, --show-dir: the config has no default_hooks.visualization')
+    if cfg.get('default_scope') == 'mmpretrain':
+        hook.update(enable=True, interval=1, show=show, wait_time=wait_time, out_dir=show_dir)
+        return
     hook.draw = True
     if show:
         hook.show, hook.wait_time = True, wait_time

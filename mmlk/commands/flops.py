@@ -10,7 +10,7 @@ import argparse
 from mmlk.cli import arguments, checks
 from mmlk.cli.config import load_config
 
-DEFAULT_SHAPE = {'mmdet': (800, 1280)}
+DEFAULT_SHAPE = {'mmdet': (800, 1280), 'mmpretrain': (224, 224)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs='+',
         metavar='PIXELS',
-        help='height and width, or one number for both (default: 512 512; detection: 800 1280)',
+        help='height and width, or one number for both (default: 512 512; detection: '
+        '800 1280; classification: 224 224)',
     )
     parser.add_argument('--deploy', action='store_true', help='count the folded backbone')
     arguments.add_cfg_options(parser)

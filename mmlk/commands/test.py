@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         help='keep predictions: a folder of PNG label maps (segmentation) '
-        'or a .pkl file (detection)',
+        'or a .pkl file (detection, classification)',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for pictures of truth and prediction')

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmlk.data import class_folders
 from mmlk.data.coco_file import check_coco_file
 from mmlk.data.errors import DataError, MissingDataError
 from mmlk.data.heads import check_heads
@@ -58,6 +59,7 @@ def check_datasets(
     """
     if contents is None:
         contents = os.environ.get('RANK', '0') == '0'
+    class_folders.check(cfg, loaders)
     opened = open_datasets(cfg, loaders)
     lines = check_heads(cfg, opened)
     if not contents:

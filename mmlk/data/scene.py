@@ -68,7 +68,7 @@ def make_scene(seed: int, split: str, index: int, height: int, width: int) -> Sc
     canvas = Canvas(_vary(rng, height), _vary(rng, width), rng)
     indoor = rng.random() < _INDOOR_SHARE
     (_indoors if indoor else _outdoors)(canvas)
-    return Scene(_photograph(canvas, indoor), canvas.label, _visible_instances(canvas))
+    return Scene(photograph(canvas, indoor), canvas.label, _visible_instances(canvas))
 
 
 def _vary(rng: np.random.Generator, nominal: int) -> int:
@@ -196,7 +196,7 @@ def _indoors(canvas: Canvas) -> None:
         paint(canvas, base, x, size)
 
 
-def _photograph(canvas: Canvas, indoor: bool) -> np.ndarray:
+def photograph(canvas: Canvas, indoor: bool) -> np.ndarray:
     """Light, slight blur and sensor noise: from painted colours to 8 bits."""
     rng, height, width = canvas.rng, canvas.height, canvas.width
     slope = (rng.random(2, dtype=np.float32) - np.float32(0.5)) * np.float32(0.5)

@@ -1,33 +1,42 @@
-"""Scenes as files: the folder layouts of ADE20K and of COCO 2017, from the same pictures.
+"""Generated data as files: scenes in the layouts of ADE20K and COCO 2017, pictures in class folders.
 
-Both layouts fit into one root without meeting::
+All three fit into one root without meeting::
 
     ROOT/images/{training,validation}/ADE_{train,val}_00000001.jpg      ADE20K
     ROOT/annotations/{training,validation}/ADE_{train,val}_00000001.png
     ROOT/{train2017,val2017}/000000000001.jpg                           COCO
     ROOT/annotations/instances_{train,val}2017.json
+    ROOT/{train,val}/CLASS/00000001.jpg                                 one thing per picture
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from mmlk.data.classes import COCO, COCO_CATEGORIES
 from mmlk.data.masks import bounding_box, polygons, run_lengths
+from mmlk.data.pictures import CLASSES, make_picture
 from mmlk.data.scene import SPLITS, Scene, make_scene
 
 FORMATS = ('ade20k', 'coco')
+"""Layouts of scenes."""
+CLASS_FOLDERS = 'classes'
+"""Layout of pictures that show one thing each."""
 JPEG_QUALITY = 92
 _SHORT = dict(training='train', validation='val')
 _FIRST_COCO_ID = dict(training=1, validation=1_000_001)
+
+
+T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,11 @@ class Parameters:
     """What determines a generated data set.
 
     Attributes:
-        formats: Members of :data:`FORMATS`.
-        train: Number of training scenes.
-        val: Number of validation scenes.
-        height: Nominal height of the scenes, pixels.
-        width: Nominal width of the scenes, pixels.
+        formats: Members of :data:`FORMATS`, or :data:`CLASS_FOLDERS` alone.
+        train: Number of training scenes or pictures.
+        val: Number of those for validation.
+        height: Nominal height, pixels.
+        width: Nominal width, pixels.
         seed: Seed of the set.
     """
 
@@ -72,8 +81,11 @@ def dataset_files(parameters: Parameters, jobs: int = 1) -> Iterator[tuple[str, 
         jobs: Processes that paint; the result does not depend on it.
     """
     for split, count in zip(SPLITS, (parameters.train, parameters.val)):
+        if CLASS_FOLDERS in parameters.formats:
+            yield from _map(partial(encode_picture, parameters, split), count, jobs)
+            continue
         images, annotations = [], []
-        for scene in _encode_all(parameters, split, count, jobs):
+        for scene in _map(partial(encode_scene, parameters, split), count, jobs):
             yield from scene.files.items()
             images.append(scene.image)
             for annotation in scene.annotations:
@@ -95,15 +107,22 @@ def coco_file(images: list[dict], annotations: list[dict]) -> bytes:
     return json.dumps(content, separators=(',', ':')).encode()
 
 
-def _encode_all(
-    parameters: Parameters, split: str, count: int, jobs: int
-) -> Iterator[EncodedScene]:
-    encode = partial(encode_scene, parameters, split)
+def _map(encode: Callable[[int], T], count: int, jobs: int) -> Iterator[T]:
+    """``encode`` of 0 .. count - 1, in order, by one process or several."""
     if jobs == 1:
         yield from map(encode, range(count))
         return
     with get_context('spawn').Pool(jobs) as pool:
         yield from pool.imap(encode, range(count), chunksize=8)
+
+
+def encode_picture(parameters: Parameters, split: str, index: int) -> tuple[str, bytes]:
+    """Paint picture ``index`` of a split: relative path and content."""
+    picture, label = make_picture(
+        parameters.seed, split, index, parameters.height, parameters.width
+    )
+    path = f'{_SHORT[split]}/{CLASSES[label]}/{index + 1:08d}.jpg'
+    return path, _encode(picture, 'JPEG', quality=JPEG_QUALITY)
 
 
 def encode_scene(parameters: Parameters, split: str, index: int) -> EncodedScene:

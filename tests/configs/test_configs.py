@@ -12,17 +12,29 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import mmlk
+from mmlk.checkpoints import zoo
 from mmlk.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
 SEGMENTATION = [name for name in CONFIGS if name.startswith(('upernet', 'fpn'))]
+CLASSIFICATION = [name for name in CONFIGS if '_in1k' in name]
+DENSE = [name for name in CONFIGS if name not in CLASSIFICATION]
 METHODS = ('upernet', 'fpn', 'mask_rcnn', 'cascade_mask_rcnn')
 BACKBONES = ('inceptionnext', 'slak', 'dcls_convnext', 'recnext')
 
 
 def load(name):
     return Config.fromfile(mmlk.config_path(name))
+
+
+def zoo_entry(weights):
+    """The published file that a metafile names, by name or by address."""
+    return next(
+        entry
+        for entry in zoo.ENTRIES.values()
+        if weights in (f'{zoo.SCHEME}{entry.name}', entry.url)
+    )
 
 
 def metafile_models():
@@ -34,7 +46,14 @@ def metafile_models():
     return models
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', CLASSIFICATION)
+def test_name_of_a_classifier_follows_the_scheme(name):
+    backbone = next(b for b in BACKBONES if name.startswith(f'{b}_'))
+    assert load(name).model.backbone.type.lower() == f'mmlk.{backbone.replace("_", "")}'
+    assert name.endswith(('_in1k.py', '_in1k_mini.py'))
+
+
+@pytest.mark.parametrize('name', DENSE)
 def test_name_follows_the_scheme(name):
     method = next(m for m in sorted(METHODS, key=len, reverse=True) if name.startswith(f'{m}_'))
     rest = name.removesuffix('.py').removeprefix(f'{method}_')
@@ -62,14 +81,21 @@ def test_model_zoo_lists_it_with_the_recipe(name):
     assert entry['Config'] == f'configs/{name}'
     config = load(name)
     batch = config.auto_scale_lr['base_batch_size']
+    accumulated = config.optim_wrapper.get('accumulative_counts', 1)
     assert entry['Metadata']['Batch Size'] == batch
-    assert entry['Metadata']['GPUs'] * config.train_dataloader.batch_size == batch
+    assert entry['Metadata']['GPUs'] * config.train_dataloader.batch_size * accumulated == batch
     length = {
         'IterBasedTrainLoop': ('Iterations', 'max_iters'),
         'EpochBasedTrainLoop': ('Epochs', 'max_epochs'),
-    }[config.train_cfg.type]
+    }[config.train_cfg.get('type', 'EpochBasedTrainLoop')]
     assert entry['Metadata'][length[0]] == config.train_cfg[length[1]]
-    assert entry.get('Weights') == config.model.backbone.get('init_cfg', {}).get('checkpoint')
+    if name in DENSE:
+        assert entry.get('Weights') == config.model.backbone.get('init_cfg', {}).get('checkpoint')
+    elif not name.endswith('_mini.py'):
+        published = zoo_entry(entry['Weights'])
+        assert published.task == 'classification'
+        assert published.arch == config.model.backbone.arch
+        assert f'mmlk.{published.family.replace("_", "")}' == config.model.backbone.type.lower()
 
 
 def test_model_zoo_lists_nothing_else():
@@ -81,6 +107,9 @@ def test_backbone_builds_and_its_channels_fit(name):
     config = load(name)
     with torch.device('meta'):
         backbone = MODELS.build(config.model.backbone)
+    if name in CLASSIFICATION:
+        assert backbone.out_channels == (config.model.head.in_channels,)
+        return
     consumer = config.model.get('neck') or config.model.decode_head
     assert list(backbone.out_channels) == list(consumer.in_channels)
     if config.model.get('auxiliary_head'):

@@ -1,0 +1,14 @@
+# RecNeXt-A2 on ImageNet-1K, taught by RegNetY-16GF: top-1 80.8
+# (authors' README: the best epoch of the trained weights, not of their average). 8 GPUs x 128 images,
+# mixed precision, 300 epochs.
+_base_ = [
+    './_base_/models/image_classifier_distilled.py',
+    './_base_/datasets/imagenet_repeated.py',
+    './_base_/schedules/imagenet_300e_recnext.py',
+    './_base_/runtime/classification.py',
+]
+
+model = dict(
+    backbone=dict(type='mmlk.RecNeXt', arch='a2'),
+    head=dict(type='mmlk.TwoBranchClsHead', in_channels=448),
+)

@@ -1,0 +1,108 @@
+"""A classifier whose head has a branch of its own for what a teacher says (DeiT, Sec. 4)."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+import torch.nn.functional as F
+from mmengine.registry import DefaultScope
+from mmpretrain.models import ImageClassifier
+from mmpretrain.registry import MODELS as CLASSIFIERS
+from torch import Tensor, nn
+
+from mmlk.checkpoints.read import read_checkpoint
+from mmlk.registry import MODELS
+
+
+@MODELS.register_module()
+class DistilledClassifier(ImageClassifier):
+    """``ImageClassifier`` that learns labels with one branch and a teacher's choice with the other.
+
+    The loss is ``(1 - alpha) * label loss + alpha * cross-entropy of the second branch against the
+    teacher's most likely class``. The teacher sees the same augmented images. It is built and loaded
+    by ``init_weights``, when a training starts, and is part of no checkpoint.
+
+    Args:
+        teacher: Config of the teacher, whose ``tensor`` mode gives scores of as many classes.
+        teacher_checkpoint: File, URL or ``mmlk://<name>`` of its weights, in the names of the
+            teacher's own network.
+        alpha: Weight of the teacher, within 0 to 1.
+        **classifier: Arguments of ``ImageClassifier``; the head needs ``branches``, as
+            ``mmlk.TwoBranchClsHead`` has.
+
+    Raises:
+        ValueError: If weights of the teacher are not named, ``alpha`` is out of range, or the head has
+            one branch only.
+    """
+
+    def __init__(
+        self,
+        teacher: dict,
+        teacher_checkpoint: str | PathLike | None,
+        alpha: float = 0.5,
+        **classifier,
+    ):
+        super().__init__(**classifier)
+        if not teacher_checkpoint:
+            raise ValueError(
+                'DistilledClassifier: teacher_checkpoint is missing; a teacher with random weights '
+                'teaches nothing. Name its file, or use ImageClassifier to train without a teacher'
+            )
+        if not 0 <= alpha <= 1:
+            raise ValueError(f'DistilledClassifier: alpha {alpha} must be within 0 to 1')
+        if not hasattr(self.head, 'branches'):
+            raise ValueError(
+                f'DistilledClassifier: head {type(self.head).__name__} has no branches; use '
+                'mmlk.TwoBranchClsHead'
+            )
+        self.teacher_cfg = teacher
+        self.teacher_checkpoint = teacher_checkpoint
+        self.alpha = alpha
+        # In a tuple, so that it is neither trained nor saved with the model.
+        self._teacher: tuple[nn.Module, ...] = ()
+
+    def init_weights(self) -> None:
+        """Initialise the classifier, then build the teacher and load its weights completely.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            RuntimeError: If the file is no checkpoint, or does not cover the teacher.
+        """
+        super().init_weights()
+        if not self._teacher:
+            self._teacher = (self._load_teacher(),)
+
+    def _load_teacher(self) -> nn.Module:
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            teacher = CLASSIFIERS.build(self.teacher_cfg)
+        state, _ = read_checkpoint(self.teacher_checkpoint)
+        try:
+            # TimmClassifier keeps timm's network one level down and maps its names itself.
+            teacher.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f'DistilledClassifier: {self.teacher_checkpoint} does not fit the teacher '
+                f'{self.teacher_cfg}: {error}'
+            ) from error
+        return teacher.requires_grad_(False).eval()
+
+    def teacher_labels(self, inputs: Tensor) -> Tensor:
+        """The teacher's most likely class (N,) for normalised images (N, C, H, W).
+
+        Raises:
+            RuntimeError: If ``init_weights`` has not been called.
+        """
+        if not self._teacher:
+            raise RuntimeError('DistilledClassifier: no teacher; call init_weights before training')
+        (teacher,) = self._teacher
+        with torch.no_grad():
+            return teacher.to(inputs.device)(inputs).argmax(1)
+
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
+        """Losses ``loss`` of the labels and ``loss_teacher``, weighted, which add up."""
+        labels, taught = self.head.branches(self.extract_feat(inputs))
+        losses = self.head._get_loss(labels, data_samples)
+        losses['loss'] = (1 - self.alpha) * losses['loss']
+        losses['loss_teacher'] = self.alpha * F.cross_entropy(taught, self.teacher_labels(inputs))
+        return losses

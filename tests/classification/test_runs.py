@@ -1,0 +1,209 @@
+"""Classifiers through the tools: train, test, resume, sparse training, averages, dense transfer."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from mmlk.data.folder import write_folder
+from mmlk.data.pictures import CLASSES
+from mmlk.data.scene import VERSION
+from mmlk.data.writers import Parameters, dataset_files
+from tests.classification.models import published
+from tests.tools import workbench
+
+pytest.importorskip('mmpretrain')
+PICTURES = Parameters(('classes',), train=32, val=16, height=56, width=56, seed=0)
+SMALL = """
+_base_ = 'mmlk::inceptionnext_a_in1k_mini.py'
+max_epochs = 2
+model = dict(
+    backbone=dict(
+        _delete_=True, type='mmlk.InceptionNeXt', out_indices=(3,), output_norm=False,
+        arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16)), layer_scale_init=1.0),
+    head=dict(in_channels=16))
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=48, edge='short'),
+    dict(type='CenterCrop', crop_size=48),
+    dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
+val_dataloader = dict(
+    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=2, by_epoch=True)]
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best=None))
+randomness = dict(seed=0)
+"""
+SPARSE = """
+model = dict(
+    backbone=dict(
+        _delete_=True, type='mmlk.SLaK', out_indices=(3,), output_norm=False,
+        arch=dict(
+            depths=(1, 1, 1, 1), dims=(8, 16, 16, 24), kernel_sizes=(9, 7, 5, 3),
+            small_kernel_size=3),
+        layer_scale_init=1.0),
+    head=dict(_delete_=True, type='mmlk.NormLinearClsHead', in_channels=24, num_classes=8))
+custom_hooks = [
+    dict(type='EMAHook', momentum=0.1, priority='ABOVE_NORMAL'),
+    dict(type='mmlk.SparseMaskHook', density=0.6, prune_rate=0.5, update_interval=2,
+         include=(r'^backbone\\.', r'^head\\.')),
+]
+"""
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp('pictures')
+    write_folder(root / 'data', dataset_files(PICTURES), VERSION, PICTURES.as_dict())
+    return root / 'data'
+
+
+def write(folder, pictures, text=SMALL, more=''):
+    path = folder / 'small.py'
+    path.write_text(text + more)
+    return [path, '--cfg-options', f'data_root={pictures}']
+
+
+def tested_accuracy(work_dir):
+    """What the test tool left behind."""
+    return json.loads(next(work_dir.glob('*/*.json')).read_text())['accuracy/top1']
+
+
+def state(path, key='state_dict'):
+    return torch.load(path, weights_only=False)[key]
+
+
+@pytest.mark.slow
+def test_train_then_test_then_resume_gives_the_uninterrupted_run(tmp_path, pictures, monkeypatch):
+    call = dict(monkeypatch=monkeypatch, cwd=tmp_path)
+    config = write(tmp_path, pictures)
+    workbench.call_tool('train.py', *config, '--work-dir', 'whole', **call)
+    losses = workbench.scalars(tmp_path / 'whole', 'loss')
+    assert len(losses) == 8 and losses[0] == pytest.approx(2.08, abs=0.3), 'log 8 at the start'
+    arguments = [config[0], 'whole/epoch_2.pth', *config[1:], '--work-dir', 'tested']
+    workbench.call_tool('test.py', *arguments, **call)
+    assert (
+        tested_accuracy(tmp_path / 'tested')
+        == workbench.scalars(tmp_path / 'whole', 'accuracy/top1')[-1]
+    )
+
+    stop = "\ncustom_hooks = [dict(type='mmlk.SingleImageNormHook'), dict(type='StopAfterOne')]\n"
+
+    class StopAfterOne(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.epoch == 1 and batch_idx == 2:
+                raise KeyboardInterrupt
+
+    HOOKS.register_module(module=StopAfterOne)
+    try:
+        stopping = write(tmp_path, pictures, more=stop)
+        with pytest.raises(KeyboardInterrupt):
+            workbench.call_tool('train.py', *stopping, '--work-dir', 'parts', **call)
+    finally:
+        HOOKS._module_dict.pop('StopAfterOne')
+    config = write(tmp_path, pictures)
+    workbench.call_tool('train.py', *config, '--work-dir', 'parts', '--resume', **call)
+    whole, parts = (state(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'parts'))
+    for key, value in whole.items():
+        assert torch.equal(value, parts[key]), key
+
+
+@pytest.mark.slow
+def test_sparse_training_from_scratch_with_an_average(tmp_path, pictures, monkeypatch):
+    config = write(tmp_path, pictures, more=SPARSE)
+    workbench.call_tool(
+        'train.py', *config, '--work-dir', 'run', monkeypatch=monkeypatch, cwd=tmp_path
+    )
+    checkpoint = torch.load(tmp_path / 'run/epoch_2.pth', weights_only=False)
+    masks = checkpoint['sparse_masks']
+    assert masks['step'] == 8 and any(name.startswith('head.') for name in masks['shapes'])
+    kept = sum(masks['targets'].values()) + sum(masks['dense'].values())
+    sizes = [torch.Size(shape).numel() for shape in masks['shapes'].values()]
+    assert kept / (sum(sizes) + sum(masks['dense'].values())) == pytest.approx(0.6, abs=0.03)
+    # With an average the checkpoint holds it as the weights, and the trained ones beside it.
+    for name, wanted in masks['targets'].items():
+        average = checkpoint['state_dict'][name]
+        trained = checkpoint['ema_state_dict'][f'module.{name}']
+        assert int((trained != 0).sum()) <= wanted and int((average != 0).sum()) <= wanted
+        assert not average[trained == 0].any(), name
+
+
+@pytest.mark.slow
+def test_two_processes_train_alike(tmp_path, pictures):
+    config = write(tmp_path, pictures, more=SPARSE)
+    launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29671']
+    run = subprocess.run(
+        [sys.executable, *launch, str(workbench.ROOT / 'tools/train.py'), *map(str, config)]
+        + ['--work-dir', 'run', '--launcher', 'pytorch'],
+        cwd=tmp_path,
+        env=workbench.environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    assert 'communicate through gloo' in run.stdout + run.stderr
+    assert state(tmp_path / 'run/epoch_2.pth', 'sparse_masks')['step'] == 4
+
+
+@pytest.mark.slow
+def test_classifier_starts_a_segmentor(tmp_path, pictures, monkeypatch):
+    call = dict(monkeypatch=monkeypatch, cwd=tmp_path)
+    config = write(tmp_path, pictures)
+    workbench.call_tool('train.py', *config, '--work-dir', 'classifier', **call)
+    data = workbench.write_dataset(tmp_path / 'ade')
+    dense = workbench.write_config(
+        tmp_path,
+        data,
+        optim_wrapper="dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.0))",
+    )
+    start = "dict(type='Pretrained', checkpoint='classifier/epoch_2.pth', prefix='backbone.')"
+    dense.write_text(f"{dense.read_text()}model['backbone']['init_cfg'] = {start}\n")
+    workbench.call_tool('train.py', dense, '--work-dir', 'dense', **call)
+    source = state(tmp_path / 'classifier/epoch_2.pth')
+    found = state(tmp_path / 'dense/iter_4.pth')
+    compared = [
+        key
+        for key, value in source.items()
+        if key.startswith('backbone.') and value.ndim and 'running' not in key
+    ]
+    assert len(compared) > 50
+    for key in compared:
+        assert torch.equal(found[key], source[key]), key
+
+
+@pytest.mark.slow
+def test_published_file_is_tested_by_its_config_and_a_wrong_one_refused(
+    tmp_path, pictures, monkeypatch
+):
+    """The authors' file through tools/test.py: it covers the model, whatever it scores here."""
+    call = dict(monkeypatch=monkeypatch, cwd=tmp_path)
+    eight = published('inceptionnext/atto')
+    for key in ('head.fc2.weight', 'head.fc2.bias'):
+        eight[key] = eight[key][: len(CLASSES)]
+    torch.save(eight, tmp_path / 'author.pth')
+    original = SMALL.replace('arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16))', "arch='atto'")
+    config = write(tmp_path, pictures, original.replace('in_channels=16', 'in_channels=320'))
+    keep = ['--work-dir', 'a', '--out', 'a.pkl', '--show-dir', str(tmp_path / 'pictures')]
+    workbench.call_tool('test.py', config[0], 'author.pth', *config[1:], *keep, **call)
+    assert 0 <= tested_accuracy(tmp_path / 'a') <= 100
+    kept = pickle.loads((tmp_path / 'a.pkl').read_bytes())
+    assert [len(sample['pred_score']) for sample in kept] == [len(CLASSES)] * PICTURES.val
+    assert len(list((tmp_path / 'pictures').iterdir())) > 1
+    with pytest.raises(SystemExit, match='classification writes one file'):
+        workbench.call_tool(
+            'test.py', config[0], 'author.pth', *config[1:], '--out', 'folder', **call
+        )
+    torch.save(published('inceptionnext/atto'), tmp_path / 'thousand.pth')
+    with pytest.raises(RuntimeError, match='lacks 2 of the model.s tensors, first head.fc2.weight'):
+        workbench.call_tool(
+            'test.py', config[0], 'thousand.pth', *config[1:], '--work-dir', 'b', **call
+        )

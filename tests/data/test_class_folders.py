@@ -1,0 +1,122 @@
+"""Class folders: what fits is summed up, what does not is named with layout and remedy."""
+
+import shutil
+
+import pytest
+
+from mmlk.data.class_folders import check
+from mmlk.data.layout import DataError
+
+CLASSES = ('cat', 'dog', 'newt')
+
+
+def check_all(cfg):
+    return check(cfg, ('train_dataloader', 'val_dataloader'))
+
+
+@pytest.fixture
+def root(tmp_path):
+    for split, count in (('train', 2), ('val', 1)):
+        for name in CLASSES:
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(count):
+                (tmp_path / split / name / f'{index}.JPEG').write_bytes(b'x')
+    return tmp_path
+
+
+def config(root, classes=3, kind='ImageNet', **dataset):
+    def loader(split):
+        place = dict(split=split) if kind == 'ImageNet' else dict(data_prefix=split)
+        return dict(dataset=dict(type=kind, data_root=str(root), **place, **dataset))
+
+    return dict(
+        model=dict(head=dict(num_classes=classes)),
+        train_dataloader=loader('train'),
+        val_dataloader=loader('val'),
+    )
+
+
+@pytest.mark.parametrize('kind', ['ImageNet', 'CustomDataset', 'mmpretrain.ImageNet'])
+def test_whole_folders_are_summed_up(root, kind):
+    plain = kind if kind == 'CustomDataset' else 'ImageNet'
+    cfg = config(root, kind=plain)
+    for loader in ('train_dataloader', 'val_dataloader'):
+        cfg[loader]['dataset']['type'] = kind
+    assert check_all(cfg) == [
+        f'train_dataloader: 6 images of 3 classes in {root}/train',
+        f'val_dataloader: 3 images of 3 classes in {root}/val',
+    ]
+
+
+def test_wrapped_sets_are_checked_too(root):
+    cfg = config(root)
+    inner = cfg['train_dataloader']['dataset']
+    cfg['train_dataloader']['dataset'] = dict(type='RepeatDataset', times=2, dataset=inner)
+    assert len(check_all(cfg)) == 2
+    shutil.rmtree(root / 'train' / 'cat')
+    with pytest.raises(DataError, match='train_dataloader'):
+        check_all(cfg)
+
+
+def test_lists_of_images_are_read_instead_of_folders(root):
+    (root / 'meta').mkdir()
+    for split in ('train', 'val'):
+        (root / 'meta' / f'{split}.txt').write_text('cat/0.JPEG 0\ndog/0.JPEG 1\n')
+    assert 'val_dataloader: 2 images listed in' in check_all(config(root, classes=1000))[1]
+    with pytest.raises(DataError, match='no list of images .*/absent.txt'):
+        check_all(config(root, ann_file='absent.txt'))
+
+
+def remove_split(root):
+    shutil.rmtree(root / 'val')
+
+
+def flatten(root):
+    for folder in list((root / 'val').iterdir()):
+        for file in folder.iterdir():
+            file.rename(root / 'val' / f'{folder.name}{file.name}')
+        folder.rmdir()
+
+
+def empty_class(root):
+    (root / 'train' / 'dog' / '0.JPEG').unlink()
+    (root / 'train' / 'dog' / '1.JPEG').unlink()
+
+
+def other_files(root):
+    for name in CLASSES:
+        (root / 'val' / name / '0.JPEG').rename(root / 'val' / name / '0.txt')
+
+
+FAULTS = {
+    'no split': (remove_split, 'val_dataloader: no folder .*/val'),
+    'no class folders': (flatten, 'val_dataloader: .*/val has no class folders'),
+    'empty class': (empty_class, 'train_dataloader: the class folder .*/train/dog holds no image'),
+    'no images': (other_files, 'val_dataloader: the class folder .*/val/cat holds no image'),
+}
+
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_fault_is_named_with_layout_and_remedy(root, fault):
+    spoil, message = FAULTS[fault]
+    spoil(root)
+    with pytest.raises(DataError, match=message) as caught:
+        check_all(config(root))
+    assert 'Expected layout' in str(caught.value) and 'MMLK_IMAGENET_ROOT' in str(caught.value)
+
+
+def test_sets_of_different_classes_are_refused(root):
+    (root / 'val' / 'newt').rename(root / 'val' / 'eft')
+    with pytest.raises(DataError, match="train_dataloader and val_dataloader.*'eft' for one"):
+        check_all(config(root))
+
+
+def test_head_of_another_class_count_is_refused(root):
+    with pytest.raises(DataError, match='3 class folders, but model.head.num_classes is 1000'):
+        check_all(config(root, classes=1000))
+
+
+def test_remote_sets_and_other_kinds_are_left_alone(root):
+    assert check_all(config('s3://bucket/imagenet')) == []
+    remote = config('/nowhere', backend_args=dict(backend='petrel'))
+    assert check_all(remote) == []
