@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mmlk import compat
 from mmlk.import_hooks import call_after_execution
@@ -105,7 +106,7 @@ def _with_our_configs(resolve: compat.ConfigResolver) -> compat.ConfigResolver:
     return resolve_ours
 
 
-def _add_classifiers(hub: type) -> None:
+def _add_classifiers(hub: Any) -> None:
     """Register the metafiles of our classifiers with MMPretrain's hub."""
     for path in sorted((config_root() / 'metafiles').glob('*_in1k.yml')):
         hub.register_model_index(path, config_prefix=config_root().parent)

@@ -96,10 +96,14 @@ FOLDERS = {
     'layers': ('ops',),
     'checkpoints': ('compat',),
     'networks': ('ops', 'layers', 'checkpoints'),
-    'backbones': ('networks', 'registry'),
+    'backbones': ('networks', 'checkpoints', 'registry'),
+    'heads': ('layers',),
+    'classification': ('heads', 'checkpoints', 'registry'),
     'mmcv_ops': ('compat', 'import_hooks'),
     'data': ('registry', 'compat'),
     'engine': ('checkpoints', 'registry', 'compat'),
+    'export': ('cli',),
+    'inference': ('checkpoints', 'cli', 'configs', 'data', 'export'),
 }
 FIXED_NAMES = {'loops', 'triton'}
 

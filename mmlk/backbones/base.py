@@ -72,7 +72,7 @@ class Backbone(BaseModule):
             }
             self.load_pretrained(cfg['checkpoint'], **options)
 
-    def _checkpoint_filter(self, state_dict: dict, prefix: str, *_) -> None:
+    def _checkpoint_filter(self, state_dict: dict, prefix: str, *_: Any) -> None:
         """Before a classifier loads: published names, which MMPretrain asks its backbone to map."""
         split_in_place(self.family, state_dict, prefix)
 
