@@ -7,6 +7,7 @@ in a tenth of a second, by way of the package llvmlite; no compiler needs to be 
 llvmlite the operators use the routes of torch alone.
 
 - `engine`: from a written kernel to machine code, and its launch on torch's threads.
+- `inspection`: LLVM code, assembly and names for ``perf``, when the environment asks for them.
 - `language`: the words kernels are written in: loops, vectors of 16 floats, strided maps.
 - `maths`, `planes`, `moments`, `tile`: what the loops of several operators share.
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from mmlk.ops import compat
-from mmlk.ops.jit import cache
+from mmlk.ops.jit import cache, inspection
 
 try:
     import llvmlite
@@ -174,7 +174,8 @@ def compile_module(text: str, name: str) -> Compiled:
         unique = f'{name}_{hashlib.sha256(origin.encode()).hexdigest()[:40]}'
         if unique in _loaded:
             return _loaded[unique]
-        code = cache.load(unique)
+        dump = inspection.dump_folder()
+        code = None if dump else cache.load(unique)
         if code is None:
             module = llvm.parse_assembly(text.replace(f'"{name}', f'"{unique}'))
             module.verify()
@@ -184,7 +185,11 @@ def compile_module(text: str, name: str) -> Compiled:
             builder.getModulePassManager().run(module, builder)
             code = machine.emit_object(module)
             cache.store(unique, code)
+            if dump:
+                inspection.write(dump, unique, module, machine)
         engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
-        _loaded[unique] = Compiled(engine.get_function_address(unique))
+        address = engine.get_function_address(unique)
+        inspection.name_for_perf(unique, address, len(code))
+        _loaded[unique] = Compiled(address)
         return _loaded[unique]

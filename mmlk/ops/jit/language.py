@@ -46,7 +46,9 @@ def kernel(arguments: str) -> Callable:
             reason = engine.refusal()
             if reason is not None:
                 raise RuntimeError(f'{write.__name__}: nothing can be compiled, {reason}')
-            name = f'{write.__module__.rpartition(".")[2]}_{write.__name__}'
+            # Such as depthwise_loops_forward: what `perf` shows must tell whose loop it is.
+            place = '_'.join(write.__module__.split('.')[-2:])
+            name = f'{place}_{write.__name__.strip("_")}'
             k = Kernel(name, names, lanes)
             write(k, *k.arguments, **parameters)
             return engine.compile_module(k.finish(), name)
