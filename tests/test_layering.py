@@ -230,3 +230,11 @@ def test_the_rules_can_fail(path, line, message, monkeypatch):
     found = list(violations(ROOT / path))
     monkeypatch.setattr(Path, 'read_text', text)
     assert any(message in each for each in found)
+
+
+def test_autograd_nodes_are_written_in_one_way():
+    """`mmlk.ops.library` makes every node with a gradient formula of ours; one that copies is linear."""
+    places = {
+        str(path.relative_to(ROOT)) for path in files() if 'autograd.Function' in path.read_text()
+    }
+    assert places == {'mmlk/ops/library.py', 'mmlk/layers/layout.py'}
