@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmlk.ops import compat
+from mmlk.ops import compat, library
 from mmlk.ops.maps import channels_last
 
 PREFERENCE = ('triton', 'cpu', 'separable', 'reference')
@@ -119,7 +119,13 @@ def choose(operator: str, *args: Any, backend: str | None = None) -> Backend:
 
 
 def run(operator: str, *args: Any, backend: str | None = None) -> Any:
-    """``operator`` of ``args``, computed by the backend that `choose` names."""
+    """``operator`` of ``args``, computed by the backend that `choose` names.
+
+    Raises:
+        RuntimeError: If a backend is named that refuses, or the storage of an operand was freed.
+    """
+    if not torch.compiler.is_compiling() and not _transforms():
+        library.check_memory(operator, args)
     return choose(operator, *args, backend=backend).run(*args)
 
 
@@ -129,6 +135,8 @@ def accelerated(operator: str, *args: Any) -> Callable[..., Any] | None:
     A forced backend that refuses is no error here: the layers' own operators obey it.
     """
     name = _forced()
+    if not torch.compiler.is_compiling() and not _transforms():
+        library.check_memory(operator, args)
     for each in _BACKENDS[operator]:
         if each.name == 'reference':
             return None
@@ -203,6 +211,8 @@ def refusal_for_device(x: Tensor, device: str, *operands: Tensor | None) -> str 
     for each in operands:
         if each is not None and each.device != x.device:
             return f'the input is on {x.device} but an operand on {each.device}'
+    if any(each is not None and each.is_neg() for each in (x, *operands)):
+        return 'the elements of an operand are kept negated'
     return refusal_for_export() or _refusal_for_transform()
 
 
@@ -216,14 +226,13 @@ def refusal_to_fuse(*maps: Tensor) -> str | None:
             return f'a map is {x.dtype} on {x.device.type}, only float32 on the CPU is fused'
         if needs_dispatcher(x):
             return 'a compiler, autocast, a dispatch mode or a subclass has to see the layers'
+        if x.is_neg():
+            return 'the elements of a map are kept negated'
         if not channels_last(x):
             return 'a map is not channels-last'
         if x.numel() == 0:
             return 'a map is empty'
     return refusal_for_export() or _refusal_for_transform()
-
-
-_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def needs_dispatcher(x: Tensor) -> bool:
@@ -236,16 +245,21 @@ def needs_dispatcher(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or x.is_meta
-        or type(x) not in _PLAIN
+        or type(x) not in library.PLAIN
         or torch.is_autocast_enabled(x.device.type)
         or compat.count_dispatch_modes() > 0
     )
 
 
+def _transforms() -> bool:
+    """Whether a torch.func transform is active: its tensors have no memory to look at."""
+    return compat.top_transform() is not None
+
+
 def _refusal_for_transform() -> str | None:
     if torch.compiler.is_dynamo_compiling():
         return None
-    if compat.top_transform() is not None:
+    if _transforms():
         return 'a torch.func transform is active'
     if compat.in_forward_mode():
         return 'forward-mode differentiation is active'

@@ -7,6 +7,7 @@ derivatives in the same words.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,7 +64,36 @@ def define(
 
 def implement(name: str, device: str, kernel: Callable) -> None:
     """Register ``kernel`` as the computation of ``mmlk::name`` on ``device`` ('CPU', 'CUDA')."""
-    _LIBRARY.impl(name, kernel, device)
+
+    @functools.wraps(kernel)
+    def checked(*args: Any) -> Any:
+        check_memory(name, args)
+        return kernel(*args)
+
+    _LIBRARY.impl(name, checked, device)
+
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def check_memory(name: str, args: Sequence) -> None:
+    """Raise where an operand on a CPU has elements but no memory: torch's kernels too would crash.
+
+    Args:
+        name: Of the operator, for the message.
+        args: Its arguments; sequences among them are looked into.
+
+    Raises:
+        RuntimeError: If the storage of an operand was freed, as offloading does.
+    """
+    for each in args:
+        if isinstance(each, tuple | list):
+            check_memory(name, each)
+        elif type(each) in PLAIN and each.is_cpu and each.data_ptr() == 0 and each.numel() > 0:
+            raise RuntimeError(
+                f'{name}: the storage of an operand, {each.dtype} {tuple(each.shape)}, was freed; '
+                'bring its values back before the call'
+            )
 
 
 def node(name: str, forward: Callable, backward: Callable) -> Callable:

@@ -21,7 +21,7 @@ from mmlk.ops.jit.tile import add_products
 # Sums in registers, as in `mmlk.ops.jit.tile`; and tiles of pixels in a chunk.
 _TILE, _TILES = 6, 8
 _DEEPEST = 64
-"""Channels of a head: its matrices and the planes of a chunk lie on a thread's stack."""
+"""Channels of a head: its matrices and the planes of a chunk stay in the first cache."""
 
 
 class _Head:

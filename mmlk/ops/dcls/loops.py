@@ -289,14 +289,14 @@ def _address(tensor: Tensor | None) -> int:
     return address(tensor)
 
 
-# Vectors of scratch that any thread's stack holds.
+# Vectors of scratch that the second cache holds.
 _LIMIT = 16_384
 
 
 def refusal(elements: int, height: int, width: int) -> str | None:
     """Reason why windows of that size are not taken, or None."""
     if 2 * height * width + 2 * elements * (height + width) + 16 * elements > _LIMIT:
-        return f"{elements} elements in a window of {height}x{width} exceed a thread's stack"
+        return f'{elements} elements in a window of {height}x{width} exceed the cache'
     return None
 
 

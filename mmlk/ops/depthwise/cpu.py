@@ -135,7 +135,7 @@ def _prefers_spectra(shape: tuple[int, int], kernel: tuple[int, int]) -> bool:
 
 
 def leaves_the_cache(shape: tuple[int, int], kernel: tuple[int, int]) -> bool:
-    """Whether transforms beat compiled sums, or a row of planes exceeds a thread's stack."""
+    """Whether transforms beat compiled sums, or a row of planes the second cache."""
     return (
         kernel[0] * kernel[1] >= 49**2
         and min(shape) >= 48

@@ -23,7 +23,7 @@ from mmlk.ops.jit.language import LANES, Kernel, kernel
 _UNROLLED = 11
 # Sums held in registers: pixels of the result, or taps of the weight gradient.
 _PIXELS, _TAPS = 7, 6
-# Vectors of a plane: what the first cache holds beside the rest, and what any thread's stack does.
+# Vectors of a plane: what the first cache holds beside the rest, and what the second one does.
 _CACHED, _LIMIT = 768, 8192
 _COLUMNS = 64
 _TASKS = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+from mmlk.ops.library import PLAIN
 
 
 def address(x: Tensor | None) -> int:
@@ -29,7 +29,7 @@ def can_address(*tensors: Tensor | None) -> bool:
         if x is None:
             continue
         if (
-            type(x) not in _PLAIN
+            type(x) not in PLAIN
             or not x.is_cpu
             or x.dtype is not torch.float32
             or x.is_neg()

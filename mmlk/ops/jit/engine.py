@@ -35,8 +35,6 @@ HEADER = 3
 # Held by whoever creates LLVM's machine, compiles, or loads code: none of it is safe in two threads.
 _lock = threading.RLock()
 _loaded: dict[str, Compiled] = {}
-# Bytes for a thread whose default may not hold a task's scratch (512 KB on macOS).
-_STACK = 8 << 20
 
 
 def _machine():
@@ -105,12 +103,7 @@ def _create_team():
         pool = ThreadPoolExecutor(thread_name_prefix='mmlk')
 
         def run(function, words, threads):
-            before = threading.stack_size(_STACK)  # of threads that the pool may start now
-            try:
-                futures = [pool.submit(function, words) for _ in range(threads)]
-            finally:
-                threading.stack_size(before)
-            for each in futures:
+            for each in [pool.submit(function, words) for _ in range(threads)]:
                 each.result()
 
         return run

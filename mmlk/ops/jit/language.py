@@ -24,6 +24,9 @@ except ImportError:
 LANES = 16
 """Floats in a vector. LLVM splits it into registers: two on AVX2, one on AVX-512, four on NEON."""
 
+STACK = 64 << 10
+"""Bytes of a thread's stack that a task's scratch may take: a quarter of the smallest stacks in use."""
+
 if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
     _POINTER, _QUARTER = ir.PointerType(), ir.VectorType(_F32, 4)
@@ -158,6 +161,9 @@ class Kernel:
             word = self.load_int(self._words, engine.HEADER + index)
             self.arguments.append(self.pointer(word) if each.endswith('_p') else word)
         self.zero = ir.Constant(self._vector, [0.0] * lanes)
+        # One half of the stack is for scratch of a size known now, the other for what is not.
+        self._known_left, self._left = STACK // 2, self.int(STACK // 2)
+        self._owned = []
 
     # Integers --------------------------------------------------------------------------------------
 
@@ -315,8 +321,40 @@ class Kernel:
     # Memory ----------------------------------------------------------------------------------------
 
     def scratch(self, vectors):
-        """Memory for that many vectors, the task's own."""
-        return _untyped(self.b.alloca(self._vector, self.int(vectors).value))
+        """Memory for that many vectors, the task's own: on the stack while `STACK` lasts, then the heap.
+
+        Not for code inside loops, conditions or routines; LLVM refuses the kernel there.
+        """
+        b, bytes_each, count = self.b, 4 * self.width, self.int(vectors)
+        if isinstance(vectors, int) and vectors * bytes_each <= self._known_left:
+            self._known_left -= vectors * bytes_each
+            return _untyped(b.alloca(self._vector, count.value))
+        size, nothing = count * bytes_each, _POINTER(None)
+        fits, place, owned = self._left >= size, [], []
+        with b.if_else(fits) as (near, far):
+            with near:
+                place.append((_untyped(b.alloca(self._vector, count.value)), b.block))
+                owned.append((nothing, b.block))
+            with far:
+                allocate = self._library('aligned_alloc', _POINTER, [_I64, _I64])
+                place.append((b.call(allocate, [_I64(bytes_each), size.value]), b.block))
+                owned.append(place[-1])
+        self._owned.append(self._merged(owned))
+        place = self._merged(place)
+        self._left = self.choose(fits, self._left - size, self._left)
+        return place
+
+    def _merged(self, values: list):
+        """The pointer of whichever block was passed through."""
+        result = self.b.phi(_POINTER)
+        for value, block in values:
+            result.add_incoming(value, block)
+        return result
+
+    def _library(self, name: str, result, arguments: list):
+        """A function of the C library."""
+        known = self.module.globals.get(name)
+        return known or ir.Function(self.module, ir.FunctionType(result, arguments), name)
 
     def further(self, index) -> Int:
         """The argument with that number behind those that have names."""
@@ -429,6 +467,8 @@ class Kernel:
 
     def finish(self) -> str:
         """The module: the task, and a function that takes tasks from the counter until none is left."""
+        for each in self._owned:
+            self.b.call(self._library('free', ir.VoidType(), [_POINTER]), [each])
         self.b.ret_void()
         entry = ir.Function(self.module, ir.FunctionType(ir.VoidType(), [_POINTER]), self.name)
         (words,) = entry.args

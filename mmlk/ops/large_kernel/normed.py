@@ -66,7 +66,8 @@ def _arguments(
 def _refusal(x: Tensor, weights: Sequence[Tensor], norms: Sequence[BatchNormState]) -> str | None:
     if torch.compiler.is_compiling():
         return 'torch.compile fuses the plain layers'
-    reason = dispatch.refusal_for_device(x, 'cpu')
+    tensors = [each for norm in norms for each in norm.tensors]
+    reason = dispatch.refusal_for_device(x, 'cpu', *weights, *tensors)
     if reason is not None:
         return reason
     if dispatch.needs_dispatcher(x):
@@ -75,9 +76,8 @@ def _refusal(x: Tensor, weights: Sequence[Tensor], norms: Sequence[BatchNormStat
         return f'the input is {x.dtype}'
     if len(weights) not in (2, 3) or x.numel() <= x.shape[1]:
         return 'there are not two or three branches, or only one value per channel'
-    tensors = (each for norm in norms for each in norm.tensors)
-    if not all(each.dtype == x.dtype and each.is_cpu for each in (*weights, *tensors)):
-        return 'kernels or norms have another dtype or device than the map'
+    if any(each.dtype != x.dtype for each in (*weights, *tensors)):
+        return 'kernels or norms have another dtype than the map'
     return None
 
 

@@ -17,9 +17,10 @@ def working_dtype(x: Tensor) -> torch.dtype:
 
 
 def can_compile(x: Tensor, down_weight: Tensor, weights: list[Tensor]) -> bool:
-    """Whether the recursion runs as compiled loops, by dtype and shapes alone."""
+    """Whether the recursion runs as compiled loops, by device, dtype and shapes alone."""
     return (
-        working_dtype(x) == torch.float32
+        x.is_cpu
+        and working_dtype(x) == torch.float32
         and jit.refusal() is None
         and loops.refusal(down_weight, weights) is None
     )

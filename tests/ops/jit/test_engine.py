@@ -66,6 +66,27 @@ def test_parts_of_vectors_and_integers(count):
     ]
 
 
+@kernel('x_p y_p count')
+def _turn(k, x, y, count):
+    """Vectors in reverse order, by way of two scratches of which each may exceed the stack's share."""
+    first, second = k.scratch(count), k.scratch(count)
+    with k.loop(0, count) as index:
+        k.store(k.load(x, index * LANES), first, index * LANES)
+    with k.loop(0, count) as index:
+        k.store(k.load(first, index * LANES), second, (count - 1 - index) * LANES)
+    with k.loop(0, count) as index:
+        k.store(k.load(second, index * LANES), y, index * LANES)
+
+
+@needs_compiler
+@pytest.mark.parametrize('count', [1, 300, 600, 100_000])
+def test_scratch_lies_on_the_stack_or_the_heap(count):
+    x = torch.randn(count, LANES)
+    y = torch.zeros_like(x)
+    _turn()(1, 1, x.data_ptr(), y.data_ptr(), count)
+    assert torch.equal(y, x.flip(0))
+
+
 @needs_compiler
 def test_every_set_of_parameters_is_compiled_once():
     assert _scale(factor=2.0) is _scale(factor=2.0)
