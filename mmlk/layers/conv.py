@@ -9,6 +9,7 @@ from mmlk.layers.fold import fold_norm_after
 from mmlk.layers.norm import build_norm
 from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, expanding_depthwise_conv2d
 from mmlk.ops.maps import channels_last
+from mmlk.ops.modules import pads_evenly
 
 
 class ExpandingDepthwiseConv2d(nn.Conv2d):
@@ -31,6 +32,8 @@ class ExpandingDepthwiseConv2d(nn.Conv2d):
         self.multiplier = multiplier
 
     def forward(self, x: Tensor) -> Tensor:
+        if not pads_evenly(self):
+            return super().forward(x)
         return expanding_depthwise_conv2d(x, self.weight, self.bias, self.stride)
 
 

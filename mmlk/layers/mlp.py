@@ -9,7 +9,7 @@ from mmlk.layers.drop import DropPath
 from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
 from mmlk.layers.norm import LayerNorm
 from mmlk.ops import PointwiseConv2d, channel_mlp, dispatch
-from mmlk.ops.modules import can_stand_for, own_batch
+from mmlk.ops.modules import can_stand_for, own_batch, pads_evenly
 
 _IDENTITY, _KEEP = nn.Identity(), DropPath()
 
@@ -40,14 +40,15 @@ def add_normed_mlp(
         drop_path: Applied to the sum's second term.
     """
     plain = _is_mlp(first, act, second, nn.Linear)
-    if plain and type(norm) is LayerNorm and can_stand_for(norm, drop_path):
+    parts_known = type(norm) is LayerNorm and type(drop_path) is DropPath
+    if plain and parts_known and can_stand_for(norm, drop_path):
         layers = norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias
         args = x, mixed, *layers, scale, norm.eps
         run = dispatch.accelerated('norm_mlp', *args, None)
         if run is not None:
             return run(*args, drop_path.draw(x))
     y = norm(mixed.permute(0, 2, 3, 1))
-    if type(second) is FoldedLinear and scale is None and _keeps(drop_path):
+    if _adds(second, FoldedLinear) and scale is None and _keeps(drop_path):
         return second(act(first(y)), x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     if plain:
         y = channel_mlp(y, first.weight, first.bias, second.weight, second.bias, scale)
@@ -59,7 +60,16 @@ def add_normed_mlp(
 
 def _keeps(drop_path: DropPath) -> bool:
     """Whether stochastic depth changes nothing."""
-    return (drop_path.rate == 0.0 or not drop_path.training) and can_stand_for(drop_path)
+    return (
+        type(drop_path) is DropPath
+        and (drop_path.rate == 0.0 or not drop_path.training)
+        and can_stand_for(drop_path)
+    )
+
+
+def _adds(layer: nn.Module, kind: type) -> bool:
+    """Whether a folded layer may add the residual."""
+    return type(layer) is kind and can_stand_for(layer)
 
 
 def _is_mlp(first: nn.Module, act: nn.Module, second: nn.Module, kind: type) -> bool:
@@ -74,8 +84,64 @@ def _is_mlp(first: nn.Module, act: nn.Module, second: nn.Module, kind: type) -> 
     )
 
 
-def _scaled(y: Tensor, scale: Tensor | None) -> Tensor:
+def _is_plain_pair(*convolutions: nn.Conv2d) -> bool:
+    """Whether they are 1x1 convolutions of stride 1 in one group."""
+    return all(
+        each.kernel_size == each.stride == (1, 1) and each.groups == 1 and pads_evenly(each)
+        for each in convolutions
+    )
+
+
+def _times(y: Tensor, scale: Tensor | None) -> Tensor:
     return y if scale is None else y * scale.reshape(1, -1, 1, 1)
+
+
+def add_conv_mlp(
+    x: Tensor, mixed: Tensor, mlp: nn.Module, scale: Tensor | None, drop_path: nn.Module
+) -> Tensor:
+    """``x + drop_path(scale * mlp(mixed))``, the sum by a folded second convolution if it can.
+
+    Args:
+        x: (N, C, H, W).
+        mixed: (N, C, H, W).
+        mlp: A `ConvMlp`, or what stands in its place.
+        scale: Factor per channel (C,).
+        drop_path: Applied to the sum's second term.
+    """
+    if type(mlp) is not ConvMlp or not can_stand_for(mlp):
+        return x + drop_path(_times(mlp(mixed), scale))
+    if _adds(mlp.fc2, FoldedPointwiseConv2d) and scale is None and _keeps(drop_path):
+        return mlp.fc2(mlp.act(mlp.fc1(mixed)), x)
+    return x + drop_path(mlp._scaled(mixed, scale))
+
+
+def add_conv_norm_mlp(
+    x: Tensor,
+    mixed: Tensor,
+    mlp: nn.Module,
+    norm: nn.Module = _IDENTITY,
+    drop_path: nn.Module = _KEEP,
+) -> Tensor:
+    """``x + drop_path(mlp(norm(mixed)))``.
+
+    On a CPU it is one autograd node in training (`mmlk.ops.conv_norm_mlp`), and two products that apply
+    GELU and add the residual in a folded network.
+
+    Args:
+        x: (N, C, H, W).
+        mixed: (N, C, H, W).
+        mlp: A `ConvNormMlp`, or what stands in its place.
+        norm: Any map of (N, C, H, W) to itself.
+        drop_path: Applied to the sum's second term.
+    """
+    if type(mlp) is ConvNormMlp and len(mlp) == 3 and can_stand_for(mlp) and _keeps(drop_path):
+        run, args = mlp._accelerated(x, mixed, norm)
+        if run is not None:
+            return run(*args)
+        first, act, last = mlp
+        if _adds(last, FoldedPointwiseConv2d):
+            return last(act(first(norm(mixed))), x)
+    return x + drop_path(mlp(norm(mixed)))
 
 
 class ConvMlp(nn.Module):
@@ -92,26 +158,19 @@ class ConvMlp(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Conv2d(hidden_channels, channels, 1)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """``scale * mlp(x)``, with ``scale`` (C,) left out if None."""
+    def forward(self, x: Tensor) -> Tensor:
+        return self._scaled(x, None)
+
+    def _scaled(self, x: Tensor, scale: Tensor | None) -> Tensor:
         first, second = self.fc1, self.fc2
-        if _is_mlp(first, self.act, second, nn.Conv2d):
-            weights = (each.weight.flatten(1) for each in (first, second))
-            weight1, weight2 = weights
+        if _is_mlp(first, self.act, second, nn.Conv2d) and _is_plain_pair(first, second):
+            weight1, weight2 = first.weight.flatten(1), second.weight.flatten(1)
             args = x.permute(0, 2, 3, 1), weight1, first.bias, weight2, second.bias, scale
             run = dispatch.accelerated('channel_mlp', *args)
             if run is not None:
                 return run(*args).permute(0, 3, 1, 2)
         # Elsewhere convolutions spare a contiguous map two transpositions.
-        return _scaled(second(self.act(first(x))), scale)
-
-    def residual(
-        self, x: Tensor, mixed: Tensor, scale: Tensor | None, drop_path: DropPath
-    ) -> Tensor:
-        """``x + drop_path(scale * mlp(mixed))``, the sum by a folded second convolution if it can."""
-        if type(self.fc2) is FoldedPointwiseConv2d and scale is None and _keeps(drop_path):
-            return self.fc2(self.act(self.fc1(mixed)), x)
-        return x + drop_path(self(mixed, scale))
+        return _times(second(self.act(first(x))), scale)
 
     def fold(self) -> None:
         """Prepare for inference, when the weights are final."""
@@ -136,23 +195,6 @@ class ConvNormMlp(nn.Sequential):
             ConvNorm(hidden_channels, channels, bias=bias, norm_cfg=norm_cfg),
         )
 
-    def residual(
-        self, x: Tensor, mixed: Tensor, norm: nn.Module = _IDENTITY, drop_path: DropPath = _KEEP
-    ) -> Tensor:
-        """``x + drop_path(mlp(norm(mixed)))``.
-
-        On a CPU it is one autograd node in training (`mmlk.ops.conv_norm_mlp`), and two products that
-        apply GELU and add the residual in a folded network.
-        """
-        if _keeps(drop_path):
-            run, args = self._accelerated(x, mixed, norm)
-            if run is not None:
-                return run(*args)
-            last = self[2]
-            if type(last) is FoldedPointwiseConv2d and can_stand_for(self, last):
-                return last(self[1](self[0](norm(mixed))), x)
-        return x + drop_path(self(norm(mixed)))
-
     def _accelerated(self, x: Tensor, mixed: Tensor, norm: nn.Module):
         """The operator that stands for norm and mixer in training and its arguments, or None."""
         first, act, last = self
@@ -162,6 +204,7 @@ class ConvNormMlp(nn.Sequential):
             or not type(first.conv) is type(last.conv) is PointwiseConv2d
             or first.conv.bias is not None
             or last.conv.bias is not None
+            or not _is_plain_pair(first.conv, last.conv)
         ):
             return None, ()
         norms = first.norm, last.norm

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmlk.layers.conv import ConvNorm
 from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, dispatch
-from mmlk.ops.modules import can_stand_for, own_batch
+from mmlk.ops.modules import can_stand_for, own_batch, pads_evenly
 from mmlk.ops.packed_weights import HoldsPackedWeights, PackedWeights
 from mmlk.ops.reference import attention2d
 
@@ -16,14 +16,22 @@ _EPSILON = 1e-6
 
 def _conv_and_norm(layer: nn.Module, kind: type) -> tuple | None:
     """Weight, bias and batch norm of a normed or folded convolution that an operator may stand for."""
-    if type(layer) is kind and can_stand_for(layer):
+    if _as_built(layer, kind) and can_stand_for(layer):
         return layer.weight, layer.bias, None
-    if type(layer) is not ConvNorm or type(layer.conv) is not kind:
+    if type(layer) is not ConvNorm or not _as_built(layer.conv, kind):
         return None
     state = own_batch(layer.norm)
     if state is None or not can_stand_for(layer, layer.conv, layer.norm):
         return None
     return layer.conv.weight, layer.conv.bias, state
+
+
+def _as_built(convolution: nn.Module, kind: type) -> bool:
+    return (
+        type(convolution) is kind
+        and pads_evenly(convolution)
+        and (kind is DepthwiseConv2d or convolution.stride == (1, 1))
+    )
 
 
 def add_depthwise(
@@ -138,6 +146,9 @@ class RecAttn2d(nn.Module):
         self.conv = ConvNorm(in_channels, in_channels, kernel_size, 1, in_channels, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        down, attention = self.down
-        coarse = attention(add_depthwise(x, down))
+        down = self.down
+        if type(down) is nn.Sequential and len(down) == 2 and can_stand_for(down):
+            coarse = down[1](add_depthwise(x, down[0]))
+        else:
+            coarse = down(x)
         return add_depthwise(x, self.conv, coarse=coarse)

@@ -11,6 +11,7 @@ from torch import nn
 from mmlk.layers import (
     ConvMlp,
     DropPath,
+    add_conv_mlp,
     build_norm,
     drop_path_schedule,
     fold_norm_after,
@@ -59,7 +60,7 @@ class InceptionNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mlp.residual(x, self.norm(self.token_mixer(x)), self.gamma, self.drop_path)
+        return add_conv_mlp(x, self.norm(self.token_mixer(x)), self.mlp, self.gamma, self.drop_path)
 
     def fold(self) -> None:
         """Absorb the norm into ``fc1`` and ``gamma`` into ``fc2``; exact, since both are 1x1."""
@@ -91,11 +92,9 @@ class InceptionNeXtStage(Stage):
         )
         super().__init__(
             nn.Sequential(*norm_and_convolution) if downsample else nn.Identity(),
-            nn.Sequential(
-                *(
-                    InceptionNeXtBlock(channels, drop_path=rate, norm_cfg=norm_cfg, **block)
-                    for rate in drop_paths
-                )
+            nn.ModuleList(
+                InceptionNeXtBlock(channels, drop_path=rate, norm_cfg=norm_cfg, **block)
+                for rate in drop_paths
             ),
         )
 

@@ -14,6 +14,7 @@ from mmlk.layers import (
     DropPath,
     ExpandingDepthwiseConv2d,
     RecAttn2d,
+    add_conv_norm_mlp,
     build_norm,
     fold_conv_norms,
     fold_norm_after,
@@ -90,7 +91,9 @@ class RecNeXtBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.channel_mixer.residual(x, self.token_mixer(x), self.norm, self.drop_path)
+        return add_conv_norm_mlp(
+            x, self.token_mixer(x), self.channel_mixer, self.norm, self.drop_path
+        )
 
     def fold(self) -> None:
         """Fold every norm; the one between the mixers goes into the 1x1 convolution behind it."""
@@ -122,7 +125,7 @@ class RecNeXtDownsample(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.token_mixer(x))
-        return self.channel_mixer.residual(x, x)
+        return add_conv_norm_mlp(x, x, self.channel_mixer)
 
     def fold(self) -> None:
         """Fold every norm; the first goes into the depthwise convolution."""

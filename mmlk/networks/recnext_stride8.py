@@ -19,6 +19,7 @@ from mmlk.layers import (
     DropPath,
     LinearAttention2d,
     RecAttn2d,
+    add_conv_norm_mlp,
     fold_conv_norms,
 )
 from mmlk.networks.base import Stage, run_blocks
@@ -113,7 +114,7 @@ class Stride8Block(nn.Module):
             mixed, latest = self.token_mixer(x)
             if attended is not None:
                 attended.append(latest)
-        return self.channel_mixer.residual(x, mixed, drop_path=self.drop_path)
+        return add_conv_norm_mlp(x, mixed, self.channel_mixer, drop_path=self.drop_path)
 
     def fold(self) -> None:
         """Fold every norm and the three local branches."""
@@ -159,7 +160,7 @@ class Stride8Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.token_mixer(x)
-        return self.channel_mixer.residual(x, x, drop_path=self.drop_path)
+        return add_conv_norm_mlp(x, x, self.channel_mixer, drop_path=self.drop_path)
 
     def fold(self) -> None:
         """Fold every norm."""

@@ -34,6 +34,35 @@ def can_stand_for(*modules: nn.Module) -> bool:
     return True
 
 
+def is_depthwise(layer: nn.Module, stride: int = 1, kinds: tuple[type, ...] = (nn.Conv2d,)) -> bool:
+    """Whether ``layer`` is a depthwise convolution with "same" zero padding, as it was built.
+
+    Networks are changed by attributes too: steps and dilations for larger maps, circular padding.
+
+    Args:
+        layer: Any module.
+        stride: The step that it was built with.
+        kinds: Its class is one of these.
+    """
+    return (
+        type(layer) in kinds
+        and layer.groups == layer.in_channels == layer.out_channels
+        and layer.stride == (stride, stride)
+        and pads_evenly(layer)
+        and can_stand_for(layer)
+    )
+
+
+def pads_evenly(convolution: nn.Conv2d) -> bool:
+    """Whether it has no dilation and pads ``k // 2`` zeros on each side."""
+    rows, columns = convolution.kernel_size
+    return (
+        convolution.padding == (rows // 2, columns // 2)
+        and convolution.dilation == (1, 1)
+        and convolution.padding_mode == 'zeros'
+    )
+
+
 def own_batch(norm: nn.Module) -> BatchNormState | None:
     """What a batch norm in training knows, if it uses this process's batch alone; otherwise None."""
     kind = type(norm)

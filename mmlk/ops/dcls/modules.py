@@ -22,15 +22,16 @@ from mmlk.ops.dcls import (
 from mmlk.ops.dcls.construct import driven_axes
 from mmlk.ops.depthwise import DepthwiseConv2d, depthwise_conv2d
 from mmlk.ops.maps import pair
+from mmlk.ops.packed_weights import fingerprint
 
 
 class _DCLS(nn.Module):
     """Weights and positions of one layer; keeps the constructed kernel while nothing changes.
 
     The kernel is kept in eval mode when no gradient is asked for. It is built again after
-    ``train()`` or ``eval()``, after loading, moving or casting the module, and after any in-place
-    change of a parameter that PyTorch counts. Changes through ``parameter.data`` are not counted:
-    call ``eval()`` or :meth:`drop_kernel` after them.
+    ``train()`` or ``eval()``, after loading, moving or casting the module, and after any change of a
+    parameter, on a CPU also one through ``parameter.data``. On other devices, where PyTorch does not
+    count that, call ``eval()`` or :meth:`drop_kernel` after it.
     """
 
     def __init__(
@@ -228,7 +229,13 @@ def _stamp(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> tuple | None
     """What tells one state of the parameters from another; None if it cannot be told."""
     if any(each.is_inference() for each in tensors):
         return None
-    return (dtype, *((id(each), each._version, each.data_ptr()) for each in tensors))
+    return (dtype, *(_state(each) for each in tensors))
+
+
+def _state(tensor: Tensor) -> tuple:
+    # Elsewhere reading the values would wait for the device.
+    seen = fingerprint(tensor) if tensor.device.type == 'cpu' else ()
+    return id(tensor), tensor._version, tensor.data_ptr(), seen
 
 
 class _DCLSConv(_DCLS):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmlk.ops import dispatch
 from mmlk.ops.maps import channels_last
+from mmlk.ops.modules import pads_evenly
 from mmlk.ops.reference import pointwise_conv2d_reference
 
 
@@ -87,6 +88,8 @@ class PointwiseConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.stride != (1, 1) or not pads_evenly(self):
+            return super().forward(x)
         return pointwise_conv2d(x, self.weight, self.bias)
 
 

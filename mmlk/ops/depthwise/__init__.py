@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmlk.ops import dispatch
 from mmlk.ops.maps import pair
+from mmlk.ops.modules import pads_evenly
 from mmlk.ops.reference import depthwise_conv2d_reference
 
 
@@ -100,6 +101,8 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if not pads_evenly(self):
+            return super().forward(x)
         return depthwise_conv2d(x, self.weight, self.bias, self.stride)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmlk.ops import dispatch
 from mmlk.ops.depthwise import depthwise_conv2d
 from mmlk.ops.large_kernel import large_kernel_branches, large_kernel_sum
-from mmlk.ops.modules import can_stand_for, own_batch
+from mmlk.ops.modules import can_stand_for, is_depthwise, own_batch
 
 MAX_KERNEL_SIZE = 127
 """Longest kernel side accepted; with stride 4 before it, it spans a 512-pixel crop."""
@@ -78,11 +78,11 @@ class LargeKernelDWConv2d(nn.Module):
                 f'(N, {self.channels}, H, W)'
             )
         branches = list(self.children())
-        convolutions = [each if isinstance(each, nn.Conv2d) else each.conv for each in branches]
-        normed = hasattr(branches[0], 'bn')
-        norms = [each.bn for each in branches] if normed else []
-        if not can_stand_for(*branches, *convolutions) or not all(map(_is_depthwise, convolutions)):
+        parts = [_conv_and_norm(branch) for branch in branches]
+        if not all(is_depthwise(convolution) for convolution, _ in parts):
             return _added(branch(x) for branch in branches)
+        convolutions, norms = zip(*parts)
+        normed = norms[0] is not None
         weights, bias = [each.weight for each in convolutions], convolutions[0].bias
         if not normed:
             return (
@@ -145,15 +145,15 @@ class LargeKernelDWConv2d(nn.Module):
         )
 
 
-def _is_depthwise(convolution: nn.Module) -> bool:
-    """Whether a convolution is what `_branch` and `_convolution` make."""
-    rows, columns = convolution.kernel_size
-    return (
-        type(convolution) is nn.Conv2d
-        and convolution.padding == (rows // 2, columns // 2)
-        and convolution.stride == convolution.dilation == (1, 1)
-        and convolution.padding_mode == 'zeros'
-    )
+def _conv_and_norm(branch: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """The layers of a branch as `_branch` and `_convolution` make it; None for any other."""
+    if isinstance(branch, nn.Conv2d):
+        return branch, None
+    if type(branch) is nn.Sequential and can_stand_for(branch):
+        layers = dict(branch.named_children())
+        if list(layers) in (['conv'], ['conv', 'bn']):
+            return layers['conv'], layers.get('bn')
+    return None, None
 
 
 def _added(maps: Iterable[Tensor]) -> Tensor:

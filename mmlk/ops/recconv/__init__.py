@@ -13,9 +13,11 @@ import logging
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlk.ops import dispatch
+from mmlk.ops.modules import is_depthwise
 from mmlk.ops.reference import recconv2d_reference
 
 MODES = ('bilinear', 'nearest')
@@ -147,10 +149,24 @@ class RecConv2d(nn.Module):
                 f'RecConv2d: {len(self.convs)} kernels for {self.level} levels, '
                 f'expected {self.level + 1}'
             )
-        weights: list[Tensor] = [conv.weight for conv in self.convs]  # type: ignore[misc]  # Tensor | Module
-        y = recconv2d(x, self.down.weight, weights, mode=self.mode)
+        if is_depthwise(self.down, 2) and all(map(is_depthwise, self.convs)):
+            weights: list[Tensor] = [conv.weight for conv in self.convs]  # type: ignore[misc]  # Tensor | Module
+            y = recconv2d(x, self.down.weight, weights, mode=self.mode)
+        else:
+            y = self._by_layers(x)
         if y.dtype == torch.float16 and not self.overflow_reported:
             self._report_overflow(x, y)
+        return y
+
+    def _by_layers(self, x: Tensor) -> Tensor:
+        maps = [x]
+        for _ in range(self.level):
+            maps.append(self.down(maps[-1]))
+        coarsest, *others = self.convs
+        y = coarsest(maps.pop())
+        for conv in others:
+            finer = maps.pop()
+            y = conv(finer + F.interpolate(y, size=finer.shape[2:], mode=self.mode))
         return y
 
     def _report_overflow(self, x: Tensor, y: Tensor) -> None:

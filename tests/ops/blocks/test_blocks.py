@@ -13,6 +13,7 @@ from mmlk.layers import (
     DropPath,
     LinearAttention2d,
     RecAttn2d,
+    add_conv_norm_mlp,
     channels_last_gradient,
     fold_conv_norms,
 )
@@ -34,7 +35,7 @@ class Branch(nn.Module):
         self.drop_path = DropPath(rate)
 
     def forward(self, x):
-        return self.mixer.residual(x, x * 2, self.norm, self.drop_path)
+        return add_conv_norm_mlp(x, x * 2, self.mixer, self.norm, self.drop_path)
 
 
 MODULES = {
