@@ -61,12 +61,15 @@ def without_autocast(key: str) -> Callable[[], AbstractContextManager]:
     return functools.partial(torch._C._ExcludeDispatchKeyGuard, keys)
 
 
+_GLOBAL_HOOKS = tuple(
+    getattr(_modules, f'_global_{kind}_hooks', {})
+    for kind in ('forward', 'forward_pre', 'backward', 'backward_pre')
+)
+
+
 def has_global_hooks() -> bool:
     """Whether hooks are registered for the calls of all modules."""
-    return any(
-        getattr(_modules, f'_global_{kind}_hooks', None)
-        for kind in ('forward', 'forward_pre', 'backward', 'backward_pre')
-    )
+    return any(_GLOBAL_HOOKS)
 
 
 # ------------------------------------------------------------------------------------- oneDNN

@@ -208,11 +208,13 @@ def refusal_for_device(x: Tensor, device: str, *operands: Tensor | None) -> str 
     """Reason why a backend of ``device`` cannot take ``x`` and what goes with it, or None."""
     if x.device.type != device:
         return f'the input is on {x.device.type}'
-    for each in operands:
-        if each is not None and each.device != x.device:
+    for each in (x, *operands):
+        if each is None:
+            continue
+        if each.device != x.device:
             return f'the input is on {x.device} but an operand on {each.device}'
-    if any(each is not None and each.is_neg() for each in (x, *operands)):
-        return 'the elements of an operand are kept negated'
+        if each.is_neg():
+            return 'the elements of an operand are kept negated'
     return refusal_for_export() or _refusal_for_transform()
 
 

@@ -34,33 +34,35 @@ def can_stand_for(*modules: nn.Module) -> bool:
     return True
 
 
-def is_depthwise(layer: nn.Module, stride: int = 1, kinds: tuple[type, ...] = (nn.Conv2d,)) -> bool:
-    """Whether ``layer`` is a depthwise convolution with "same" zero padding, as it was built.
+def are_depthwise(*layers: nn.Module, stride: int = 1, kind: type = nn.Conv2d) -> bool:
+    """Whether ``layers`` are depthwise convolutions with "same" zero padding, as they were built.
 
     Networks are changed by attributes too: steps and dilations for larger maps, circular padding.
 
     Args:
-        layer: Any module.
-        stride: The step that it was built with.
-        kinds: Its class is one of these.
+        layers: Any modules.
+        stride: The step that they were built with.
+        kind: The class that they were built from.
     """
-    return (
-        type(layer) in kinds
-        and layer.groups == layer.in_channels == layer.out_channels
-        and layer.stride == (stride, stride)
-        and pads_evenly(layer)
-        and can_stand_for(layer)
-    )
+    for each in layers:
+        if type(each) is not kind or each.stride != (stride, stride):
+            return False
+        if not each.groups == each.in_channels == each.out_channels:
+            return False
+    return pads_evenly(*layers) and can_stand_for(*layers)
 
 
-def pads_evenly(convolution: nn.Conv2d) -> bool:
-    """Whether it has no dilation and pads ``k // 2`` zeros on each side."""
-    rows, columns = convolution.kernel_size
-    return (
-        convolution.padding == (rows // 2, columns // 2)
-        and convolution.dilation == (1, 1)
-        and convolution.padding_mode == 'zeros'
-    )
+def pads_evenly(*convolutions: nn.Conv2d) -> bool:
+    """Whether they have no dilation and pad ``k // 2`` zeros on each side."""
+    for each in convolutions:
+        rows, columns = each.kernel_size
+        if (
+            each.padding != (rows // 2, columns // 2)
+            or each.dilation != (1, 1)
+            or each.padding_mode != 'zeros'
+        ):
+            return False
+    return True
 
 
 def own_batch(norm: nn.Module) -> BatchNormState | None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mmlk.ops.jit import planes
-from mmlk.ops.jit.address import address
+from mmlk.ops.jit.address import addresses
 from mmlk.ops.jit.language import LANES, Kernel, kernel
 
 # Wider kernels loop over their columns at run time and skip those outside the map.
@@ -186,9 +186,13 @@ def _bands(images: int, rows: int, columns: int, size, stride) -> tuple[int, int
     return row_bands, -(-rows // row_bands), column_bands, band_columns, tile
 
 
-def _strides(x: Tensor) -> tuple[int, int, int]:
-    image, _, row, column = x.stride()
-    return image, row, column
+def _strides(*maps: Tensor) -> list[int]:
+    """Steps from image to image, row to row and pixel to pixel of each map."""
+    found = []
+    for x in maps:
+        image, _, row, column = x.stride()
+        found += image, row, column
+    return found
 
 
 def forward(
@@ -237,6 +241,7 @@ def forward(
             f'depthwise: coarse map {tuple(coarse.shape)} is not half of {tuple(x.shape)}'
         )
     added = x if coarse is None else coarse
+    pointers, strides = addresses(x, weight, bias, out, added), _strides(x, out, added)
     blocks = -(-c // LANES)
     row_bands, band_rows, column_bands, band_columns, tile = _bands(
         n * blocks, rows, columns, size, stride
@@ -253,17 +258,13 @@ def forward(
     compiled(
         n * blocks * row_bands * column_bands,
         n * c * rows * columns * kh * kw,
-        address(x),
-        address(weight),
-        address(bias),
-        address(out),
+        *pointers[:4],
         c,
         height,
         width,
         rows,
         columns,
-        *_strides(x),
-        *_strides(out),
+        *strides[:6],
         n * row_bands * column_bands,
         row_bands,
         band_rows,
@@ -272,8 +273,8 @@ def forward(
         -(-band_columns // tile),
         kh,
         kw,
-        address(added),
-        *_strides(added),
+        pointers[4],
+        *strides[6:],
     )
     return out
 
@@ -431,17 +432,13 @@ def weight_gradient(
     compiled(
         parts * blocks,
         n * c * rows * columns * kh * kw,
-        address(grad),
-        address(x),
-        address(taps),
-        address(bias),
+        *addresses(grad, x, taps, bias),
         c,
         height,
         width,
         rows,
         columns,
-        *_strides(grad),
-        *_strides(x),
+        *_strides(grad, x),
         parts,
         pieces,
         band_rows,
@@ -558,16 +555,13 @@ def input_gradient(
     compiled(
         n * blocks * bands,
         n * c * rows * columns * kh * kw,
-        address(grad),
-        address(weight),
-        address(out),
+        *addresses(grad, weight, out),
         c,
         height,
         width,
         rows,
         columns,
-        *_strides(grad),
-        *_strides(out),
+        *_strides(grad, out),
         n * bands,
         bands,
         band_rows,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlk.ops import dispatch
-from mmlk.ops.modules import is_depthwise
+from mmlk.ops.modules import are_depthwise
 from mmlk.ops.reference import inception_dwconv2d_reference
 
 
@@ -148,7 +148,7 @@ class InceptionDWConv2d(nn.Module):
                 f'{self.in_channels} channels'
             )
         hw, w, h = convolutions = self.dwconv_hw, self.dwconv_w, self.dwconv_h
-        if not all(map(is_depthwise, convolutions)):
+        if not are_depthwise(*convolutions):
             g = self.branch_channels
             rest, *parts = x.split((self.in_channels - 3 * g, g, g, g), 1)
             return torch.cat((rest, *(conv(part) for conv, part in zip(convolutions, parts))), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmlk.ops import dispatch, library
+from mmlk.ops import dispatch, jit, library
 from mmlk.ops.depthwise.cpu import (
     CHANNELS,
     COMPILED,
@@ -29,18 +29,23 @@ from mmlk.ops.memory import keep_freed_memory
 from mmlk.ops.reference import depthwise_conv2d_reference
 
 
-def _branch_plan(x: Tensor, kernel: Tensor) -> Plan:
+def _branch_plan(x: Tensor, kernel: Tensor, last: bool, compiles: bool) -> Plan:
     """Routes of a branch of the Inception operator.
 
     A slice of channels is copied in any case, so a short wide band, which torch computes well
     channels-last only, is copied to that layout.
     """
     kh, kw = kernel.shape[2:]
-    if can_compile(x) and channels_last(x):
+    if compiles and last:
         return COMPILED
     if max(kh, kw) <= 15:
-        return NATIVE_LAST if kw > 3 or channels_last(x) else NATIVE
+        return NATIVE_LAST if kw > 3 or last else NATIVE
     return plan_for(x, kernel, (1, 1))
+
+
+def _can_compile(x: Tensor) -> bool:
+    """Whether there are compiled loops for a map of this type, once it is widened."""
+    return x.dtype != torch.float64 and x.is_cpu and jit.refusal() is None
 
 
 def compute(
@@ -54,13 +59,14 @@ def compute(
 ) -> Tensor:
     """`mmlk::inception_dwconv2d` on a CPU; 16-bit types are rounded once."""
     keep_freed_memory()
-    y = x.clone(memory_format=layout(x))
-    g = weight_hw.shape[0]
+    g, last = weight_hw.shape[0], channels_last(x)
+    y = x.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
+    last, compiles = last and g > 1, _can_compile(x)
     start = x.shape[1] - 3 * g
     for weight, bias in ((weight_hw, bias_hw), (weight_w, bias_w), (weight_h, bias_h)):
         part = in_compute_dtype(x.narrow(1, start, g))
         kernel = clipped_kernel(weight, x.shape[2:], part.dtype)
-        chosen = _branch_plan(part, kernel)
+        chosen = _branch_plan(part, kernel, last, compiles)
         form, route = FORWARD[chosen.forward]
         bias = None if bias is None else bias.to(part.dtype)
         target = y.narrow(1, start, g)
@@ -78,13 +84,15 @@ def compute_backward(
     """`mmlk::inception_dwconv2d_backward` on a CPU; 16-bit types are rounded once."""
     keep_freed_memory()
     g = weight_hw.shape[0]
+    last, compiles = channels_last(x) and g > 1, _can_compile(x)
     start = x.shape[1] - 3 * g
     results = [grad.clone(memory_format=layout(x)) if mask[0] else x.new_empty(0)]
     for index, weight in enumerate((weight_hw, weight_w, weight_h)):
         wanted = [mask[0], mask[2 * index + 1], mask[2 * index + 2]]
         part = in_compute_dtype(x.narrow(1, start, g))
         kernel = clipped_kernel(weight, x.shape[2:], part.dtype)
-        incoming, chosen = in_compute_dtype(grad.narrow(1, start, g)), _branch_plan(part, kernel)
+        incoming = in_compute_dtype(grad.narrow(1, start, g))
+        chosen = _branch_plan(part, kernel, last, compiles)
         target = results[0].narrow(1, start, g) if mask[0] else None
         if chosen == COMPILED and grad.dtype == part.dtype:
             grad_x, grad_weight, grad_bias = compiled_gradients(

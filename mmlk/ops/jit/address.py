@@ -23,6 +23,18 @@ def address(x: Tensor | None) -> int:
     return pointer
 
 
+def addresses(*tensors: Tensor | None) -> list[int]:
+    """`address` of each."""
+    found = []
+    for x in tensors:  # written out: a call for each costs as much as the loops on a small map
+        if x is None:
+            found.append(0)
+            continue
+        pointer = x.data_ptr() if x.is_cpu and x.dtype is torch.float32 and not x.is_neg() else 0
+        found.append(pointer or address(x))
+    return found
+
+
 def can_address(*tensors: Tensor | None) -> bool:
     """Whether `address` takes all tensors, and no subclass wants to know of it."""
     for x in tensors:

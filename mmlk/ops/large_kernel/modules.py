@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmlk.ops import dispatch
 from mmlk.ops.depthwise import depthwise_conv2d
 from mmlk.ops.large_kernel import large_kernel_branches, large_kernel_sum
-from mmlk.ops.modules import can_stand_for, is_depthwise, own_batch
+from mmlk.ops.modules import are_depthwise, can_stand_for, own_batch
 
 MAX_KERNEL_SIZE = 127
 """Longest kernel side accepted; with stride 4 before it, it spans a 512-pixel crop."""
@@ -79,7 +79,7 @@ class LargeKernelDWConv2d(nn.Module):
             )
         branches = list(self.children())
         parts = [_conv_and_norm(branch) for branch in branches]
-        if not all(is_depthwise(convolution) for convolution, _ in parts):
+        if not are_depthwise(*(convolution for convolution, _ in parts)):
             return _added(branch(x) for branch in branches)
         convolutions, norms = zip(*parts)
         normed = norms[0] is not None

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlk.ops import dispatch
-from mmlk.ops.modules import is_depthwise
+from mmlk.ops.modules import are_depthwise
 from mmlk.ops.reference import recconv2d_reference
 
 MODES = ('bilinear', 'nearest')
@@ -149,7 +149,7 @@ class RecConv2d(nn.Module):
                 f'RecConv2d: {len(self.convs)} kernels for {self.level} levels, '
                 f'expected {self.level + 1}'
             )
-        if is_depthwise(self.down, 2) and all(map(is_depthwise, self.convs)):
+        if are_depthwise(self.down, stride=2) and are_depthwise(*self.convs):
             weights: list[Tensor] = [conv.weight for conv in self.convs]  # type: ignore[misc]  # Tensor | Module
             y = recconv2d(x, self.down.weight, weights, mode=self.mode)
         else:
