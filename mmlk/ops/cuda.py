@@ -25,6 +25,8 @@ LARGEST_IMAGE = 2**31 - 1  # elements of one image; kernels count inside it with
 
 @functools.cache
 def _refusal_of_triton(index: int | None) -> str | None:
+    if torch.version.hip is not None:
+        return 'the kernels are not supported on HIP'
     if importlib.util.find_spec('triton') is None:
         return 'triton is not installed'
     version = importlib.import_module('triton').__version__

@@ -76,20 +76,30 @@ def implement(name: str, device: str, kernel: Callable) -> None:
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def check_memory(name: str, args: Sequence) -> None:
-    """Raise where an operand on a CPU has elements but no memory: torch's kernels too would crash.
+def check_memory(name: str, args: Sequence, on_meta: bool | None = None) -> None:
+    """Raise where an operand has elements but no memory: torch's kernels too would crash or invent it.
 
     Args:
         name: Of the operator, for the message.
         args: Its arguments; sequences among them are looked into.
+        on_meta: Whether the first operand is on meta, if it is not among ``args``.
 
     Raises:
-        RuntimeError: If the storage of an operand was freed, as offloading does.
+        RuntimeError: If the storage of an operand was freed, as offloading does, or one is on meta but
+            the first is not.
     """
     for each in args:
         if isinstance(each, tuple | list):
-            check_memory(name, each)
-        elif type(each) in PLAIN and each.is_cpu and each.data_ptr() == 0 and each.numel() > 0:
+            check_memory(name, each, on_meta)
+            continue
+        if on_meta is None and isinstance(each, Tensor):
+            on_meta = each.is_meta
+        if type(each) in PLAIN and each.is_meta and not on_meta:
+            raise RuntimeError(
+                f'{name}: an operand, {each.dtype} {tuple(each.shape)}, is on meta and has no '
+                'values; bring them to the device of the map before the call'
+            )
+        if type(each) in PLAIN and each.is_cpu and each.data_ptr() == 0 and each.numel() > 0:
             raise RuntimeError(
                 f'{name}: the storage of an operand, {each.dtype} {tuple(each.shape)}, was freed; '
                 'bring its values back before the call'

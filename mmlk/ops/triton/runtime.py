@@ -17,6 +17,7 @@ from torch import Tensor
 from triton import knobs
 
 import mmlk
+from mmlk.ops import owned
 
 try:
     import fcntl
@@ -55,8 +56,16 @@ def _compile_lock(name: str) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with open(_lock_path(name), 'a') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = _lock_path(name)
+    # Never through a link that somebody laid, and never waiting for a file of somebody else.
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        yield  # processes compile independently
+        return
+    with os.fdopen(handle, 'a') as file:
+        if owned.can_trust(path, handle):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file releases the lock, also when the process dies
 
 
@@ -194,6 +203,8 @@ def _tuning_file() -> Path:
 
 
 def _stored() -> dict[str, dict]:
+    if not owned.can_trust(_tuning_file()):
+        return {}
     try:
         return json.loads(_tuning_file().read_text())
     except (OSError, ValueError):  # nothing measured yet

@@ -61,6 +61,45 @@ def test_files_come_back_or_count_as_missing(monkeypatch, tmp_path):
     assert cache.load('a') is None
 
 
+def test_only_files_of_the_user_alone_are_used(monkeypatch, tmp_path, caplog):
+    place = tmp_path / 'cache'
+    monkeypatch.setenv(cache.ENVIRONMENT, str(place))
+    cache.store('a', b'content')
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert (place / 'a').stat().st_mode & 0o777 == 0o600
+    for spoilt, mode in ((place / 'a', 0o622), (place, 0o720), (place, 0o702)):
+        before = spoilt.stat().st_mode
+        spoilt.chmod(mode)
+        assert cache.load('a') is None
+        assert f'{spoilt} is not used: it can be written by others' in caplog.text
+        spoilt.chmod(before)
+        assert cache.load('a') == b'content'
+    place.chmod(0o777)
+    cache.store('b', b'not in a folder of everybody')
+    assert not (place / 'b').exists()
+
+
+def test_files_of_another_user_are_refused_and_said_once(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path / 'cache'))
+    cache.store('a', b'content')
+    user = os.getuid()
+    monkeypatch.setattr(os, 'getuid', lambda: user + 1)
+    assert cache.load('a') is None
+    assert cache.load('a') is None
+    assert caplog.text.count(f'belongs to user {user}, not to {user + 1}') == 1
+
+
+def test_leftovers_of_killed_processes_are_removed(monkeypatch, tmp_path):
+    monkeypatch.setenv(cache.ENVIRONMENT, str(tmp_path))
+    old, new = tmp_path / 'unfinished-old', tmp_path / 'unfinished-new'
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    cache.store('a', b'content')
+    assert not old.exists()
+    assert new.exists()
+
+
 def test_folders(monkeypatch, tmp_path):
     monkeypatch.setenv(cache.ENVIRONMENT, '')
     assert cache.folder() is None

@@ -30,6 +30,40 @@ def test_reason_without_a_device(monkeypatch):
     assert 'reference: used' in text
 
 
+def test_reason_on_hip(monkeypatch):
+    monkeypatch.setattr(torch.version, 'hip', '6.2')
+    monkeypatch.setattr(cuda, '_refusal_of_triton', cuda._refusal_of_triton.__wrapped__)
+    with FakeTensorMode():
+        text = explain(depthwise_conv2d, *fake_arguments(torch.float32))
+    assert 'triton: not used, the kernels are not supported on HIP' in text
+    assert 'reference: used' in text
+
+
+def test_a_lock_that_is_not_the_users_own_is_not_waited_for(monkeypatch, tmp_path):
+    path = tmp_path / 'lock'
+    monkeypatch.setattr(runtime, '_lock_path', lambda name: path)
+    path.touch()
+    path.chmod(0o666)
+    with open(path) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with runtime._compile_lock('kernel'):  # would wait for ever
+            pass
+    path.unlink()
+    path.symlink_to(tmp_path / 'elsewhere')
+    with runtime._compile_lock('kernel'):
+        assert not (tmp_path / 'elsewhere').exists()
+
+
+def test_tuning_that_others_may_write_is_not_read(monkeypatch, tmp_path):
+    path = tmp_path / 'tuned.json'
+    monkeypatch.setattr(runtime, '_tuning_file', lambda: path)
+    path.write_text('{"a": {}}')
+    path.chmod(0o600)
+    assert runtime._stored() == {'a': {}}
+    path.chmod(0o622)
+    assert runtime._stored() == {}
+
+
 def test_reasons_of_type_and_size(monkeypatch):
     monkeypatch.setattr(cuda, '_refusal_of_triton', lambda index: None)
     with FakeTensorMode():
