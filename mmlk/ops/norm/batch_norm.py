@@ -37,7 +37,9 @@ def forward(
     maps = (x,) if residual is None else (x, residual)
     if _can_compile(*maps, *parameters):
         return loops.forward(x, *parameters, momentum, norm.eps, gelu=gelu, residual=residual)
-    y, mean, rstd = torch.native_batch_norm(x, *parameters, True, momentum, norm.eps)
+    # torch's channels-last code reads scales and shifts as if they were contiguous.
+    affine, running = [each.contiguous() for each in parameters[:2]], parameters[2:]
+    y, mean, rstd = torch.native_batch_norm(x, *affine, *running, True, momentum, norm.eps)
     if gelu:
         y = F.gelu(y)
     return y if residual is None else y.add_(residual), mean, rstd
@@ -63,7 +65,8 @@ def backward(
         gelu_bias: Bias of the norm if GELU was applied to its output.
         overwrite: Whether ``grad`` may be overwritten.
     """
-    if _can_compile(grad, x, weight, mean, rstd):
+    others = () if gelu_bias is None else (gelu_bias,)
+    if _can_compile(grad, x, weight, mean, rstd, *others):
         results = loops.backward(
             grad, x, weight, mean, rstd, gelu_bias=gelu_bias, out=grad if overwrite else None
         )
@@ -74,5 +77,5 @@ def backward(
         normed = torch.addcmul(shift[:, None, None], x, scale[:, None, None])
         grad = _aten.gelu_backward(grad, normed)
     return _aten.native_batch_norm_backward(
-        grad, x, weight, None, None, mean, rstd, True, eps, list(mask)
+        grad, x, weight.contiguous(), None, None, mean, rstd, True, eps, list(mask)
     )

@@ -1,0 +1,50 @@
+"""A share of the random cases of tests/ops/fuzz.py; ``python -m tests.ops.fuzz`` runs any number."""
+
+import collections
+import os
+
+import pytest
+
+from tests.ops import fuzz
+
+CASES, PARTS = 2000, 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('loops', ['1', '0'], ids=['compiled', 'torch'])
+@pytest.mark.parametrize('part', range(PARTS))
+def test_random_calls_equal_the_reference(part, loops, monkeypatch):
+    """``MMLK_FUZZ_SEED`` takes another seed; it is printed, and every failure names its case."""
+    monkeypatch.setenv('MMLK_JIT', loops)
+    seed, share = int(os.environ.get('MMLK_FUZZ_SEED', '0')), CASES // PARTS // 2
+    counts, failures = collections.Counter(), []
+    for number in range(part * share, (part + 1) * share):
+        try:
+            counts[fuzz.check(seed, number)] += 1
+        except AssertionError as error:
+            failures.append(str(error))
+    print(f'seed {seed}, MMLK_JIT={loops}\n{fuzz.table(counts)}')
+    assert not failures, '\n'.join(failures)
+
+
+def test_a_wrong_result_and_a_written_operand_are_found(monkeypatch):
+    number = next(
+        n
+        for n in range(200)
+        if (case := fuzz.Case(0, n)).name == 'layer_norm' and case.mode == 'no_grad'
+    )
+    fuzz.check(0, number)
+    right = fuzz.ops.layer_norm
+
+    def wrong(x, *args, **options):
+        return right(x, *args, **options) + 0.01
+
+    def writing(x, *args, **options):
+        y = right(x, *args, **options)
+        x.data[(0,) * x.dim()] += 1
+        return y
+
+    for broken, message in ((wrong, 'error'), (writing, 'written')):
+        monkeypatch.setattr(fuzz.ops, 'layer_norm', broken)
+        with pytest.raises(AssertionError, match=message):
+            fuzz.check(0, number)
