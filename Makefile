@@ -1,6 +1,7 @@
 # make demo   train and evaluate UperNet + InceptionNeXt on generated scenes, with pictures
 # make demo-detection   the same with Mask R-CNN + RecNeXt
-# make test   the whole test suite in random order; ORDER=SEED repeats the order that a run has printed
+# make test   the whole test suite in random order; ORDER=SEED repeats the order that a run has printed,
+#             ORDER=source takes that of the files
 # make lint, make typecheck   style and format; types of the public modules
 # make test-minimum   the operators' tests on the oldest torch that is supported
 # make setup-ops   compiles mmcv's operators (a C++ compiler, half an hour), for detectors that need more
@@ -35,8 +36,9 @@ demo-detection: setup-base
 		--work-dir $(DEMO)-detection/test --show-dir $(CURDIR)/$(DEMO)-detection/pictures
 
 # Small problems run faster side by side on one thread each than one by one on all.
+ORDERED := $(if $(filter source,$(ORDER)),-p no:randomly,$(if $(ORDER),--randomly-seed=$(ORDER)))
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder \
-	$(if $(ORDER),--randomly-seed=$(ORDER))
+	$(ORDERED)
 
 test: setup-base
 	$(PYTEST)
@@ -55,7 +57,7 @@ typecheck: setup-base
 test-minimum:
 	sh tools/setup_env.sh minimum
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) .venv-minimum/bin/python -m pytest -n auto --dist loadfile \
-		$(if $(ORDER),--randomly-seed=$(ORDER)) tests/ops tests/layers
+		$(ORDERED) tests/ops tests/layers
 
 clean:
 	rm -rf .venv .venv-minimum work_dirs $(DATA) $(DATA_COCO) build dist *.egg-info
