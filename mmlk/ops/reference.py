@@ -436,8 +436,8 @@ def batch_norm_reference(x: Tensor, norm: BatchNormState, *, backend: str | None
         x,
         norm.running_mean,
         norm.running_var,
-        norm.weight,
-        norm.bias,
+        norm.weight.contiguous(),  # of channels-last maps torch reads a strided one as dense
+        norm.bias.contiguous(),
         True,
         norm.record(),
         norm.eps,

@@ -166,7 +166,9 @@ def recursive(case):
 def norm_of_rows(case):
     c = case.size(1, 2, 7, 32, 65)
     x = case.tensor([case.size(0, 1, 3, 17), case.size(1, 5), c])
-    return [x, case.maybe([c]), case.maybe([c])], dict(eps=1e-5)
+    # Two nearly equal channels have next to no variance, which 16 bits cannot tell from none.
+    eps = 1e-5 if case.dtype in (torch.float32, torch.float64) else 0.1
+    return [x, case.maybe([c]), case.maybe([c])], dict(eps=eps)
 
 
 def mlp(case):
@@ -350,7 +352,8 @@ def check(seed: int, number: int) -> tuple[str, str]:
         try:
             wanted, wanted_grads, cotangents = _results(reference, case, exact, options)
         except RuntimeError as refusal:
-            if 'zero batch' in str(refusal):  # torch convolves no map without pixels
+            # torch convolves no map without pixels.
+            if any(words in str(refusal) for words in ('zero batch', 'padded input size')):
                 return case.name, case.mode
             raise
         outputs, grads, _ = _results(getattr(ops, case.name), case, operands, options, cotangents)

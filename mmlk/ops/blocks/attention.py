@@ -10,7 +10,7 @@ from mmlk.ops import dispatch, jit, library
 from mmlk.ops.blocks import loops_attention
 from mmlk.ops.dense.loops import linear
 from mmlk.ops.dense.loops_panels import pack
-from mmlk.ops.jit.address import can_address
+from mmlk.ops.jit.address import are_dense, can_address
 from mmlk.ops.jit.language import LANES
 from mmlk.ops.maps import as_map, rows
 from mmlk.ops.norm import batch_norm
@@ -75,8 +75,8 @@ def _refusal(x, weight, bias, norm, _heads, _epsilon, _copies) -> str | None:
     reason = dispatch.refusal_to_fuse(x)
     if reason is not None:
         return reason
-    if not can_address(weight, bias, *(() if norm is None else norm.tensors)):
-        return 'a parameter is not plain float32 on the CPU'
+    if not can_address(weight) or not are_dense(bias, *(() if norm is None else norm.tensors)):
+        return 'a parameter is not plain float32 on the CPU, or a strided view'
     if norm is None:
         return 'gradients may be asked for' if torch.is_grad_enabled() else None
     if not torch.is_grad_enabled():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmlk.ops import dispatch, library
-from mmlk.ops.jit.address import can_address
+from mmlk.ops.jit.address import are_dense, can_address
 from mmlk.ops.maps import as_map, rows
 from mmlk.ops.norm import batch_norm
 from mmlk.ops.reference import conv_norm_mlp_reference
@@ -77,8 +77,8 @@ def _refusal(x, mixed, norm, weight1, norm1, weight2, norm2) -> str | None:
         return 'a convolution has groups'
     norms = [each for each in (norm, norm1, norm2) if each is not None]
     tensors = [each for state in norms for each in state.tensors]
-    if not can_address(weight1, weight2, *tensors):
-        return 'a parameter is not plain float32 on the CPU'
+    if not can_address(weight1, weight2) or not are_dense(*tensors):
+        return 'a parameter is not plain float32 on the CPU, or a strided view'
     return None
 
 

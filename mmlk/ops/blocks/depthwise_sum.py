@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmlk.ops import dispatch, jit, library
 from mmlk.ops.depthwise import cpu, loops
-from mmlk.ops.jit.address import can_address
+from mmlk.ops.jit.address import are_dense, can_address
 from mmlk.ops.maps import channels_last
 from mmlk.ops.norm import batch_norm
 from mmlk.ops.reference import depthwise_sum_reference
@@ -71,8 +71,8 @@ def _refusal(x, weight, bias, norm, stride, coarse, onto) -> str | None:
     reason = dispatch.refusal_to_fuse(*maps) or jit.refusal()
     if reason is not None:
         return reason
-    if not can_address(weight, bias, *(() if norm is None else norm.tensors)):
-        return 'a parameter is not plain float32 on the CPU'
+    if not can_address(weight) or not are_dense(bias, *(() if norm is None else norm.tensors)):
+        return 'a parameter is not plain float32 on the CPU, or a strided view'
     shape, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
     if cpu.leaves_the_cache(shape, kernel):
         return 'a row of the map does not fit a thread'

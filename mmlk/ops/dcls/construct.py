@@ -352,9 +352,9 @@ def _profiles_backward(
                 out[0].div_(mass)
                 shift = (_products_of_others(masses) * (out[0] * scale)).neg_().flatten(1)
         if version == 'v0':
-            grad.mul_(scale.view(-1))
+            grad.mul_(scale.reshape(-1))
         else:
-            torch.addcmul(shift[group, None], grad, scale.view(-1), out=grad)
+            torch.addcmul(shift[group, None], grad, scale.reshape(-1), out=grad)
         moved, widened = out[1 : 1 + dims][group], out[1 + dims :][group]
         _slopes(
             grad,

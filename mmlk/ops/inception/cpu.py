@@ -13,7 +13,6 @@ from mmlk.ops.depthwise.cpu import (
     NATIVE,
     NATIVE_LAST,
     Plan,
-    can_compile,
     can_use_torch,
     clipped_kernel,
     compiled_gradients,
@@ -44,8 +43,8 @@ def _branch_plan(x: Tensor, kernel: Tensor, last: bool, compiles: bool) -> Plan:
 
 
 def _can_compile(x: Tensor) -> bool:
-    """Whether there are compiled loops for a map of this type, once it is widened."""
-    return x.dtype != torch.float64 and x.is_cpu and jit.refusal() is None
+    """Whether there are compiled loops for the map, once it is widened."""
+    return x.dtype != torch.float64 and x.is_cpu and x.numel() > 0 and jit.refusal() is None
 
 
 def compute(
@@ -128,7 +127,8 @@ _apply = library.node('inception_dwconv2d', _forward, _backward)
 
 def _run(x: Tensor, *parameters: Tensor | None) -> Tensor:
     last = channels_last(x)
-    if last and can_compile(x) and not dispatch.needs_dispatcher(x) and can_address(x, *parameters):
+    fits = last and x.dtype == torch.float32 and _can_compile(x)
+    if fits and not dispatch.needs_dispatcher(x) and can_address(x, *parameters):
         return (_apply if torch.is_grad_enabled() else compute)(x, *parameters)
     if _can_use_torch(x, *parameters):
         return _by_torch(x, *parameters)

@@ -51,6 +51,11 @@ def can_address(*tensors: Tensor | None) -> bool:
     return True
 
 
+def are_dense(*tensors: Tensor | None) -> bool:
+    """Whether all are `can_address` and without gaps: libraries read a strided vector as a dense one."""
+    return can_address(*tensors) and all(each is None or each.is_contiguous() for each in tensors)
+
+
 def _description(x: Tensor) -> str:
     kept = ', elements kept negated' if x.is_neg() else ''
     freed = ', storage freed' if x.is_cpu and x.numel() and x.data_ptr() == 0 else ''
