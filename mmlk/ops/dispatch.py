@@ -213,7 +213,8 @@ def refusal_for_device(x: Tensor, device: str, *operands: Tensor | None) -> str 
             continue
         if each.device != x.device:
             return f'the input is on {x.device} but an operand on {each.device}'
-        if each.is_neg():
+        # The compiler has no negated views, and cannot trace the question.
+        if not torch.compiler.is_compiling() and each.is_neg():
             return 'the elements of an operand are kept negated'
     return refusal_for_export() or _refusal_for_transform()
 

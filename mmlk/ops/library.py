@@ -48,7 +48,7 @@ def define(
         The callable ``torch.ops.mmlk.name.default``.
     """
     _LIBRARY.define(f'{name}{schema}', tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f'mmlk::{name}', fake, lib=_LIBRARY)
+    torch.library.register_fake(f'mmlk::{name}', _of_shapes_alone(name, fake), lib=_LIBRARY)
     operator = getattr(torch.ops.mmlk, name).default
     if backward is None:
         torch.library.register_autograd(f'mmlk::{name}', _refuse_gradient(name), lib=_LIBRARY)
@@ -62,12 +62,31 @@ def define(
     return operator
 
 
+def _of_shapes_alone(name: str, fake: Callable) -> Callable:
+    """``fake`` that raises for operands with values: PyTorch calls it if only one is on meta."""
+
+    @functools.wraps(fake)
+    def checked(*args: Any, **options: Any) -> Any:
+        for each in args:
+            if type(each) in PLAIN and not each.is_meta:
+                raise RuntimeError(
+                    f'{name}: some operands are on meta and have no values; bring them to '
+                    f'{each.device}, where others are, before the call'
+                )
+        return fake(*args, **options)
+
+    return checked
+
+
 def implement(name: str, device: str, kernel: Callable) -> None:
     """Register ``kernel`` as the computation of ``mmlk::name`` on ``device`` ('CPU', 'CUDA')."""
 
+    # PyTorch calls a device's kernel even if the map is on meta and another operand is not.
+    on_meta = False if device in ('CPU', 'CUDA') else None
+
     @functools.wraps(kernel)
     def checked(*args: Any) -> Any:
-        check_memory(name, args)
+        check_memory(name, args, on_meta)
         return kernel(*args)
 
     _LIBRARY.impl(name, checked, device)
