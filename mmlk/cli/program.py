@@ -27,7 +27,9 @@ COMMANDS = {
     'export': 'Write a model as ONNX or torch.export, verified against the original.',
     'publish': 'Turn a training checkpoint into a small file that describes itself.',
     'check-data': 'Read every file of the data sets that a config names.',
-    'generate-data': 'Generate scenes in the layout of ADE20K, of COCO 2017, or of both.',
+    'generate-data': (
+        'Generate scenes in the layout of ADE20K, of COCO 2017, or of both; or pictures in class folders.'
+    ),
     'flops': "Count a model's parameters and multiply-adds.",
     'models': 'List the configs and the published checkpoints.',
     'doctor': 'Say what is installed, what is missing, and what to do about it.',

@@ -72,7 +72,7 @@ def write(folder, pictures, text=SMALL, more=''):
     return [path, '--cfg-options', f'data_root={pictures}']
 
 
-def tested_accuracy(work_dir):
+def accuracy_of_test(work_dir):
     """What the test tool left behind."""
     return json.loads(next(work_dir.glob('*/*.json')).read_text())['accuracy/top1']
 
@@ -91,7 +91,7 @@ def test_train_then_test_then_resume_gives_the_uninterrupted_run(tmp_path, pictu
     arguments = [config[0], 'whole/epoch_2.pth', *config[1:], '--work-dir', 'tested']
     workbench.call_tool('test.py', *arguments, **call)
     assert (
-        tested_accuracy(tmp_path / 'tested')
+        accuracy_of_test(tmp_path / 'tested')
         == workbench.scalars(tmp_path / 'whole', 'accuracy/top1')[-1]
     )
 
@@ -194,7 +194,7 @@ def test_published_file_is_tested_by_its_config_and_a_wrong_one_refused(
     config = write(tmp_path, pictures, original.replace('in_channels=16', 'in_channels=320'))
     keep = ['--work-dir', 'a', '--out', 'a.pkl', '--show-dir', str(tmp_path / 'pictures')]
     workbench.call_tool('test.py', config[0], 'author.pth', *config[1:], *keep, **call)
-    assert 0 <= tested_accuracy(tmp_path / 'a') <= 100
+    assert 0 <= accuracy_of_test(tmp_path / 'a') <= 100
     kept = pickle.loads((tmp_path / 'a.pkl').read_bytes())
     assert [len(sample['pred_score']) for sample in kept] == [len(CLASSES)] * PICTURES.val
     assert len(list((tmp_path / 'pictures').iterdir())) > 1

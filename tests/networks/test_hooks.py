@@ -136,8 +136,8 @@ class Wrapper(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x):
-        return doubled(self.inner(x))
+    def forward(self, *args):
+        return doubled(self.inner(*args))
 
 
 def swap_for_wrapper(model, name):

@@ -12,6 +12,7 @@ default_hooks = dict(
     checkpoint=dict(
         type='mmlk.SafeCheckpointHook', interval=1, max_keep_ckpts=2, save_best='accuracy/top1'
     ),
+    finite_loss=dict(type='mmlk.FiniteLossHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='VisualizationHook', enable=False),
 )

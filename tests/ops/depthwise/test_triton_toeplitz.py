@@ -71,11 +71,11 @@ def test_branches_share_launches(interpreted, case, layout):
 @pytest.mark.parametrize(
     'name',
     [
-        'toeplitz/forward-k17-bf16',
-        'toeplitz/forward-k51x5-bf16',
-        'toeplitz/weight-gradient-k17-bf16',
-        'large_kernel/branches-bf16',
-        'large_kernel/weight-gradients-bf16',
+        'depthwise.triton_toeplitz/forward-k17-bf16',
+        'depthwise.triton_toeplitz/forward-k51x5-bf16',
+        'depthwise.triton_toeplitz/weight-gradient-k17-bf16',
+        'large_kernel.triton/branches-bf16',
+        'large_kernel.triton/weight-gradients-bf16',
     ],
 )
 def test_operands_arrive_in_vectors_without_registers(name, arch):
@@ -131,12 +131,12 @@ def problem(kernel, dtype=torch.bfloat16, stride=(1, 1), last=False, width=56):
     ],
 )
 def test_route_takes_what_pays(arguments, taken):
-    assert toeplitz.can_run(problem(**arguments)) == taken
+    assert toeplitz.takes(problem(**arguments)) == taken
 
 
 def test_fp32_is_multiplied_as_tf32_only_where_torch_allows_it():
     torch.backends.cudnn.allow_tf32 = True  # reset by the fixture of the suite
-    assert toeplitz.can_run(problem((17, 17), torch.float32))
+    assert toeplitz.takes(problem((17, 17), torch.float32))
 
 
 @pytest.mark.parametrize('columns,kw', [(8, 5), (16, 17), (8, 51), (64, 51), (16, 1), (8, 127)])
