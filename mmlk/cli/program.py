@@ -28,7 +28,8 @@ COMMANDS = {
     'publish': 'Turn a training checkpoint into a small file that describes itself.',
     'check-data': 'Read every file of the data sets that a config names.',
     'generate-data': (
-        'Generate scenes in the layout of ADE20K, of COCO 2017, or of both; or pictures in class folders.'
+        'Generate scenes in the layout of ADE20K, of COCO 2017, or of both; '
+        'or pictures in class folders.'
     ),
     'flops': "Count a model's parameters and multiply-adds.",
     'models': 'List the configs and the published checkpoints.',
