@@ -17,5 +17,5 @@ model = dict(
 optim_wrapper = dict(paramwise_cfg=dict(lr_multipliers={'.P': 5.0, '.SIG': 5.0}))
 custom_hooks = [
     dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL'),
-    dict(type='mmlk.DCLSClampHook'),
 ]
+default_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))

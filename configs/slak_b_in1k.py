@@ -24,7 +24,9 @@ custom_hooks = [
         update_buffers=True,
         priority='ABOVE_NORMAL',
     ),
-    dict(
+]
+default_hooks = dict(
+    sparse_mask=dict(
         type='mmlk.SparseMaskHook',
         density=0.6,
         init='snip',
@@ -32,5 +34,5 @@ custom_hooks = [
         prune_rate=0.3,
         update_interval=100,
         include=(r'^backbone\.', r'^head\.'),
-    ),
-]
+    )
+)

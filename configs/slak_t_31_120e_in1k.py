@@ -39,7 +39,9 @@ custom_hooks = [
         update_buffers=True,
         priority='ABOVE_NORMAL',
     ),
-    dict(
+]
+default_hooks = dict(
+    sparse_mask=dict(
         type='mmlk.SparseMaskHook',
         density=0.6,
         init='snip',
@@ -47,5 +49,5 @@ custom_hooks = [
         prune_rate=0.5,
         update_interval=2000,
         include=(r'^backbone\.', r'^head\.'),
-    ),
-]
+    )
+)

@@ -76,7 +76,8 @@ def recipe(name):
 
 
 def hooks(config, kind):
-    return [hook for hook in config.get('custom_hooks', []) if hook.type == kind]
+    every = [*config.default_hooks.values(), *config.get('custom_hooks', [])]
+    return [hook for hook in every if hook.type == kind]
 
 
 def test_every_config_has_a_recipe_to_compare_with():
