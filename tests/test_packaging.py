@@ -150,7 +150,7 @@ def test_command_from_a_wheel(wheel, tmp_path):
         tmp_path,
         PYTHONPATH=str(site),
     )
-    assert made.startswith(f'{out}: 1 training and 1 validation scenes')
+    assert made.startswith(f'{out}: 1 training and 1 validation pictures')
     for name in ('train', 'predict', 'export', 'publish', 'doctor'):
         text = run([*start, name, '--help'], tmp_path, PYTHONPATH=str(site))
         assert text.startswith(f'usage: mmlk {name}')
