@@ -183,6 +183,16 @@ def open_process_group(cfg: Config) -> None:
     torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))
 
 
+def close_process_group() -> None:
+    """Leave the group of a distributed run that has ended well.
+
+    Left to the end of the interpreter, gloo's threads now and then abort a process whose work is done,
+    and the launcher reports a failed run.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def build_runner(cfg: Config, notes: list[str]) -> Runner:
     """The runner, with ``notes`` in its log after the environment and the config."""
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

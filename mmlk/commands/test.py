@@ -63,4 +63,5 @@ def run(args: argparse.Namespace) -> int:
     runner = device.build_runner(cfg, notes)
     loading.require_coverage(runner.model)
     runner.test()
+    device.close_process_group()
     return 0

@@ -77,4 +77,5 @@ def run(args: argparse.Namespace) -> int:
     statement, departs = batch.batch_statement(cfg, runner.world_size)
     (runner.logger.warning if departs else runner.logger.info)(statement)
     runner.train()
+    device.close_process_group()
     return 0

@@ -61,6 +61,9 @@ def main(
     for model in (runner.model.module, *averages):
         first, second = model.backbone.stages[0]
         assert second.dwconv.P is first.dwconv.P
+    torch.distributed.barrier()
+    # gloo's threads end here; left to the interpreter's end, they now and then abort the process.
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':

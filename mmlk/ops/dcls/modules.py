@@ -85,7 +85,7 @@ class _DCLS(nn.Module):
     @property
     def owns_positions(self) -> bool:
         """Whether positions are parameters of this layer rather than of another."""
-        return not self._owner
+        return len(self._owner) == 0
 
     @property
     def position_limits(self) -> tuple[int, ...]:
