@@ -108,17 +108,21 @@ def check_memory(name: str, args: Sequence, on_meta: bool | None = None) -> None
             the first is not.
     """
     for each in args:
-        if isinstance(each, tuple | list):
-            check_memory(name, each, on_meta)
-            continue
         if on_meta is None and isinstance(each, Tensor):
             on_meta = each.is_meta
-        if type(each) in PLAIN and each.is_meta and not on_meta:
+        if type(each) not in PLAIN:
+            if isinstance(each, tuple | list):
+                check_memory(name, each, on_meta)
+            continue
+        # One question answers for nearly all: tensors on meta, freed and empty ones have no address.
+        if each.data_ptr() != 0:
+            continue
+        if each.is_meta and not on_meta:
             raise RuntimeError(
                 f'{name}: an operand, {each.dtype} {tuple(each.shape)}, is on meta and has no '
                 'values; bring them to the device of the map before the call'
             )
-        if type(each) in PLAIN and each.is_cpu and each.data_ptr() == 0 and each.numel() > 0:
+        if each.is_cpu and each.numel() > 0:
             raise RuntimeError(
                 f'{name}: the storage of an operand, {each.dtype} {tuple(each.shape)}, was freed; '
                 'bring its values back before the call'

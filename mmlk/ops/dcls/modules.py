@@ -22,7 +22,7 @@ from mmlk.ops.dcls import (
 from mmlk.ops.dcls.construct import driven_axes
 from mmlk.ops.depthwise import DepthwiseConv2d, depthwise_conv2d
 from mmlk.ops.maps import pair
-from mmlk.ops.packed_weights import fingerprint
+from mmlk.ops.packed_weights import Snapshot
 
 
 class _DCLS(nn.Module):
@@ -65,7 +65,7 @@ class _DCLS(nn.Module):
         self.SIG = nn.Parameter(torch.empty(dims, *shape)) if version in INITIAL_SIGMA else None
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self._owner: tuple[_DCLS, ...] = ()
-        self._kept: tuple | None = None
+        self._kept: _KeptKernel | None = None
         self._register_state_dict_hook(_save_shared)
         self.reset_parameters()
 
@@ -142,17 +142,16 @@ class _DCLS(nn.Module):
             and not _traced()
             and not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
         )
-        stamp = _stamp(tensors, dtype) if keeps else None
-        if stamp is not None and self._kept is not None and self._kept[0] == stamp:
-            return self._kept[1]
+        keeps = keeps and not any(each.is_inference() for each in tensors)  # they count no writes
+        if keeps and self._kept is not None and self._kept.holds(dtype, tensors):
+            return self._kept.kernel
         build = (dcls_kernel1d, dcls_kernel2d, dcls_kernel3d)[len(self.kernel_size) - 1]
         kernel = build(
             self.weight, source.P, source.SIG, kernel_size=self.kernel_size, version=self.version
         )
         if dtype is not None:
             kernel = kernel.to(dtype)
-        # The parameters are kept too, so that none can be replaced by one at the same address.
-        self._kept = None if stamp is None else (stamp, kernel, tensors)
+        self._kept = _KeptKernel(kernel, dtype, tensors) if keeps else None
         return kernel
 
     def drop_kernel(self) -> None:
@@ -225,17 +224,23 @@ def _traced() -> bool:
     return torch.compiler.is_compiling() or dispatch.refusal_for_export() is not None
 
 
-def _stamp(tensors: Sequence[Tensor], dtype: torch.dtype | None) -> tuple | None:
-    """What tells one state of the parameters from another; None if it cannot be told."""
-    if any(each.is_inference() for each in tensors):
-        return None
-    return (dtype, *(_state(each) for each in tensors))
+class _KeptKernel:
+    """A constructed kernel and the state of the parameters that it was constructed from."""
 
+    def __init__(
+        self, kernel: Tensor, dtype: torch.dtype | None, tensors: Sequence[Tensor]
+    ) -> None:
+        self.kernel = kernel
+        self._dtype = dtype
+        self._snapshots = [Snapshot(each) for each in tensors]
 
-def _state(tensor: Tensor) -> tuple:
-    # Elsewhere reading the values would wait for the device.
-    seen = fingerprint(tensor) if tensor.device.type == 'cpu' else ()
-    return id(tensor), tensor._version, tensor.data_ptr(), seen
+    def holds(self, dtype: torch.dtype | None, tensors: Sequence[Tensor]) -> bool:
+        """Whether ``tensors`` are in the state that the kernel was made from, in this dtype."""
+        return (
+            dtype is self._dtype
+            and len(tensors) == len(self._snapshots)
+            and all(each.holds(tensor) for each, tensor in zip(self._snapshots, tensors))
+        )
 
 
 class _DCLSConv(_DCLS):
