@@ -15,7 +15,6 @@ does with a shape (which loop, which library) is that backend's own policy.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -187,7 +186,7 @@ def explain(operator: str | Callable, *args: Any, backend: str | None = None, **
 @compat.assume_constant  # some versions of the compiler cannot read a variable that is not set
 def _forced() -> str | None:
     """Backend that the environment asks for, or None."""
-    return os.environ.get(ENVIRONMENT)
+    return compat.environment(ENVIRONMENT)
 
 
 def no_refusal(*_args: Any) -> None:
@@ -206,15 +205,17 @@ def refusal_for_export() -> str | None:
 
 def refusal_for_device(x: Tensor, device: str, *operands: Tensor | None) -> str | None:
     """Reason why a backend of ``device`` cannot take ``x`` and what goes with it, or None."""
-    if x.device.type != device:
-        return f'the input is on {x.device.type}'
+    place = x.device
+    if place.type != device:
+        return f'the input is on {place.type}'
+    compiling = torch.compiler.is_compiling()
     for each in (x, *operands):
         if each is None:
             continue
-        if each.device != x.device:
-            return f'the input is on {x.device} but an operand on {each.device}'
+        if each is not x and each.device != place:
+            return f'the input is on {place} but an operand on {each.device}'
         # The compiler has no negated views, and cannot trace the question.
-        if not torch.compiler.is_compiling() and each.is_neg():
+        if not compiling and each.is_neg():
             return 'the elements of an operand are kept negated'
     return refusal_for_export() or _refusal_for_transform()
 
@@ -247,9 +248,9 @@ def needs_dispatcher(x: Tensor) -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or x.is_meta
         or type(x) not in library.PLAIN
-        or torch.is_autocast_enabled(x.device.type)
+        or x.is_meta
+        or torch.is_autocast_enabled('cpu' if x.is_cpu else x.device.type)
         or compat.count_dispatch_modes() > 0
     )
 

@@ -81,13 +81,14 @@ def _refusal(
 ) -> str | None:
     if torch.is_grad_enabled():
         return 'gradients may be asked for'
-    reason = dispatch.refusal_for_device(x, 'cpu', weight, bias, residual)
+    reason = dispatch.refusal_for_device(x, 'cpu')
     if reason is not None:
         return reason
-    if any(dispatch.needs_dispatcher(each) for each in (x, residual) if each is not None):
+    if dispatch.needs_dispatcher(x):
         return 'a compiler, autocast, a dispatch mode or a subclass has to see the layer'
-    if x.numel() == 0 or not can_address(x, weight, bias, residual):
-        return 'only plain float32 tensors that are not empty are multiplied with a copy'
+    if not can_address(x, weight, bias, residual) or x.numel() == 0:
+        reason = dispatch.refusal_for_device(x, 'cpu', weight, bias, residual)
+        return reason or 'only plain float32 tensors that are not empty are multiplied with a copy'
     if weight.is_inference():
         return 'a weight made in inference mode has no version by which a change could be told'
     if jit.refusal() is not None and not compat.has_onednn():

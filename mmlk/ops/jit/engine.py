@@ -11,7 +11,6 @@ import array
 import ctypes
 import functools
 import hashlib
-import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +73,7 @@ def _missing() -> str | None:
 @compat.assume_constant
 def refusal() -> str | None:
     """Reason why nothing can be compiled here, or None. ``MMLK_JIT=0`` in the environment is one."""
-    if os.environ.get(ENVIRONMENT) == '0':
+    if compat.environment(ENVIRONMENT) == '0':
         return f'{ENVIRONMENT}=0'
     return _missing()
 
