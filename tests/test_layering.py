@@ -203,8 +203,8 @@ def test_files_of_operators_have_fixed_names():
         'large_kernel': {'normed'},
         'dcls': {'construct', 'separable'},
         'dense': {'channel_mlp', 'folded_linear', 'patches', 'pointwise', 'products'},
-        'norm': {'batch_norm', 'layer_norm'},
-        'blocks': {'attention', 'conv_norm_mlp', 'depthwise_sum', 'norm_mlp'},
+        'norm': {'batch_norm'},
+        'blocks': {'attention', 'conv_norm_mlp', 'depthwise_sum'},
     }
     for folder in OPERATORS:
         for path in (ROOT / 'mmlk/ops' / folder).glob('*.py'):

@@ -6,7 +6,7 @@ from mmlk.layers.fold import fold_norm_after, fold_norm_before, fold_scale_after
 from mmlk.layers.layout import channels_last_gradient
 from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
 from mmlk.layers.mlp import ConvMlp, ConvNormMlp, add_conv_mlp, add_conv_norm_mlp, add_normed_mlp
-from mmlk.layers.norm import LayerNorm, LayerNorm2d, build_norm
+from mmlk.layers.norm import LayerNorm2d, build_norm
 from mmlk.layers.recattn import LinearAttention2d, RecAttn2d
 from mmlk.layers.recompute import recompute
 
@@ -19,7 +19,6 @@ __all__ = [
     'FoldedLinear',
     'FoldedPointwiseConv2d',
     'GELU',
-    'LayerNorm',
     'LayerNorm2d',
     'LinearAttention2d',
     'RecAttn2d',

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from mmlk.layers.conv import GELU, ConvNorm
 from mmlk.layers.drop import DropPath
 from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
-from mmlk.layers.norm import LayerNorm
 from mmlk.ops import PointwiseConv2d, channel_mlp, dispatch
 from mmlk.ops.modules import can_stand_for, own_batch, pads_evenly
 
@@ -26,8 +25,7 @@ def add_normed_mlp(
 ) -> Tensor:
     """``x + drop_path(scale * second(act(first(norm(mixed)))))``, the layers on the channels.
 
-    On a CPU it is one autograd node in training (`mmlk.ops.norm_mlp`), and a folded second layer adds
-    the residual.
+    A folded second layer adds the residual.
 
     Args:
         x: (N, C, H, W).
@@ -39,18 +37,10 @@ def add_normed_mlp(
         scale: Factor per output channel.
         drop_path: Applied to the sum's second term.
     """
-    plain = _is_mlp(first, act, second, nn.Linear)
-    parts_known = type(norm) is LayerNorm and type(drop_path) is DropPath
-    if plain and parts_known and can_stand_for(norm, drop_path):
-        layers = norm.weight, norm.bias, first.weight, first.bias, second.weight, second.bias
-        args = x, mixed, *layers, scale, norm.eps
-        run = dispatch.accelerated('norm_mlp', *args, None)
-        if run is not None:
-            return run(*args, drop_path.draw(x))
     y = norm(mixed.permute(0, 2, 3, 1))
     if _adds(second, FoldedLinear) and scale is None and _keeps(drop_path):
         return second(act(first(y)), x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    if plain:
+    if _is_mlp(first, act, second, nn.Linear):
         y = channel_mlp(y, first.weight, first.bias, second.weight, second.bias, scale)
     else:
         y = second(act(first(y)))

@@ -5,17 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from mmlk.ops import layer_norm
 
-
-class LayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm`` over the last axis, computed by `mmlk.ops.layer_norm`."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return layer_norm(x, self.weight, self.bias, self.eps)
-
-
-class LayerNorm2d(LayerNorm):
+class LayerNorm2d(nn.LayerNorm):
     """Layer normalisation over the channels of an (N, C, H, W) map, with biased variance.
 
     It derives from ``nn.LayerNorm``, so optimizer constructors that treat norms apart recognise it.

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from mmlk.layers import (
     DropPath,
     FoldedLinear,
-    LayerNorm,
     LayerNorm2d,
     add_normed_mlp,
     drop_path_schedule,
@@ -52,7 +51,7 @@ class ConvNeXtBlock(nn.Module):
         )
         self._mixer = name
         self.add_module(name, token_mixer)
-        self.norm = LayerNorm(channels, eps=1e-6)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pwconv1 = nn.Linear(channels, 4 * channels)
         self.act = nn.GELU()
         self.pwconv2 = nn.Linear(4 * channels, channels)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmlk.layers import LayerNorm
 from mmlk.networks.convnext import ConvNeXt, ConvNeXtBlock
 from mmlk.ops import DCLSDepthwiseConv2d
 
@@ -49,7 +48,9 @@ class DCLSConvNeXtBlock(ConvNeXtBlock):
         weight = first.weight.double()
         first.bias = _like(first.bias.double() + weight @ self.norm.bias.double(), first.bias)
         first.weight = _like(weight * self.norm.weight.double(), first.weight)
-        self.norm = LayerNorm(self.norm.normalized_shape, self.norm.eps, elementwise_affine=False)
+        self.norm = nn.LayerNorm(
+            self.norm.normalized_shape, self.norm.eps, elementwise_affine=False
+        )
         super().fold()
 
 

@@ -17,7 +17,6 @@ A folder holds one operator, and a file name answers one question:
 from mmlk.ops.blocks.attention import linear_attention2d
 from mmlk.ops.blocks.conv_norm_mlp import conv_norm_mlp
 from mmlk.ops.blocks.depthwise_sum import depthwise_sum
-from mmlk.ops.blocks.norm_mlp import norm_mlp
 from mmlk.ops.dcls import cuda as _dcls_cuda
 from mmlk.ops.dcls import dcls_kernel1d, dcls_kernel2d, dcls_kernel3d, repulsive_loss
 from mmlk.ops.dcls import separable as _dcls_separable
@@ -39,7 +38,6 @@ from mmlk.ops.large_kernel import cuda as _large_kernel_cuda
 from mmlk.ops.large_kernel import large_kernel_branches, large_kernel_sum
 from mmlk.ops.large_kernel.modules import LargeKernelDWConv2d
 from mmlk.ops.large_kernel.normed import large_kernel_normed
-from mmlk.ops.norm.layer_norm import layer_norm
 from mmlk.ops.recconv import RecConv2d, recconv2d
 from mmlk.ops.recconv import cpu as _recconv_cpu
 from mmlk.ops.recconv import cuda as _recconv_cuda
@@ -57,9 +55,7 @@ from mmlk.ops.reference import (
     large_kernel_branches_reference,
     large_kernel_normed_reference,
     large_kernel_sum_reference,
-    layer_norm_reference,
     linear_attention2d_reference,
-    norm_mlp_reference,
     patch_conv2d_reference,
     pointwise_conv2d_reference,
     recconv2d_reference,
@@ -120,12 +116,8 @@ __all__ = [
     'large_kernel_normed_reference',
     'large_kernel_sum',
     'large_kernel_sum_reference',
-    'layer_norm',
-    'layer_norm_reference',
     'linear_attention2d',
     'linear_attention2d_reference',
-    'norm_mlp',
-    'norm_mlp_reference',
     'patch_conv2d',
     'patch_conv2d_reference',
     'pointwise_conv2d',

@@ -83,30 +83,6 @@ def pointwise_conv2d_reference(
     return F.conv2d(x, weight, bias, groups=x.shape[1] // weight.shape[1])
 
 
-def layer_norm_reference(
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    backend: str | None = None,
-) -> Tensor:
-    """Layer norm: ``y[..., c] = weight[c] (x[..., c] - mean) / sqrt(var + eps) + bias[c]``.
-
-    Mean and biased variance are those of the last axis.
-
-    Args:
-        x: (..., C).
-        weight: (C,).
-        bias: (C,).
-        eps: Added to the variance.
-
-    Returns:
-        (..., C).
-    """
-    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-
-
 def channel_mlp_reference(
     x: Tensor,
     weight1: Tensor,
@@ -158,44 +134,6 @@ def folded_linear_reference(
     y = F.linear(x, weight.flatten(1), bias)
     y = F.gelu(y) if gelu else y
     return y if residual is None else residual + y
-
-
-def norm_mlp_reference(
-    x: Tensor,
-    mixed: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    scale: Tensor | None = None,
-    eps: float = 1e-6,
-    factors: Tensor | None = None,
-    *,
-    backend: str | None = None,
-) -> Tensor:
-    """``x + factors * channel_mlp(layer_norm(mixed))``, both over the channels of (N, C, H, W) maps.
-
-    Args:
-        x: (N, C, H, W).
-        mixed: (N, C, H, W).
-        norm_weight: (C,).
-        norm_bias: (C,).
-        weight1: (H, C).
-        bias1: (H,).
-        weight2: (C, H).
-        bias2: (C,).
-        scale: (C,); None leaves it out.
-        eps: Added to the variance.
-        factors: (N, 1, 1, 1); None leaves them out.
-
-    Returns:
-        (N, C, H, W).
-    """
-    y = layer_norm_reference(mixed.permute(0, 2, 3, 1), norm_weight, norm_bias, eps)
-    y = channel_mlp_reference(y, weight1, bias1, weight2, bias2, scale).permute(0, 3, 1, 2)
-    return x + y if factors is None else x + factors * y
 
 
 def conv_norm_mlp_reference(

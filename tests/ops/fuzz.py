@@ -163,14 +163,6 @@ def recursive(case):
     return [case.map(c), case.tensor([c, 1, k, k]), kernels], dict(mode=mode)
 
 
-def norm_of_rows(case):
-    c = case.size(1, 2, 7, 32, 65)
-    x = case.tensor([case.size(0, 1, 3, 17), case.size(1, 5), c])
-    # Two nearly equal channels have next to no variance, which 16 bits cannot tell from none.
-    eps = 1e-5 if case.dtype in (torch.float32, torch.float64) else 0.1
-    return [x, case.maybe([c]), case.maybe([c])], dict(eps=eps)
-
-
 def mlp(case):
     c, h = case.size(1, 3, 16, 33), case.size(1, 8, 40)
     x = case.tensor([case.size(0, 1, 3), case.size(1, 6), case.size(1, 7), c])
@@ -183,13 +175,6 @@ def linear(case):
     rows = [case.size(0, 1, 3), case.size(1, 6)]
     operands = [case.tensor([*rows, k]), case.tensor([n, k]), case.maybe([n])]
     return [*operands, case.maybe([*rows, n])], dict(gelu=case.random.random() < 0.5)
-
-
-def normed_mlp(case):
-    c, h = case.size(2, 8, 33), case.size(1, 8, 40)
-    x = case.map(c)
-    shapes = ([c], [c], [h, c], [h], [c, h], [c])
-    return [x, case.like(x), *map(case.tensor, shapes), case.maybe([c])], dict(eps=1e-6)
 
 
 def normed_conv_mlp(case):
@@ -250,10 +235,8 @@ CALLS = {
     'large_kernel_sum': large_sum,
     'large_kernel_normed': large_normed,
     'recconv2d': recursive,
-    'layer_norm': norm_of_rows,
     'channel_mlp': mlp,
     'folded_linear': linear,
-    'norm_mlp': normed_mlp,
     'conv_norm_mlp': normed_conv_mlp,
     'depthwise_sum': summed,
     'linear_attention2d': attention,
@@ -267,7 +250,6 @@ FLOAT32 = (
     'conv_norm_mlp',
     'depthwise_sum',
     'linear_attention2d',
-    'norm_mlp',
 )
 BY_NAME = {'depthwise_sum': ('coarse', 'onto')}
 

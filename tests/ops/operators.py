@@ -64,13 +64,11 @@ def calls(n: int = 2, c: int = 24, h: int = 12, w: int = 10) -> dict[str, Call]:
         ),
         'pointwise_conv2d': Call((x, (2 * c, c, 1, 1), (2 * c,)), lambda op, *a: op(*a)),
         'patch_conv2d': Call((x, (2 * c, c, 2, 2), (2 * c,)), lambda op, *a: op(*a)),
-        'layer_norm': Call(((n * h * w, c), (c,), (c,)), lambda op, *a: op(*a)),
         'channel_mlp': Call(((n * h * w, c), *mlp), lambda op, *a: op(*a)),
         'folded_linear': Call(
             ((n * h * w, c), (2 * c, c), (2 * c,), (n * h * w, 2 * c)),
             lambda op, *a: op(*a, gelu=True),
         ),
-        'norm_mlp': Call((x, x, (c,), (c,), *mlp), lambda op, *a: op(*a)),
         'conv_norm_mlp': Call(
             (x, x, (c,), (c,), (2 * c, c, 1, 1), (2 * c,), (2 * c,), (c, 2 * c, 1, 1), (c,), (c,)),
             lambda op, x, y, a, b, v, p, q, w, r, s: op(

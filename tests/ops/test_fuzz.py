@@ -31,10 +31,10 @@ def test_a_wrong_result_and_a_written_operand_are_found(monkeypatch):
     number = next(
         n
         for n in range(200)
-        if (case := fuzz.Case(0, n)).name == 'layer_norm' and case.mode == 'no_grad'
+        if (case := fuzz.Case(0, n)).name == 'channel_mlp' and case.mode == 'no_grad'
     )
     fuzz.check(0, number)
-    right = fuzz.ops.layer_norm
+    right = fuzz.ops.channel_mlp
 
     def wrong(x, *args, **options):
         return right(x, *args, **options) + 0.01
@@ -45,6 +45,6 @@ def test_a_wrong_result_and_a_written_operand_are_found(monkeypatch):
         return y
 
     for broken, message in ((wrong, 'error'), (writing, 'written')):
-        monkeypatch.setattr(fuzz.ops, 'layer_norm', broken)
+        monkeypatch.setattr(fuzz.ops, 'channel_mlp', broken)
         with pytest.raises(AssertionError, match=message):
             fuzz.check(0, number)

@@ -1,6 +1,6 @@
 """What each group of compiled loops is worth: whole networks with it and without it.
 
-    python tools/bench/ablate_loops.py --network SLaK-T DCLS-T --loops 'layer norm' GELU
+    python tools/bench/ablate_loops.py --network SLaK-T DCLS-T --loops 'batch norm' GELU
 
 Without a group torch or oneDNN computes the same; outputs must agree before anything is timed. All
 settings run in turn within one process. A group that gains less than 5 % in every network is not worth
@@ -32,7 +32,7 @@ from mmlk.networks import DCLSConvNeXt, InceptionNeXt, RecNeXt, SLaK  # noqa: E4
 from mmlk.ops.blocks import attention  # noqa: E402
 from mmlk.ops.dense import folded_linear, products  # noqa: E402
 from mmlk.ops.large_kernel import normed  # noqa: E402
-from mmlk.ops.norm import batch_norm, loops_layer_norm  # noqa: E402
+from mmlk.ops.norm import batch_norm  # noqa: E402
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     'InceptionNeXt-T': lambda: InceptionNeXt('tiny', output_norm=False),
@@ -59,7 +59,9 @@ def _linear_then_gelu(x: Tensor, weight: Tensor, bias: Tensor | None):
     return wide, F.gelu(wide)
 
 
-def _gelu_after_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
+def _gelu_after_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False
+) -> Tensor:
     y = _linear(x, weight, bias)
     return F.gelu(y) if gelu else y
 
@@ -71,7 +73,6 @@ def _gelu_gradient_after(grad: Tensor, weight: Tensor, before=None, scale=None) 
 
 LOOPS: dict[str, list[tuple[Any, str, Any]]] = {
     'batch norm': [(batch_norm, '_can_compile', _never), (normed, 'can_run', _never)],
-    'layer norm': [(loops_layer_norm, 'can_run', _never)],
     'attention': [(attention.loops_attention, 'can_run', _never)],
     'dense products': [
         (products, 'can_compile', _never),

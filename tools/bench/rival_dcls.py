@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmlk.backbones import DCLSConvNeXt  # noqa: E402
 from mmlk.backbones.base import Backbone  # noqa: E402
-from mmlk.layers import LayerNorm, LayerNorm2d  # noqa: E402
+from mmlk.layers import LayerNorm2d  # noqa: E402
 from mmlk.networks.dcls_convnext import DCLSConvNeXtBlock  # noqa: E402
 from mmlk.ops import DCLSDepthwiseConv2d, PatchConv2d  # noqa: E402
 
@@ -116,7 +116,6 @@ def dcls_convnext(package: str | None = None, **options) -> nn.Module:
         DCLSDepthwiseConv2d: _GridDCLS,
         DCLSConvNeXtBlock: _PlainBlock,
         PatchConv2d: nn.Conv2d,
-        LayerNorm: nn.LayerNorm,
         LayerNorm2d: _ManualLayerNorm2d,
     }
     for module in model.modules():

@@ -14,7 +14,7 @@ from rival_dcls import dcls_convnext  # noqa: E402, F401
 from rival_recnext import recnext  # noqa: E402, F401
 
 from mmlk.backbones import SLaK  # noqa: E402
-from mmlk.layers import LayerNorm, LayerNorm2d  # noqa: E402
+from mmlk.layers import LayerNorm2d  # noqa: E402
 from mmlk.networks.slak import SLaKBlock  # noqa: E402
 from mmlk.ops import LargeKernelDWConv2d, PatchConv2d  # noqa: E402
 
@@ -58,7 +58,6 @@ def slak(**options) -> nn.Module:
         LargeKernelDWConv2d: _TorchLargeKernel,
         SLaKBlock: _PlainBlock,
         PatchConv2d: nn.Conv2d,
-        LayerNorm: nn.LayerNorm,
         LayerNorm2d: _ChannelsFirstNorm,
     }
     for module in model.modules():

@@ -106,11 +106,10 @@ def mlp_forward(
     weight2: Tensor,
     bias2: Tensor,
     scale: Tensor | None,
-    residual: Tensor | None = None,
 ) -> tuple[Tensor, Mlp]:
-    """``[residual +] mlp(x)`` on rows; both wide maps are kept, as torch's own layers do."""
+    """``mlp(x)`` on rows; both wide maps are kept, as torch's own layers do."""
     wide, active = products.linear_gelu(x, weight1, bias1)
-    out, y = products.scaled_linear(active, weight2, bias2, scale, residual)
+    out, y = products.scaled_linear(active, weight2, bias2, scale)
     return out, Mlp(x, wide, active, y, weight1, weight2, scale)
 
 

@@ -85,26 +85,22 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor,
 
 
 def scaled_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, residual: Tensor | None
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """``[residual +] scale * (x W^T + b)`` without gradients, and the value before a scale.
+    """``scale * (x W^T + b)`` without gradients, and the value before a scale.
 
     Args:
         x: (M, K).
         weight: (N, K).
         bias: (N,).
         scale: (N,).
-        residual: (M, N), rows contiguous.
     """
-    if can_compile(x, weight, bias, scale, residual):
+    if can_compile(x, weight, bias, scale):
         y = None if scale is None else x.new_empty(x.shape[0], weight.shape[0])
-        return compiled_linear(
-            as_matrix(x), _in_order(x, weight), bias, factors=scale, residual=residual, before=y
-        ), y
+        panels = _in_order(x, weight)
+        return compiled_linear(as_matrix(x), panels, bias, factors=scale, before=y), y
     y = linear(x, weight, bias)
-    if scale is None:
-        return y if residual is None else y.add_(residual), None
-    return y * scale if residual is None else torch.addcmul(residual, y, scale), y
+    return (y, None) if scale is None else (y * scale, y)
 
 
 def as_matrix(x: Tensor) -> Tensor:

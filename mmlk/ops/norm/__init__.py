@@ -1,1 +1,1 @@
-"""Norms: layer norm as an operator, batch norm as a part of others."""
+"""Batch norm as a part of other operators. Layer norms are torch's own."""

@@ -6,18 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from mmlk.layers import DropPath, LayerNorm, add_normed_mlp
-from mmlk.ops import jit
+from mmlk.layers import DropPath, add_normed_mlp
 from tests.cases import TOLERANCE, assert_close
 
 LIMIT = TOLERANCE[torch.float32][1]
-compiles = pytest.mark.skipif(jit.refusal() is not None, reason=str(jit.refusal()))
 
 
 class Half(nn.Module):
     def __init__(self, channels, scaled=True, rate=0.0):
         super().__init__()
-        self.norm = LayerNorm(channels, eps=1e-6)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.first, self.act = nn.Linear(channels, 4 * channels), nn.GELU()
         self.second = nn.Linear(4 * channels, channels)
         self.scale = nn.Parameter(torch.ones(channels)) if scaled else None
@@ -58,9 +56,6 @@ def test_equals_the_layers_in_float64(size, scaled, rate):
     maps, cotangent = [torch.randn(size), torch.randn(size)], torch.randn(size)
     got = outcome(module, maps, cotangent)
     want = outcome(copy.deepcopy(module).double(), [each.double() for each in maps], cotangent)
-    if jit.refusal() is None:
-        assert type(got['y'].grad_fn).__name__ == 'norm_mlpBackward'
-        assert type(want['y'].grad_fn).__name__ != 'norm_mlpBackward'
     if rate:
         assert (got['y'] == maps[0]).flatten(1).all(1).any(), 'no sample was dropped'
     for key, value in want.items():
@@ -68,7 +63,6 @@ def test_equals_the_layers_in_float64(size, scaled, rate):
     assert got['y'].is_contiguous(memory_format=torch.channels_last)
 
 
-@compiles
 @pytest.mark.parametrize(
     'frozen',
     [
@@ -93,7 +87,6 @@ def test_frozen_parameters_get_no_gradient_and_change_no_other(frozen):
         assert torch.equal(value, want[key]), key
 
 
-@compiles
 def test_maps_without_gradient():
     module, x = Half(16).train(), last(torch.randn(2, 16, 4, 4))
     mixed = x.clone().requires_grad_()
@@ -105,23 +98,6 @@ def test_maps_without_gradient():
     assert (x.grad == 1).all()
 
 
-@pytest.mark.parametrize('change', ['hook', 'contiguous', 'approximate', 'subclass', 'switch'])
-def test_what_must_see_the_layers_sees_them(change, monkeypatch):
-    module, x = Half(16).train(), last(torch.randn(2, 16, 4, 4)).requires_grad_()
-    if change == 'hook':
-        module.second.register_forward_hook(lambda *_: None)
-    elif change == 'contiguous':
-        x = x.detach().contiguous().requires_grad_()
-    elif change == 'approximate':
-        module.act = nn.GELU('tanh')
-    elif change == 'subclass':
-        module.first.__class__ = type('Other', (nn.Linear,), {})
-    else:
-        monkeypatch.setenv('MMLK_JIT', '0')
-    assert type(module(x, x).grad_fn).__name__ != 'norm_mlpBackward'
-
-
-@compiles
 def test_second_derivatives_are_refused():
     module, x = Half(16).train(), last(torch.randn(2, 16, 4, 4)).requires_grad_()
     (grad,) = torch.autograd.grad(module(x, x).sum(), x, create_graph=True)
