@@ -1,0 +1,21 @@
+"""What the documents name exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PATH = re.compile(
+    r'`((?:mmlk|tools|configs|tests|docs)/[\w/.*-]+\.\w+|(?:mmlk|tools|tests)/[\w/]+/)`'
+)
+LINK = re.compile(r'\]\((?!https?:)([^)#\s]+)')
+
+
+@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: path.name)
+def test_files_and_pages_exist(document):
+    text = document.read_text()
+    missing = [name for name in PATH.findall(text) if not any(ROOT.glob(name.rstrip('/')))]
+    missing += [name for name in LINK.findall(text) if not (document.parent / name).exists()]
+    assert not missing
