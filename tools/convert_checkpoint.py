@@ -124,18 +124,20 @@ def _to_published(state: dict, args: argparse.Namespace) -> tuple[str, str, Repo
         ValueError: If it is neither, is folded, has no such form, or its head is not the family's.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    family = args.family or keymaps.describe(shapes).family
+    found = keymaps.describe(shapes)
+    family = args.family or found.family
+    if family is None:
+        raise ValueError(f'the file holds {found.text}; name its --family and --arch')
     tops = {key.split('.', 1)[0] for key in state}
     if 'backbone' in tops and not tops <= {'backbone', 'head'}:
         raise ValueError(
             f'{args.source} holds {", ".join(sorted(tops))}; classifiers and backbones alone have '
             f'a published form: --prefix backbone takes the backbone'
         )
-    if args.to == 'timm' and family not in (None, 'inceptionnext'):
+    if args.to == 'timm' and family != 'inceptionnext':
         title = keymaps.family_of(family).title
         raise ValueError(f'timm has no {title}; --to authors writes the form of its authors')
-    if family is not None:
-        classifiers.split_in_place(family, state)
+    classifiers.split_in_place(family, state)
     family, arch, report = _map_backbone(state, keymaps.BACKBONE_PREFIX, args)
     norms = [
         key for key in state if keymaps.is_output_norm(key.removeprefix(keymaps.BACKBONE_PREFIX))

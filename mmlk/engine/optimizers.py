@@ -19,7 +19,9 @@ def single_wrapper(runner, hook: str) -> OptimWrapper:
     """
     wrapper = runner.optim_wrapper
     if isinstance(wrapper, OptimWrapperDict) or not isinstance(wrapper, OptimWrapper):
-        several = f' of {", ".join(wrapper)}' if isinstance(wrapper, OptimWrapperDict) else ''
+        several = (
+            f' of {", ".join(wrapper.keys())}' if isinstance(wrapper, OptimWrapperDict) else ''
+        )
         raise RuntimeError(
             f'{hook}: works with a single optimizer wrapper, got {type(wrapper).__name__}{several}; '
             'train with one optimizer, or remove the hook'
