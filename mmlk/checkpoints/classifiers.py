@@ -18,7 +18,7 @@ HEAD_PREFIX = 'head.'
 """Prefix of the head in MMPretrain's checkpoints."""
 
 START_FROM_OTHER_TASK = (
-    'to start from a file without a classifier, give it to the backbone: init_cfg=dict('
+    'to start from the file of another task, give it to the backbone: init_cfg=dict('
     "type='Pretrained', checkpoint=...), with prefix='backbone.' where it holds a whole model"
 )
 

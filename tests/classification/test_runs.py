@@ -112,6 +112,11 @@ def test_classifier_starts_a_segmentor(tmp_path, pictures, monkeypatch):
     start = "dict(type='Pretrained', checkpoint='classifier/epoch_2.pth', prefix='backbone.')"
     dense.write_text(f"{dense.read_text()}model['backbone']['init_cfg'] = {start}\n")
     workbench.call_tool('train.py', dense, '--work-dir', 'dense', **call)
+    refused = [dense, '--cfg-options', 'load_from=classifier/epoch_2.pth', '--work-dir', 'refused']
+    with pytest.raises(ValueError, match="holds a classifier, the model is .*prefix='backbone.'"):
+        workbench.call_tool('train.py', *refused, **call)
+    with pytest.raises(RuntimeError, match='first decode_head.*belongs to another config'):
+        workbench.call_tool('test.py', dense, 'classifier/epoch_2.pth', **call)
     source = state(tmp_path / 'classifier/epoch_2.pth')
     found = state(tmp_path / 'dense/iter_4.pth')
     compared = [

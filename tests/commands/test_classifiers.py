@@ -79,22 +79,25 @@ def model(trained_classifier):
     return mmlk.load_model(folder / 'small.py', folder / 'epoch_1.pth', device='cpu')
 
 
-def inferred(name, weights, picture):
-    """What MMPretrain's ``inference_model`` says."""
+def inferencer(name, weights):
+    """MMPretrain's own way to predict, by the name or the path of a config."""
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return api.inference_model(api.get_model(name, pretrained=str(weights)), str(picture))
+        made = api.ImageClassificationInferencer(str(name), pretrained=str(weights), device='cpu')
+    return lambda picture: _in_scope(made, picture)
+
+
+def _in_scope(made, picture):
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return made(str(picture))[0]
 
 
 def test_scores_are_those_of_mmpretrain(trained_classifier, photos, model):
     """MMPretrain's own inference, from the same two files."""
-    files = [str(trained_classifier / name) for name in ('small.py', 'epoch_1.pth')]
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        theirs = api.ImageClassificationInferencer(files[0], pretrained=files[1], device='cpu')
+    theirs = inferencer(trained_classifier / 'small.py', trained_classifier / 'epoch_1.pth')
     assert model.task == 'classification' and model.classes == CLASSES
     best = set()
     for prediction in model.predict(photos, batch_size=3, skipped=[]):
-        with DefaultScope.overwrite_default_scope('mmpretrain'):
-            expected = theirs(str(photos / f'{prediction.name}.png'))[0]
+        expected = theirs(photos / f'{prediction.name}.png')
         assert np.allclose(prediction.class_scores, expected['pred_scores'], atol=1e-6)
         first = prediction.top(1)[0]
         assert (first['index'], first['name']) == (expected['pred_label'], expected['pred_class'])
@@ -153,7 +156,7 @@ def test_published_file_predicts_alone_and_under_mmpretrain(trained_classifier, 
     assert program.main([*words, '--name', 'six', '--metric', 'top1=80']) == 0
     (file,) = tmp_path.glob('six-*.pth')
     ours = mmlk.load_model(file, device='cpu').predict(photos / 'a.png')[0]
-    found = inferred(str(trained_classifier / 'small.py'), file, photos / 'a.png')
+    found = inferencer(trained_classifier / 'small.py', file)(photos / 'a.png')
     assert found['pred_class'] == ours.top(1)[0]['name']
     assert np.allclose(found['pred_scores'], ours.class_scores, atol=1e-6)
 
@@ -163,7 +166,7 @@ def test_authors_file_is_used_by_the_name_of_its_config(photos, tmp_path):
     prediction = mmlk.load_model('inceptionnext_a_in1k', tmp_path / 'atto.pth', 'cpu').predict(
         photos / 'a.png'
     )[0]
-    expected = inferred('inceptionnext_a_in1k', tmp_path / 'atto.pth', photos / 'a.png')
+    expected = inferencer('inceptionnext_a_in1k', tmp_path / 'atto.pth')(photos / 'a.png')
     assert np.allclose(prediction.class_scores, expected['pred_scores'], atol=1e-6)
     assert prediction.top(1)[0]['name'] == expected['pred_class']
 

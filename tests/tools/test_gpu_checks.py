@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ sys.path.insert(0, str(TOOLS))
 
 import gpu_cases  # noqa: E402
 import gpu_correctness  # noqa: E402
+import gpu_timing  # noqa: E402
 from benchmark_cases import depthwise  # noqa: E402
 
 SMALL = [each for each in gpu_cases.PARITY if math.prod(each.shape) <= 12_000]
@@ -86,3 +88,20 @@ def test_tasks_keep_their_order_and_their_time(jobs):
 def test_tasks_out_of_time_are_told():
     rows = gpu_correctness.in_processes(1, -1, twice, [(1,)])
     assert rows == [{'task': ['1'], 'result': 'skipped: out of time'}]
+
+
+def test_a_classifier_that_fails_does_not_cost_the_others(monkeypatch):
+    def time_classifier(options, name):
+        assert (options.device, options.batch, options.amp) == ('cuda', 4, 'bfloat16')
+        if 'a3' in name:
+            raise RuntimeError('out of memory')
+        return [dict(classifier=name)]
+
+    monkeypatch.setattr(gpu_timing.benchmark_classifiers, 'time_classifier', time_classifier)
+    args = SimpleNamespace(batch=4, seconds=60, filter='recnext')
+    assert gpu_timing.classifiers(args) == [
+        dict(classifier='recnext_m3'),
+        dict(classifier='recnext_a3', result='failed: out of memory'),
+    ]
+    args.seconds = -1
+    assert gpu_timing.classifiers(args)[0]['result'] == 'skipped: out of time'
