@@ -16,8 +16,8 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'bench'
 sys.path.insert(0, str(TOOLS))
 
 import gpu_cases  # noqa: E402
+import gpu_classifiers  # noqa: E402
 import gpu_correctness  # noqa: E402
-import gpu_timing  # noqa: E402
 from benchmark_cases import depthwise  # noqa: E402
 
 SMALL = [each for each in gpu_cases.PARITY if math.prod(each.shape) <= 12_000]
@@ -97,11 +97,11 @@ def test_a_classifier_that_fails_does_not_cost_the_others(monkeypatch):
             raise RuntimeError('out of memory')
         return [dict(classifier=name)]
 
-    monkeypatch.setattr(gpu_timing.benchmark_classifiers, 'time_classifier', time_classifier)
+    monkeypatch.setattr(gpu_classifiers.benchmark_classifiers, 'time_classifier', time_classifier)
     args = SimpleNamespace(batch=4, seconds=60, filter='recnext')
-    assert gpu_timing.classifiers(args) == [
+    assert gpu_classifiers.classifiers(args) == [
         dict(classifier='recnext_m3'),
         dict(classifier='recnext_a3', result='failed: out of memory'),
     ]
     args.seconds = -1
-    assert gpu_timing.classifiers(args)[0]['result'] == 'skipped: out of time'
+    assert gpu_classifiers.classifiers(args)[0]['result'] == 'skipped: out of time'

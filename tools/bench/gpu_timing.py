@@ -1,4 +1,4 @@
-"""The timing sections of `run_gpu_checks.py`: operators, whole networks and classifiers.
+"""The timing sections of `run_gpu_checks.py`: operators and whole networks.
 
 Contestants of a case must agree before they are timed, run in turn, and read maps that a fill of a
 buffer larger than the cache has evicted. Reported are the median and the quartiles.
@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-import benchmark_classifiers
 import torch
 from benchmark_cases import Case
 from gpu_cases import TIMED, Timed, inputs, traffic
@@ -345,23 +344,5 @@ def networks(args: argparse.Namespace) -> list[dict]:
             rows.append(_network(name, ours, plain, aim, compiles, args.batch))
         except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
             rows.append({'network': name, 'result': f'failed: {str(error)[:300]}'})
-        torch.cuda.empty_cache()
-    return rows
-
-
-def classifiers(args: argparse.Namespace) -> list[dict]:
-    """Whole classifiers at 224 x 224 next to timm's and the authors', training and inference."""
-    options = benchmark_classifiers.parse(
-        ['--device', 'cuda', '--batch', str(args.batch), '--amp', 'bfloat16', '--rounds', '8']
-    )
-    rows, end = [], time.perf_counter() + args.seconds
-    for name in (each for each in options.only if args.filter in each):
-        if time.perf_counter() > end:
-            rows.append({'classifier': name, 'result': 'skipped: out of time'})
-            continue
-        try:
-            rows += benchmark_classifiers.time_classifier(options, name)
-        except RuntimeError as error:  # also what torch raises when memory is out
-            rows.append({'classifier': name, 'result': f'failed: {str(error)[:300]}'})
         torch.cuda.empty_cache()
     return rows

@@ -1,6 +1,6 @@
 """Everything that a GPU is needed for, in one run: correctness first, then time.
 
-    python tools/bench/run_gpu_checks.py                                  # all sections, about 10 minutes
+    python tools/bench/run_gpu_checks.py                                 # all sections, about 10 minutes
     python tools/bench/run_gpu_checks.py --only parity limits compile     # correctness alone
     python tools/bench/run_gpu_checks.py --only operators --filter Inception
 
@@ -31,6 +31,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools/bench')]
 
+import gpu_classifiers  # noqa: E402
 import gpu_correctness  # noqa: E402
 import gpu_timing  # noqa: E402
 
@@ -109,7 +110,7 @@ SECTIONS = {
     'sanitizer': sanitizer,
     'operators': gpu_timing.operators,
     'networks': gpu_timing.networks,
-    'classifiers': gpu_timing.classifiers,
+    'classifiers': gpu_classifiers.classifiers,
 }
 
 
