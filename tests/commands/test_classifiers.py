@@ -200,8 +200,7 @@ def graph(trained_classifier):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('suffix', write.SUFFIXES)
-@pytest.mark.parametrize('output', ['logits', 'probabilities'])
+@pytest.mark.parametrize(('suffix', 'output'), [('.onnx', 'probabilities'), ('.pt2', 'logits')])
 @pytest.mark.parametrize('family', FAMILIES)
 @torch.no_grad()
 def test_exported_file_computes_what_the_unfolded_classifier_does(
@@ -210,6 +209,10 @@ def test_exported_file_computes_what_the_unfolded_classifier_does(
     """At sizes and batches other than those that the export itself looks at."""
     torch.manual_seed(0)
     network = uneven(classifier(family, MICRO_ARCHS[FAMILIES[family][0]], num_classes=6))
+    scale = network(torch.randn(2, 3, 96, 96)).std()
+    for name in network.head.class_layers:  # so that no probability is one
+        for value in network.head.get_submodule(name).parameters():
+            value /= scale
     assert part_of(network) == 'classifier'
     whole = Graph(network, graph[1], 'classifier', output=output).eval()
     out = tmp_path / f'model{suffix}'
@@ -223,6 +226,7 @@ def test_exported_file_computes_what_the_unfolded_classifier_does(
         image = torch.randn(shape)
         want = network.head(network.backbone(image))
         want = want.softmax(1) if output == 'probabilities' else want
+        assert output == 'logits' or want.max() < 0.98
         (got,) = run(image)
         assert got.shape == want.shape == (shape[0], 6)
         assert (got - want).abs().max() <= write.TOLERANCE * want.abs().max()
