@@ -3,8 +3,10 @@
 
 The source may be a path, a URL or ``mmlk://<name>`` (``--list`` prints the names). A classifier
 becomes a headless backbone; a whole segmentor or detector stays whole, with the backbone's part
-mapped, unless ``--prefix backbone`` asks for the backbone alone. Family and variant are read from
-the file. The report says what matched; nothing is written unless the trunk is covered.
+mapped, unless ``--prefix backbone`` asks for the backbone alone. ``--to timm`` and ``--to authors``
+go the other way: a classifier or a backbone, of this package or published, gets the names under which
+timm or its authors' code loads it, with its head. Family and variant are read from the file. The
+report says what matched; nothing is written unless the trunk is covered.
 """
 
 from __future__ import annotations
@@ -17,10 +19,15 @@ from pathlib import Path
 import torch
 
 from mmlk import backbones  # noqa: F401  (registers the families)
-from mmlk.checkpoints import keymaps, zoo
+from mmlk.checkpoints import classifiers, keymaps, zoo
 from mmlk.checkpoints.fetch import sha256_of
 from mmlk.checkpoints.load import Report, convert_in_place, read_checkpoint
+from mmlk.heads import HEADS
 from mmlk.registry import MODELS
+
+FORMS = ('timm', 'authors')
+# Entry under which a family's own scripts look for the state dict; InceptionNeXt's are timm's.
+ENTRIES = dict(inceptionnext='state_dict', slak='model', dcls_convnext='model', recnext='model')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,6 +44,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--prefix', default='', help="take only keys that start with this, such as 'backbone'"
     )
     parser.add_argument('--prefer', help='which of several state dicts, such as model_ema')
+    parser.add_argument(
+        '--to',
+        choices=FORMS,
+        help='write a classifier or backbone as timm (InceptionNeXt only) or its authors name it',
+    )
     parser.add_argument('--sha256', help='expected checksum of the source, or its beginning')
     parser.add_argument(
         '--unsafe-pickle',
@@ -78,9 +90,13 @@ def convert(args: argparse.Namespace) -> None:
     state = {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
     if not state:
         raise ValueError(f'no key of {args.source} starts with {prefix!r}')
-    inside = keymaps.BACKBONE_PREFIX
-    place = inside if any(key.startswith(inside) for key in state) else ''
-    family, arch, report = _map_backbone(state, place, args)
+    inside, kept = keymaps.BACKBONE_PREFIX, []
+    if args.to:
+        family, arch, report = _to_published(state, args)
+    else:
+        place = inside if any(key.startswith(inside) for key in state) else ''
+        family, arch, report = _map_backbone(state, place, args)
+        kept = [key for key in state if not key.startswith(place)]
     report.source = str(args.source)
     report.notes[:0] = info.notes
     meta = dict(
@@ -92,13 +108,74 @@ def convert(args: argparse.Namespace) -> None:
         dropped=report.dropped,
         notes=report.notes,
     )
-    _write(args.output, {'state_dict': _plain(state), 'meta': meta})
+    entry = ENTRIES[family] if args.to else 'state_dict'
+    _write(args.output, {entry: _plain(state), 'meta': meta})
     print(report.summary())
-    kept = [key for key in state if not key.startswith(place)]
     if kept:
         parts = sorted({key.split('.', 1)[0] for key in kept})
         print(f'  {len(kept)} keys of {", ".join(parts)} kept as they are')
     print(f'{args.output}: sha256 {sha256_of(args.output)}')
+
+
+def _to_published(state: dict, args: argparse.Namespace) -> tuple[str, str, Report]:
+    """Give ``state``, a classifier or a backbone, the names of its publisher, in place.
+
+    Raises:
+        ValueError: If it is neither, is folded, has no such form, or its head is not the family's.
+    """
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    found = keymaps.describe(shapes)
+    family = args.family or found.family
+    if family is None:
+        raise ValueError(f'the file holds {found.text}; name its --family and --arch')
+    tops = {key.split('.', 1)[0] for key in state}
+    if 'backbone' in tops and not tops <= {'backbone', 'head'}:
+        raise ValueError(
+            f'{args.source} holds {", ".join(sorted(tops))}; classifiers and backbones alone have '
+            f'a published form: --prefix backbone takes the backbone'
+        )
+    if args.to == 'timm' and family != 'inceptionnext':
+        title = keymaps.family_of(family).title
+        raise ValueError(f'timm has no {title}; --to authors writes the form of its authors')
+    classifiers.split_in_place(family, state)
+    family, arch, report = _map_backbone(state, keymaps.BACKBONE_PREFIX, args)
+    norms = [
+        key for key in state if keymaps.is_output_norm(key.removeprefix(keymaps.BACKBONE_PREFIX))
+    ]
+    for key in norms:
+        del state[key]
+    if norms:
+        report.notes.append(
+            f'{len(norms)} keys left out, which dense networks alone have: {", ".join(norms[:2])}'
+        )
+    report.notes.append(_check_head(family, arch, state))
+    for key, name in classifiers.join_classifier(family, list(state)).items():
+        state[name] = state.pop(key)
+    return family, arch, report
+
+
+def _check_head(family: str, arch: str, state: dict) -> str:
+    """A sentence on the head in ``state`` (keys ``head.``), which must be the family's or absent."""
+    prefix, kind = classifiers.HEAD_PREFIX, HEADS[family]
+    found = {
+        key[len(prefix) :]: tuple(value.shape)
+        for key, value in state.items()
+        if key.startswith(prefix)
+    }
+    if not found:
+        return 'the file has no head: what loads the result keeps the head that it has'
+    classes = found.get(f'{kind.class_layers[0]}.weight', (1,))[0]
+    channels = keymaps.family_of(family).archs[arch].dims[-1]
+    with torch.device('meta'):
+        wanted = {k: tuple(v.shape) for k, v in kind(channels, classes).state_dict().items()}
+    odd = sorted({key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)})
+    if odd:
+        raise ValueError(
+            f'the head is not that of {keymaps.family_of(family).title} {arch}: {odd[0]} is '
+            f'{found.get(odd[0], "missing")}, not {wanted.get(odd[0], "there")} ({len(odd)} in all); '
+            f'a head folded by switch_to_deploy has no published form'
+        )
+    return f'head for {classes} classes'
 
 
 def _map_backbone(state: dict, place: str, args: argparse.Namespace) -> tuple[str, str, Report]:
@@ -107,7 +184,10 @@ def _map_backbone(state: dict, place: str, args: argparse.Namespace) -> tuple[st
     found = keymaps.describe({key: tuple(state[place + key].shape) for key in keys})
     family, arch = args.family or found.family, args.arch or found.arch
     if family is None or arch is None:
-        raise ValueError(f'the file holds {found.text}; name its --family and --arch')
+        raise ValueError(
+            f'the file holds {found.text}; name its --family and --arch, or take the file before '
+            f'switch_to_deploy if it was folded'
+        )
     kinds = {kind.family: kind for kind in MODELS.module_dict.values() if hasattr(kind, 'family')}
     if family not in kinds:
         raise ValueError(f'no backbone of family {family!r}; there are {", ".join(sorted(kinds))}')

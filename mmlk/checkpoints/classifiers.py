@@ -1,4 +1,4 @@
-"""Classifiers as their authors and timm publish them, for a model made of backbone and head.
+"""Classifiers as their authors and timm publish them, and as a model of backbone and head has them.
 
 A published file has one level of names. MMPretrain's ``ImageClassifier`` keeps the trunk under
 ``backbone.`` and the head under ``head.``; both check what reaches them.
@@ -18,7 +18,7 @@ HEAD_PREFIX = 'head.'
 """Prefix of the head in MMPretrain's checkpoints."""
 
 START_FROM_OTHER_TASK = (
-    'to start from a file without a classifier, give it to the backbone: init_cfg=dict('
+    'to start from the file of another task, give it to the backbone: init_cfg=dict('
     "type='Pretrained', checkpoint=...), with prefix='backbone.' where it holds a whole model"
 )
 
@@ -56,6 +56,30 @@ def split_classifier(family: str, keys: Iterable[str]) -> dict[str, str]:
         found = pattern.match(name)
         split[key] = HEAD_PREFIX + found['name'] if found else BACKBONE_PREFIX + name
     return split
+
+
+def join_classifier(family: str, keys: Iterable[str]) -> dict[str, str]:
+    """Published name of every key of an ``ImageClassifier``, the inverse of :func:`split_classifier`.
+
+    Args:
+        family: Name in :data:`mmlk.checkpoints.keymaps.FAMILIES`.
+        keys: Keys that start with ``backbone.`` or ``head.``.
+
+    Raises:
+        ValueError: If the family is unknown, or a key belongs to neither part.
+    """
+    family_of(family)
+    # the norm and the linear layer of this head stand beside the trunk, not below a module of theirs
+    head = '' if HEAD_KEYS[family] is _NORM_LINEAR else HEAD_PREFIX
+    joined = {}
+    for key in keys:
+        if key.startswith(BACKBONE_PREFIX):
+            joined[key] = key[len(BACKBONE_PREFIX) :]
+        elif key.startswith(HEAD_PREFIX):
+            joined[key] = head + key[len(HEAD_PREFIX) :]
+        else:
+            raise ValueError(f'join_classifier: {key!r} is of no backbone and of no head')
+    return joined
 
 
 def split_in_place(family: str, state_dict: MutableMapping[str, Tensor], prefix: str = '') -> None:

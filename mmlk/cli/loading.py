@@ -15,6 +15,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmlk.checkpoints import keymaps, zoo
+from mmlk.checkpoints.classifiers import START_FROM_OTHER_TASK
 from mmlk.checkpoints.fetch import locate
 from mmlk.checkpoints.read import load_file, unwrap
 
@@ -133,3 +134,22 @@ def require_coverage(model: torch.nn.Module) -> None:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     model.register_load_state_dict_post_hook(check)
+
+
+def refuse_classifiers(model: torch.nn.Module) -> None:
+    """Make loading a classifier's file raise where the model is for another task.
+
+    Its backbone would be taken and every head left random, which ``load_from`` is not meant for.
+    """
+
+    def check(module: torch.nn.Module, state: dict, prefix: str, *_: Any) -> None:
+        parts = {key[len(prefix) :].split('.', 1)[0] for key in state if key.startswith(prefix)}
+        if parts == {'backbone', 'head'} and not hasattr(module, 'head'):
+            raise ValueError(
+                f'refuse_classifiers: the file holds a classifier, the model is a '
+                f'{type(module).__name__}; {START_FROM_OTHER_TASK}'
+            )
+
+    while is_model_wrapper(model):
+        model = model.module
+    model.register_load_state_dict_pre_hook(check)

@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'checkpoint', nargs='?', help='weights of the whole model (default: the published ones)'
     )
     parser.add_argument('--out', type=Path, required=True, help='.onnx, or .pt2 (torch.export)')
-    parser.add_argument('--part', choices=['segmentor', 'backbone'], default='segmentor')
+    parser.add_argument(
+        '--part',
+        choices=['segmentor', 'classifier', 'backbone'],
+        help='what to export (default: the whole segmentor or classifier)',
+    )
     parser.add_argument(
         '--shape',
         type=int,
@@ -46,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=OUTPUTS,
         default='logits',
         help='of a segmentor: logits at the stride of the head, or probabilities or labels at the '
-        'size of the image (default: logits)',
+        'size of the image; of a classifier: one row or label per picture (default: logits)',
     )
     parser.add_argument(
         '--random', action='store_true', help='random weights, to try a graph without a checkpoint'
@@ -65,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
         graph, description = _build(args)
         deviation = export_model(graph, args.out, description, args.shape)
     at = f'{args.shape[0]} x {args.shape[1]}, one picture' if args.shape else 'any size and number'
-    of = 'of the pixels' if args.output == 'labels' else 'of the largest value'
+    of = 'of the labels' if args.output == 'labels' else 'of the largest value'
     print(
-        f'{args.out}: {args.part} for {at}, {args.out.stat().st_size / 1e6:.1f} MB; '
+        f'{args.out}: {graph.part} for {at}, {args.out.stat().st_size / 1e6:.1f} MB; '
         f'deviates from the original by {deviation:.1e} {of}'
     )
     if args.random:
@@ -79,7 +83,7 @@ def _build(args: argparse.Namespace):
     """The graph that the flags ask for, and its description."""
     from mmlk.cli.checkpoint import locate
     from mmlk.export.describe import describe
-    from mmlk.export.graph import Graph
+    from mmlk.export.graph import Graph, part_of
     from mmlk.inference import checkpointed, names
 
     if args.random and args.checkpoint:
@@ -88,5 +92,6 @@ def _build(args: argparse.Namespace):
     network, cfg, classes = checkpointed.network_and_classes(
         config, None if args.random else locate(weights), args.unsafe_pickle, args.cfg_options
     )
-    graph = Graph(network, cfg, args.part, args.normalize, args.output).eval()
+    part = args.part or part_of(network)
+    graph = Graph(network, cfg, part, args.normalize, args.output).eval()
     return graph, describe(graph, cfg, classes, args.shape)

@@ -4,18 +4,20 @@
     mmlk predict my_config.py photo.jpg --checkpoint work_dirs/my_config/last_checkpoint
     mmlk predict model.onnx 'photos/**/*.png' --out found   a file of "mmlk export"
 
-MODEL is a config (file or name) with --checkpoint, the name of a published segmentor or detector, a
-checkpoint that holds its config, or an exported file. SOURCE is an image, a folder, a pattern in
-quotes, a video, or the number of a camera.
+MODEL is a config (file or name) with --checkpoint, the name of a published segmentor, detector or
+classifier, a checkpoint that holds its config, or an exported file. SOURCE is an image, a folder, a
+pattern in quotes, a video, or the number of a camera.
 
 OUT gets pictures/ (prediction over image, with a legend), for segmentors labels/ (PNGs of class
-indices from 0) and classes.json, for detectors predictions.json (COCO's layout). Files that cannot
-be read are left out and listed, and the exit status is then 3.
+indices from 0) and classes.json, for detectors predictions.json (COCO's layout), for classifiers
+predictions.json and predictions.csv (the likeliest classes of each picture with their scores). Files
+that cannot be read are left out and listed, and the exit status is then 3.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -45,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--threshold', type=float, default=0.3, help='least score of a drawn box (default: 0.3)'
+    )
+    parser.add_argument(
+        '--top-k', type=int, default=5, help='classes per picture, of a classifier (default: 5)'
     )
     parser.add_argument('--no-pictures', action='store_true', help='write results only')
     arguments.add_unsafe_pickle(parser)
@@ -85,29 +90,80 @@ def _write(model, frames, skipped: list[str], args: argparse.Namespace) -> int:
         TimeRemainingColumn,
     )
 
-    from mmlk.inference.prediction import coco_categories, save
+    from mmlk.inference.prediction import save
 
-    segmentation, count = model.task == 'segmentation', 0
-    images, annotations = [], []
+    kind = dict(segmentation=_Labels, detection=_Objects, classification=_Classes)[model.task]
+    results, count = kind(model.classes, args), 0
     columns = TextColumn('predict'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task('predict', total=frames.total)
         for prediction in model.stream(frames, args.batch_size, skipped):
             count += 1
+            results.add(prediction, count)
             drawn = prediction.above(args.threshold)
-            save(drawn, args.out, picture=not args.no_pictures, labels=segmentation)
-            if not segmentation:
-                height, width = prediction.image.shape[:2]
-                images.append(dict(id=count, file_name=prediction.name, height=height, width=width))
-                annotations += prediction.coco(count, len(annotations) + 1)
+            save(drawn, args.out, not args.no_pictures, model.task == 'segmentation')
             progress.update(bar, completed=count + len(skipped))
-    if segmentation:
-        content, file = dict(enumerate(model.classes)), 'classes.json'
-    else:
-        categories = coco_categories(model.classes)
-        content = dict(images=images, categories=categories, annotations=annotations)
-        file = 'predictions.json'
     if count:
-        with complete(args.out / file) as path:
-            path.write_text(json.dumps(content))
+        results.write(args.out)
     return count
+
+
+class _Labels:
+    """The names of what label maps hold."""
+
+    def __init__(self, classes: tuple[str, ...], args: argparse.Namespace):
+        self.classes = classes
+
+    def add(self, prediction, number: int) -> None:
+        """Label maps are files of their own."""
+
+    def write(self, out: Path) -> None:
+        _write_json(out / 'classes.json', dict(enumerate(self.classes)))
+
+
+class _Objects:
+    """A COCO file of all boxes and masks."""
+
+    def __init__(self, classes: tuple[str, ...], args: argparse.Namespace):
+        self.classes = classes
+        self.images: list[dict] = []
+        self.annotations: list[dict] = []
+
+    def add(self, prediction, number: int) -> None:
+        height, width = prediction.image.shape[:2]
+        self.images.append(dict(id=number, file_name=prediction.name, height=height, width=width))
+        self.annotations += prediction.coco(number, len(self.annotations) + 1)
+
+    def write(self, out: Path) -> None:
+        from mmlk.inference.prediction import coco_categories
+
+        categories = coco_categories(self.classes)
+        content = dict(images=self.images, categories=categories, annotations=self.annotations)
+        _write_json(out / 'predictions.json', content)
+
+
+class _Classes:
+    """The likeliest classes of every picture, as JSON and as a table."""
+
+    def __init__(self, classes: tuple[str, ...], args: argparse.Namespace):
+        if args.top_k < 1:
+            raise ValueError(f'--top-k {args.top_k} must be at least 1')
+        self.count = args.top_k
+        self.found: list[dict] = []
+
+    def add(self, prediction, number: int) -> None:
+        self.found.append(dict(picture=prediction.name, classes=prediction.top(self.count)))
+
+    def write(self, out: Path) -> None:
+        _write_json(out / 'predictions.json', self.found)
+        with complete(out / 'predictions.csv') as path, open(path, 'w', newline='') as file:
+            table = csv.writer(file)
+            table.writerow(('picture', 'rank', 'index', 'name', 'score'))
+            for entry in self.found:
+                for rank, one in enumerate(entry['classes'], start=1):
+                    table.writerow((entry['picture'], rank, *one.values()))
+
+
+def _write_json(path: Path, content: object) -> None:
+    with complete(path) as partial:
+        partial.write_text(json.dumps(content))

@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         device.open_process_group(cfg)
     loading.read_only_tensors(trust=args.unsafe_pickle)
     runner = device.build_runner(cfg, notes)
+    loading.refuse_classifiers(runner.model)
     statement, departs = batch.batch_statement(cfg, runner.world_size)
     (runner.logger.warning if departs else runner.logger.info)(statement)
     runner.train()

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapperDict
 from torch import Tensor, nn
 
+from mmlk.engine.optimizers import single_wrapper
 from mmlk.registry import HOOKS
 
 
@@ -38,12 +38,7 @@ class AdaptiveClipHook(Hook):
 
     def before_train(self, runner) -> None:
         """Make the optimizer wrapper clip in this way."""
-        wrapper = runner.optim_wrapper
-        if isinstance(wrapper, OptimWrapperDict):
-            raise RuntimeError(
-                'AdaptiveClipHook: works with a single optimizer wrapper, got '
-                f'{type(wrapper).__name__}'
-            )
+        wrapper = single_wrapper(runner, 'AdaptiveClipHook')
         if wrapper.clip_grad_kwargs:
             raise RuntimeError(
                 f'AdaptiveClipHook: optim_wrapper.clip_grad={wrapper.clip_grad_kwargs} clips '

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
 from torch import nn
 
+from mmlk.engine.optimizers import single_wrapper
 from mmlk.registry import HOOKS
 
 
@@ -78,11 +78,7 @@ class DCLSRepulsionHook(Hook):
 
     def before_train(self, runner) -> None:
         """Find the layers, and check that there is one optimizer to work with."""
-        if not isinstance(runner.optim_wrapper, OptimWrapper):
-            raise RuntimeError(
-                'DCLSRepulsionHook: works with a single optimizer wrapper, got '
-                f'{type(runner.optim_wrapper).__name__}'
-            )
+        single_wrapper(runner, 'DCLSRepulsionHook')
         self._layers = _owners(runner.model, 'DCLSRepulsionHook')
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:

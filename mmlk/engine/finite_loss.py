@@ -9,6 +9,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.optim import AmpOptimWrapper
 from torch import nn
 
+from mmlk.engine.optimizers import wrappers
 from mmlk.registry import HOOKS
 
 _DEFAULT_INTERVAL = 10  # LoggerHook's own
@@ -66,7 +67,8 @@ class FiniteLossHook(Hook):
             return
         parts = ', '.join(f'{name} {float(value):g}' for name, value in losses.items())
         found = f'FiniteLossHook: the loss is no number at iteration {runner.iter + 1} ({parts})'
-        if isinstance(runner.optim_wrapper, AmpOptimWrapper) and _are_finite(runner.model):
+        scaled = any(isinstance(wrapper, AmpOptimWrapper) for wrapper in wrappers(runner))
+        if scaled and _are_finite(runner.model):
             runner.logger.warning(
                 f'{found}; the weights are still finite, the scaler skips such steps'
             )

@@ -13,12 +13,12 @@ from mmengine.dist import all_gather, all_reduce, broadcast, get_rank, get_world
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from mmlk.compat import accumulated_iterations, resumes
 from mmlk.engine import sparse_topology as topology
+from mmlk.engine.optimizers import single_wrapper
 from mmlk.registry import HOOKS
 
 _INITS = ('snip', 'uniform', 'erk', 'from_weights')
@@ -118,17 +118,13 @@ class SparseMaskHook(Hook):
 
     def before_train(self, runner) -> None:
         """Make or restore the masks, apply them, and follow the optimizer from here on."""
-        if not isinstance(runner.optim_wrapper, OptimWrapper):
-            raise RuntimeError(
-                'SparseMaskHook: works with a single optimizer wrapper, got '
-                f'{type(runner.optim_wrapper).__name__}'
-            )
+        wrapper = single_wrapper(runner, 'SparseMaskHook')
         if any(isinstance(hook, SparseMaskHook) and hook is not self for hook in runner.hooks):
             raise RuntimeError(
                 'SparseMaskHook: there are two of them, whose masks contradict each other; set the '
                 'options of the one that the config has, default_hooks=dict(sparse_mask=dict(...))'
             )
-        counts = accumulated_iterations(runner.optim_wrapper)
+        counts = accumulated_iterations(wrapper)
         self._total_steps = math.ceil(runner.max_iters / counts)
         with full_parameters(runner.model) as named:
             params = self._select(named)
@@ -144,8 +140,7 @@ class SparseMaskHook(Hook):
         self._verify_ranks()
         self._log(runner, 'masks ' + ('restored' if self._saved is not None else 'set'))
         self._saved = None
-        optimizer = runner.optim_wrapper.optimizer
-        self._step_handle = optimizer.register_step_post_hook(
+        self._step_handle = wrapper.optimizer.register_step_post_hook(
             lambda stepped, *_: self._after_step(runner, stepped)
         )
 

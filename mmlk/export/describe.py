@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from mmengine.config import Config
@@ -13,7 +14,12 @@ from mmlk.export.graph import Graph
 _SIZE_STEPS = {
     'Resize': ('scale', 'scale_factor', 'keep_ratio'),
     'ResizeToMultiple': ('size_divisor',),
+    'ResizeEdge': ('scale', 'edge', 'backend', 'interpolation'),
+    'CenterCrop': ('crop_size',),
 }
+# Of these, no other setting can be expressed.
+_STRICT = ('ResizeEdge', 'CenterCrop')
+_TASKS = dict(segmentor='segmentation', classifier='classification', backbone='features')
 # Steps that leave the picture as it is.
 _OTHER_STEPS = (
     'LoadImageFromFile',
@@ -40,14 +46,14 @@ def describe(
         ValueError: If the test pipeline prepares pictures in a way that cannot be described.
     """
     settings = cfg.model.get('data_preprocessor') or {}
-    stretch = [dict(type='Resize', scale=list(shape)[::-1], keep_ratio=False)] if shape else None
+    whole = graph.part == 'classifier'
     return dict(
         version=1,
         producer=f'mmlk {mmlk.__version__}',
         part=graph.part,
-        task='segmentation' if graph.part == 'segmentor' else 'features',
+        task=_TASKS[graph.part],
         classes=list(classes['classes']),
-        palette=[[int(part) for part in colour] for colour in classes['palette']],
+        palette=[] if whole else [[int(part) for part in rgb] for rgb in classes['palette']],
         input=dict(
             name='image',
             layout='NCHW',
@@ -59,7 +65,7 @@ def describe(
         ),
         outputs=graph.output_names,
         align_corners=bool(getattr(getattr(graph, 'decode_head', None), 'align_corners', False)),
-        resize=stretch or size_steps(cfg),
+        resize=size_steps(cfg) if shape is None else _steps_to(cfg, shape),
     )
 
 
@@ -75,7 +81,8 @@ def size_steps(cfg: Config) -> list[dict[str, Any]]:
     steps = []
     for step in dataset.pipeline:
         kind = step['type'].rpartition('.')[2]
-        if kind in _SIZE_STEPS:
+        odd = {*step} - {'type', *_SIZE_STEPS.get(kind, ())} if kind in _STRICT else ()
+        if kind in _SIZE_STEPS and not odd:
             known = {key: step[key] for key in _SIZE_STEPS[kind] if step.get(key) is not None}
             steps.append(dict(type=kind, **known))
         elif kind not in _OTHER_STEPS:
@@ -84,6 +91,19 @@ def size_steps(cfg: Config) -> list[dict[str, Any]]:
                 f'an exported file cannot express; use --shape, or take it out of the pipeline'
             )
     return steps
+
+
+def _steps_to(cfg: Config, shape: tuple[int, int]) -> list[dict[str, Any]]:
+    """The steps of a pipeline that ends with a crop to ``shape``, else a plain resize to it."""
+    steps: list[dict[str, Any]] = []
+    with contextlib.suppress(ValueError):  # a pipeline that cannot be described is not needed here
+        steps = size_steps(cfg)
+    size = steps[-1].get('crop_size') if steps else None
+    if size == shape[0] == shape[1] or (
+        isinstance(size, (list, tuple)) and [*size] == [*shape][::-1]
+    ):
+        return steps
+    return [dict(type='Resize', scale=list(shape)[::-1], keep_ratio=False)]
 
 
 def _in_rgb(graph: Graph, values: list[float] | None) -> list[float] | None:

@@ -12,17 +12,23 @@ from torch.nn import functional as F
 OUTPUTS = ('logits', 'probabilities', 'labels')
 
 
+def part_of(model: nn.Module) -> str:
+    """The ``part`` of :class:`Graph` that is the whole model."""
+    return 'classifier' if hasattr(model, 'head') else 'segmentor'
+
+
 class Graph(nn.Module):
-    """A backbone or a whole segmentor as a function of the image alone.
+    """A backbone, or a whole segmentor or classifier, as a function of the image alone.
 
     Args:
-        model: Segmentor, or any model with a backbone.
+        model: Segmentor, classifier, or any model with a backbone.
         cfg: Its config, for the normalisation.
-        part: ``backbone``: maps (N, C_i, H / s_i, W / s_i); ``segmentor``: one output.
+        part: ``backbone``: maps (N, C_i, H / s_i, W / s_i); ``segmentor``, ``classifier``: one
+            output.
         normalize: Take RGB values from 0 to 255 and normalise them inside.
         output: Of a segmentor. ``logits`` (N, classes, H / s, W / s) as the head makes them;
             ``probabilities`` (N, classes, H, W) or ``labels`` (N, H, W), int64, at the size of the
-            image.
+            image. Of a classifier the same without height and width.
 
     Raises:
         ValueError: If the model has no such part, or the output has no meaning for it.
@@ -39,13 +45,21 @@ class Graph(nn.Module):
         super().__init__()
         settings = cfg.model.get('data_preprocessor') or {}
         self.part, self.normalize, self.output = part, normalize, output
-        # the network may want BGR; the graph takes RGB in any case
-        self.flip = not settings.get('bgr_to_rgb', False)
+        # the network may want BGR; the graph takes RGB in any case. MMPretrain's name is the second.
+        self.flip = not (settings.get('bgr_to_rgb') or settings.get('to_rgb'))
         mean, std = settings.get('mean') or [0.0], settings.get('std') or [1.0]
         self.register_buffer('mean', torch.tensor(mean).reshape(1, -1, 1, 1))
         self.register_buffer('std', torch.tensor(std).reshape(1, -1, 1, 1))
         self.backbone = model.backbone
         if part == 'backbone':
+            return
+        if part == 'classifier':
+            if getattr(model, 'head', None) is None or getattr(model, 'neck', None) is not None:
+                raise ValueError(
+                    'export: the model is no classifier of backbone and head; --part backbone '
+                    'exports its backbone'
+                )
+            self.head = model.head
             return
         if not hasattr(model, 'decode_head') or isinstance(model.decode_head, nn.ModuleList):
             raise ValueError(
@@ -60,7 +74,7 @@ class Graph(nn.Module):
     @property
     def output_names(self) -> list[str]:
         """One name per output."""
-        if self.part == 'segmentor':
+        if self.part != 'backbone':
             return [self.output]
         return [f'stride{stride}' for stride in self.backbone.out_strides]
 
@@ -72,18 +86,21 @@ class Graph(nn.Module):
         maps = self.backbone(x)
         if self.part == 'backbone':
             return maps
-        logits = self.decode_head(self.neck(maps))
+        whole = self.part == 'classifier'
+        logits = self.head(maps) if whole else self.decode_head(self.neck(maps))
         if self.output == 'logits':
             return logits
-        logits = F.interpolate(
-            logits, image.shape[2:], mode='bilinear', align_corners=self.decode_head.align_corners
-        )
+        if not whole:
+            align = self.decode_head.align_corners
+            logits = F.interpolate(logits, image.shape[2:], mode='bilinear', align_corners=align)
         return logits.argmax(1) if self.output == 'labels' else logits.softmax(1)
 
     def folded(self) -> Graph:
         """A copy that computes the same with standard operators of any image size."""
         graph = copy.deepcopy(self)
         graph.backbone.switch_to_deploy()
+        if hasattr(getattr(graph, 'head', None), 'switch_to_deploy'):
+            graph.head.switch_to_deploy()
         for parent in list(graph.modules()):
             for name, child in list(parent.named_children()):
                 if type(child) is nn.AdaptiveAvgPool2d:

@@ -21,7 +21,7 @@ KEY = 'mmlk'
 
 # Folding and the exporter's decompositions reorder float32 sums; relative to the largest output.
 TOLERANCE = 1e-4
-# Share of the pixels whose class may change, where two classes are equally likely.
+# Share of the labels that may change, where two classes are equally likely.
 DISAGREEMENT = 1e-3
 SUFFIXES = ('.onnx', '.pt2')
 # Sizes that every dynamic file is run at, with one picture and with two: no two sides are equal, and
@@ -64,8 +64,8 @@ def export_model(
         sizes: Heights and widths at which an open graph is compared, each with one picture and two.
 
     Returns:
-        Largest deviation, relative to the largest value of an output; of label maps the share of
-        the pixels that differ.
+        Largest deviation, relative to the largest value of an output; of labels the share that
+        differs.
 
     Raises:
         ValueError: If the format is unknown or its packages are missing.
@@ -171,7 +171,7 @@ def _deviation(found: list[torch.Tensor], expected: list[torch.Tensor], out: Pat
             bound, kind = TOLERANCE, 'of the largest value'
         else:
             error = (got != want).float().mean().item()
-            bound, kind = DISAGREEMENT, 'of the pixels'
+            bound, kind = DISAGREEMENT, 'of the labels'
         if not error <= bound:
             raise RuntimeError(
                 f'export: outputs of {out} for an image of {tuple(want.shape)} differ by '

@@ -1,4 +1,4 @@
-"""A segmentor or detector of a config, with the weights of a checkpoint."""
+"""A classifier, segmentor or detector of a config, with the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmlk.cli.loading import require_coverage
 from mmlk.data.opened import leaf_datasets
 from mmlk.inference.model import Model
 
-TASKS = {'mmseg': 'segmentation', 'mmdet': 'detection'}
+TASKS = {'mmseg': 'segmentation', 'mmdet': 'detection', 'mmpretrain': 'classification'}
 # Steps of a test pipeline that look at files which a picture in use does not have.
 _FILE_STEPS = ('LoadImageFromFile', 'LoadAnnotations', 'CheckSample', 'LoadPanopticAnnotations')
 
@@ -32,7 +32,8 @@ class CheckpointedModel(Model):
     """What :func:`mmlk.load_model` returns for a config and a checkpoint.
 
     Args:
-        network: Segmentor (MMSegmentation) or detector (MMDetection) in eval mode.
+        network: Segmentor (MMSegmentation), detector (MMDetection) or classifier (MMPretrain) in
+            eval mode.
         cfg: Its config.
         classes: ``classes`` and ``palette``.
         device: Where to compute.
@@ -57,8 +58,8 @@ class CheckpointedModel(Model):
         scope = cfg.get('default_scope')
         if scope not in TASKS:
             raise ValueError(
-                f'load_model: the config is of scope {scope!r}; segmentors (mmseg) and detectors '
-                f'(mmdet) can be used for prediction'
+                f'load_model: the config is of scope {scope!r}; segmentors (mmseg), detectors '
+                f'(mmdet) and classifiers (mmpretrain) can be used for prediction'
             )
         super().__init__(TASKS[scope], **classes)
         self.cfg, self.module, self._runner = cfg, network, network
@@ -81,10 +82,8 @@ class CheckpointedModel(Model):
     @torch.no_grad()
     def _forward(self, samples: list[dict]) -> list[dict[str, np.ndarray]]:
         results = self._runner.test_step(pseudo_collate(samples))
-        return [
-            _labels(result) if self.task == 'segmentation' else _objects(result.pred_instances)
-            for result in results
-        ]
+        read = dict(segmentation=_labels, detection=_objects, classification=_class_scores)
+        return [read[self.task](result) for result in results]
 
 
 def load(
@@ -125,6 +124,8 @@ def network_and_classes(
     state, meta = (None, {}) if checkpoint is None else read_whole(checkpoint, unsafe_pickle)
     cfg = config_of(config, checkpoint, meta)
     apply_overrides(cfg, overrides or {})
+    if cfg.get('data_preprocessor'):  # where MMPretrain's configs have it; its runner moves it
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     checks.check_packages(cfg)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         try:
@@ -195,13 +196,23 @@ def describe_classes(dataset: dict, meta: dict) -> dict[str, Any]:
     Args:
         dataset: Config of the test data.
         meta: ``meta`` of a checkpoint of MMEngine or of mmcv 1.x.
+
+    Raises:
+        ValueError: If nothing names them.
     """
     known = DATASETS.build(dict(dataset, lazy_init=True)).metainfo
     trained = {key.lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
-    classes = trained.get('classes') or meta.get('CLASSES') or known['classes']
+    classes = trained.get('classes') or meta.get('CLASSES') or known.get('classes')
+    if not classes:
+        raise ValueError(
+            'load_model: neither the checkpoint nor the config names the classes; set '
+            'metainfo=dict(classes=(...)) of the test data in the config'
+        )
     palette = trained.get('palette') or meta.get('PALETTE')
     if not palette:
-        palette = known.get('palette') if tuple(known['classes']) == tuple(classes) else None
+        palette = (
+            known.get('palette') if tuple(known.get('classes') or ()) == tuple(classes) else None
+        )
     palette = list(palette or [])[: len(classes)]
     return dict(classes=tuple(classes), palette=palette + _colours(len(palette), len(classes)))
 
@@ -213,7 +224,8 @@ def check_class_count(network: nn.Module, classes: tuple[str, ...]) -> None:
         ValueError: With both numbers.
     """
     roi_head = getattr(network, 'roi_head', None)
-    head = getattr(network, 'decode_head', None) or getattr(roi_head, 'bbox_head', None)
+    heads = (getattr(network, 'decode_head', None), getattr(roi_head, 'bbox_head', None))
+    head = next(filter(None, heads), getattr(network, 'head', None))
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     count = getattr(head, 'num_classes', len(classes))
     if count != len(classes):
@@ -243,7 +255,12 @@ def _labels(result: Any) -> dict[str, np.ndarray]:
     return dict(labels=result.pred_sem_seg.data[0].cpu().numpy().astype(np.int32))
 
 
-def _objects(found: Any) -> dict[str, np.ndarray]:
+def _class_scores(result: Any) -> dict[str, np.ndarray]:
+    return dict(class_scores=_array(result.pred_score))
+
+
+def _objects(result: Any) -> dict[str, np.ndarray]:
+    found = result.pred_instances
     order = found.scores.argsort(descending=True)
     fields = dict(boxes='bboxes', scores='scores', box_labels='labels', masks='masks')
     return {

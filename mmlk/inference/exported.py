@@ -1,4 +1,4 @@
-"""A segmentor in a file of ``mmlk export``, prepared and read as the file describes."""
+"""A segmentor or classifier in a file of ``mmlk export``, used as the file describes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,19 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from mmlk.export.write import runner
 from mmlk.inference.model import Model
+
+_INTERPOLATIONS = dict(
+    nearest=cv2.INTER_NEAREST,
+    bilinear=cv2.INTER_LINEAR,
+    bicubic=cv2.INTER_CUBIC,
+    area=cv2.INTER_AREA,
+    lanczos=cv2.INTER_LANCZOS4,
+)
 
 
 class ExportedModel(Model):
@@ -22,7 +31,7 @@ class ExportedModel(Model):
         device: ``cpu``, the only place where these files are run here.
 
     Raises:
-        ValueError: If the file is missing, holds no segmentor, or another device is asked for.
+        ValueError: If the file is missing, predicts nothing, or another device is asked for.
     """
 
     def __init__(self, path: str, device: str | torch.device) -> None:
@@ -34,11 +43,16 @@ class ExportedModel(Model):
                 f'checkpoint instead'
             )
         self._graph, self.description = runner(Path(path))
-        if self.description['part'] != 'segmentor':
+        part, outputs = self.description['part'], self.description['outputs']
+        if part == 'backbone':
+            raise ValueError(f'load_model: {path} holds a {part}, which predicts nothing')
+        if part == 'classifier' and outputs == ['labels']:
             raise ValueError(
-                f'load_model: {path} holds a {self.description["part"]}, which predicts nothing'
+                f'load_model: {path} gives the label alone and no scores; export the classifier '
+                f'with --output probabilities'
             )
-        super().__init__('segmentation', self.description['classes'], self.description['palette'])
+        task, classes = self.description['task'], self.description['classes']
+        super().__init__(task, classes, self.description['palette'])
 
     def _prepare(self, image: np.ndarray) -> tuple[tuple[torch.Tensor, tuple], Any]:
         resized = resize(image, self.description['resize'])
@@ -55,6 +69,9 @@ class ExportedModel(Model):
         (output,) = self._graph(torch.stack([tensor for tensor, _ in samples]))
         inner, size = samples[0][0].shape[1:], samples[0][1]
         kind = self.description['outputs'][0]
+        if self.task == 'classification':
+            scores = output.softmax(1) if kind == 'logits' else output
+            return [dict(class_scores=one.numpy()) for one in scores]
         if kind == 'labels':
             labels = F.interpolate(output[:, None].float(), size, mode='nearest')[:, 0]
         else:
@@ -74,9 +91,14 @@ def resize(image: np.ndarray, steps: list[dict[str, Any]]) -> np.ndarray:
     """
     for step in steps:
         height, width = image.shape[:2]
+        if step['type'] == 'CenterCrop':
+            image = _crop(image, step['crop_size'])
+            continue
         if step['type'] == 'ResizeToMultiple':
             divisor = step['size_divisor']
             target = tuple(-(-side // divisor) * divisor for side in (width, height))
+        elif step['type'] == 'ResizeEdge':
+            target = _size_by_edge(width, height, step['scale'], step.get('edge', 'short'))
         else:
             scale = step.get('scale') or [
                 int(side * step['scale_factor'] + 0.5) for side in (width, height)
@@ -85,5 +107,24 @@ def resize(image: np.ndarray, steps: list[dict[str, Any]]) -> np.ndarray:
             if step.get('keep_ratio'):
                 factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
                 target = tuple(int(side * factor + 0.5) for side in (width, height))
-        image = cv2.resize(image, target, interpolation=cv2.INTER_LINEAR)
+        kind = step.get('interpolation', 'bilinear')
+        if step.get('backend') == 'pillow':
+            resized = Image.fromarray(image).resize(target, Image.Resampling[kind.upper()])
+            image = np.asarray(resized)
+        else:
+            image = cv2.resize(image, target, interpolation=_INTERPOLATIONS[kind])
     return image
+
+
+def _size_by_edge(width: int, height: int, scale: int, edge: str) -> tuple[int, int]:
+    """Width and height after one edge (short, long, width, height) has been brought to ``scale``."""
+    along = dict(short=width < height, long=width > height, width=True, height=False)[edge]
+    return (scale, int(scale * height / width)) if along else (int(scale * width / height), scale)
+
+
+def _crop(image: np.ndarray, size: int | list[int]) -> np.ndarray:
+    """The centre of ``image``, at most ``size`` (one number, or width and height)."""
+    width, height = (size, size) if isinstance(size, int) else size
+    top = max(0, round((image.shape[0] - height) / 2))
+    left = max(0, round((image.shape[1] - width) / 2))
+    return image[top : top + height, left : left + width]

@@ -22,9 +22,9 @@ def load_model(
     """A model ready for :meth:`~mmlk.inference.model.Model.predict`.
 
     Args:
-        name_or_config: Config (file, ``mmlk::name`` or bare name), name of a published segmentor or
-            detector, checkpoint that holds its config (each that MMEngine or ``mmlk publish``
-            writes), or a file of ``mmlk export``.
+        name_or_config: Config (file, ``mmlk::name`` or bare name), name of a published model,
+            checkpoint that holds its config (each that MMEngine or ``mmlk publish`` writes), or a file
+            of ``mmlk export``.
         checkpoint: File, URL, ``mmlk://name``, or ``last_checkpoint`` of a work folder; None takes
             the published one.
         device: Where to compute; None takes the GPU if there is one.

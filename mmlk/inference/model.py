@@ -13,10 +13,10 @@ from mmlk.inference.sources import Frame, Frames, Source
 
 
 class Model(ABC):
-    """A segmentor or detector that predicts pictures.
+    """A segmentor, detector or classifier that predicts pictures.
 
     Args:
-        task: ``segmentation`` or ``detection``.
+        task: ``segmentation``, ``detection`` or ``classification``.
         classes: Names of the classes.
         palette: One RGB colour per class.
     """

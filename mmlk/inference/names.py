@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 
 from mmlk.checkpoints import zoo
 from mmlk.configs import config_path, config_root
@@ -37,12 +40,37 @@ def dense_weights() -> dict[str, str]:
     }
 
 
+@cache
+def classifier_weights() -> Mapping[str, str]:
+    """Config name -> ``mmlk://`` name of the published classifier, as the metafiles say."""
+    import yaml
+
+    names = {entry.url: f'{zoo.SCHEME}{entry.name}' for entry in zoo.ENTRIES.values()}
+    loader = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+    found = {
+        model['Name']: names.get(model['Weights'], model['Weights'])
+        for path in sorted((config_root() / 'metafiles').glob('*_in1k.yml'))
+        for model in yaml.load(path.read_text(), loader)['Models']
+        if 'Weights' in model
+    }
+    return MappingProxyType(found)
+
+
+def classifier_config(entry: zoo.Entry) -> str | None:
+    """Name of the config of a published classifier or of its copy elsewhere; None if there is none."""
+    for config, weights in classifier_weights().items():
+        known = zoo.find(weights.removeprefix(zoo.SCHEME))
+        if (known.family, known.arch, known.data) == (entry.family, entry.arch, entry.data):
+            return config
+    return None
+
+
 def resolve(name: str, checkpoint: str | None) -> tuple[str | None, str]:
     """Config and checkpoint behind what a user calls a model.
 
     Args:
-        name: Config (file, ``mmlk::name`` or bare name), published segmentor or detector
-            (``mmlk://name`` or its bare name), or a checkpoint that holds its config.
+        name: Config (file, ``mmlk::name`` or bare name), published model (``mmlk://name`` or its bare
+            name), or a checkpoint that holds its config.
         checkpoint: File, URL or ``mmlk://`` name; None for the published one.
 
     Returns:
@@ -65,7 +93,7 @@ def resolve(name: str, checkpoint: str | None) -> tuple[str | None, str]:
         config = config_path(bare)
     else:
         raise ValueError(_unknown(name))
-    checkpoint = checkpoint or dense_weights().get(bare)
+    checkpoint = checkpoint or dense_weights().get(bare) or classifier_weights().get(bare)
     if checkpoint is None:
         raise ValueError(
             f'load_model: nobody has published weights for {name}; give the checkpoint of a '
@@ -75,17 +103,18 @@ def resolve(name: str, checkpoint: str | None) -> tuple[str | None, str]:
 
 
 def _published(entry: zoo.Entry, checkpoint: str | None) -> tuple[str, str]:
-    if entry.task not in ('ade20k', 'coco'):
+    dense = entry.task in ('ade20k', 'coco')
+    config = dense_config(entry) if dense else classifier_config(entry)
+    if config is None:
         raise ValueError(
-            f'load_model: {entry.name} is a classifier ({entry.data}); segmentors and detectors '
-            f'with published weights: {", ".join(sorted(dense_weights()))}'
+            f'load_model: no config of this package fits {entry.name} ({entry.data}); '
+            f'"mmlk models" lists the configs'
         )
-    return config_path(dense_config(entry)), checkpoint or f'{zoo.SCHEME}{entry.name}'
+    return config_path(config), checkpoint or f'{zoo.SCHEME}{entry.name}'
 
 
 def _unknown(name: str) -> str:
-    known = {path.stem for path in config_root().glob('*.py')}
-    known |= {entry.name for entry in zoo.ENTRIES.values() if entry.task in ('ade20k', 'coco')}
+    known = {path.stem for path in config_root().glob('*.py')} | set(zoo.ENTRIES)
     close = get_close_matches(Path(name).stem, known, n=5, cutoff=0.4)
     hint = f'; closest names: {", ".join(close)}' if close else '; "mmlk models" lists the names'
     return f'load_model: {name!r} is neither a file nor a model of this package{hint}'

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mmlk.inference.prediction import Prediction
 
 Palette = Sequence[tuple[int, int, int]]
+_BAR = (170, 205, 240)
 
 
 def paint_labels(
@@ -69,6 +70,27 @@ def add_legend(
         x, y = place % columns * entry + 4, picture.height + 2 + place // columns * line
         draw.rectangle((x, y + 2, x + line - 6, y + line - 4), fill=tuple(palette[index]))
         draw.text((x + line, y), classes[index], fill='black', font=font)
+    return canvas
+
+
+def add_scores(picture: Image.Image, rows: Sequence[tuple[str, float]]) -> Image.Image:
+    """``picture`` above a line per class: its score, and a bar as long as the score.
+
+    Args:
+        picture: Image; a narrow one gets white at its right, so that the names can be read.
+        rows: Class name and score, 0 to 1.
+    """
+    font = _font(picture.size)
+    line = font.getbbox('Ag')[3] + 4
+    texts = [f'{score:.3f}  {name}' for name, score in rows]
+    width = max(picture.width, *(int(font.getlength(text)) + 9 for text in texts))
+    canvas = Image.new('RGB', (width, picture.height + len(rows) * line + 4), 'white')
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for place, (text, (_, score)) in enumerate(zip(texts, rows, strict=True)):
+        y = picture.height + 2 + place * line
+        draw.rectangle((0, y + 1, score * (width - 1), y + line - 2), fill=_BAR)
+        draw.text((4, y), text, fill='black', font=font)
     return canvas
 
 

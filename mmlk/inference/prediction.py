@@ -22,11 +22,12 @@ class Prediction:
         image: The picture, uint8 (H, W, 3), RGB.
         classes: Names of all classes of the model.
         palette: One RGB colour per class.
-        labels: Class index of every pixel (H, W); None for a detector.
-        boxes: Corners x1, y1, x2, y2 in pixels (n, 4), best first; None for a segmentor.
+        labels: Class index of every pixel (H, W); of a segmentor alone.
+        boxes: Corners x1, y1, x2, y2 in pixels (n, 4), best first; of a detector alone.
         scores: Confidence of each box (n,), 0 to 1.
         box_labels: Class index of each box (n,).
         masks: Pixels of each object (n, H, W), bool; None for a detector without masks.
+        class_scores: Probability of each class (classes,), 0 to 1; of a classifier alone.
     """
 
     name: str
@@ -38,6 +39,26 @@ class Prediction:
     scores: np.ndarray | None = None
     box_labels: np.ndarray | None = None
     masks: np.ndarray | None = None
+    class_scores: np.ndarray | None = None
+
+    def top(self, count: int = 5) -> list[dict[str, Any]]:
+        """The likeliest classes of the picture, best first: ``index``, ``name`` and ``score``.
+
+        Args:
+            count: How many, at most all.
+
+        Raises:
+            ValueError: If ``count`` is not positive, or the model is no classifier.
+        """
+        if self.class_scores is None:
+            raise ValueError('top: a segmentor or detector gives no scores of the whole picture')
+        if count < 1:
+            raise ValueError(f'top: {count} classes; ask for at least one')
+        order = np.argsort(-self.class_scores, kind='stable')[:count]
+        return [
+            dict(index=int(i), name=self.classes[i], score=round(float(self.class_scores[i]), 5))
+            for i in order
+        ]
 
     def above(self, threshold: float) -> Prediction:
         """The same prediction with only those boxes that score at least ``threshold``."""
@@ -59,9 +80,14 @@ class Prediction:
     def picture(self, opacity: float = 0.5) -> Image.Image:
         """The image under its prediction, and a legend of the classes that occur below it.
 
+        A classifier's image is untouched, and has its five likeliest classes below it.
+
         Args:
             opacity: Weight of the colours, 0 to 1.
         """
+        if self.class_scores is not None:
+            rows = [(entry['name'], entry['score']) for entry in self.top()]
+            return pictures.add_scores(Image.fromarray(self.image), rows)
         if self.labels is not None:
             drawn = pictures.paint_labels(self.image, self.labels, self.palette, opacity)
             occurring = np.unique(self.labels)
@@ -74,10 +100,10 @@ class Prediction:
         """The label map as a PNG-ready image: class indices, coloured by the palette up to 256 classes.
 
         Raises:
-            ValueError: For a detector, which labels no pixels.
+            ValueError: For a detector or classifier, which labels no pixels.
         """
         if self.labels is None:
-            raise ValueError('label_image: a detector predicts boxes, not a label map')
+            raise ValueError('label_image: a detector or classifier predicts no label map')
         if len(self.classes) > 256:
             return Image.fromarray(self.labels.astype(np.uint16))
         image = Image.fromarray(self.labels.astype(np.uint8))

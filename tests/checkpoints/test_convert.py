@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,15 +14,6 @@ from mmlk.checkpoints import zoo
 from tests.checkpoints.cases import classifier, headless
 
 NETWORK = 'inceptionnext/atto'
-SCRIPT = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
-
-
-@pytest.fixture(scope='module')
-def convert():
-    spec = importlib.util.spec_from_file_location('convert_checkpoint', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *args: module.main([str(arg) for arg in args])
 
 
 @pytest.fixture(scope='module')

@@ -51,6 +51,20 @@ def test_model_by_name_with_published_weights(api, weights):
         assert torch.equal(model.state_dict()[own], value), key
 
 
+def test_model_by_path_is_the_model_by_name(api, weights):
+    path = mmlk.config_path(NAME)
+    by_name, by_path = (api.get_model(m, pretrained=str(weights)) for m in (NAME, path))
+    assert by_path._dataset_meta == by_name._dataset_meta
+    for key, value in by_name.state_dict().items():
+        assert torch.equal(by_path.state_dict()[key], value), key
+    image = np.random.RandomState(1).randint(0, 256, (90, 120, 3)).astype(np.uint8)
+    found = [
+        api.ImageClassificationInferencer(m, pretrained=str(weights))(image)[0]['pred_scores']
+        for m in (NAME, path)
+    ]
+    assert np.array_equal(*found)
+
+
 def test_changes_are_merged_and_another_class_count_starts_anew(api, weights):
     model = api.get_model(NAME, pretrained=str(weights), head=dict(num_classes=3))
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
@@ -73,6 +87,24 @@ def test_names_of_the_zoo_are_read_by_mmengine(api, weights, monkeypatch):
     model = api.get_model(NAME, pretrained='mmlk://inceptionnext_atto')
     state = published('inceptionnext/atto')
     assert torch.equal(model.state_dict()['head.fc2.bias'], state['head.fc2.bias'])
+
+
+@pytest.mark.slow
+def test_path_is_enough_where_nothing_imports_mmlk(tmp_path):
+    pytest.importorskip('mmpretrain')
+    program = (
+        'import sys; from mmpretrain import get_model; '
+        f'model = get_model({mmlk.config_path(NAME)!r}); print(type(model.head).__module__)'
+    )
+    run = subprocess.run(
+        [sys.executable, '-c', program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[-1] == 'mmlk.classification.heads'
 
 
 @pytest.mark.slow

@@ -2,74 +2,27 @@
 
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from mmlk.data.folder import write_folder
 from mmlk.data.pictures import CLASSES
-from mmlk.data.scene import VERSION
-from mmlk.data.writers import Parameters, dataset_files
 from tests.classification.models import published
+from tests.classification.runs import PICTURES, SMALL, SPARSE, write_config, write_pictures
 from tests.tools import workbench
 
 pytest.importorskip('mmpretrain')
-PICTURES = Parameters(('classes',), train=32, val=16, height=56, width=56, seed=0)
-SMALL = """
-_base_ = 'mmlk::inceptionnext_a_in1k_mini.py'
-max_epochs = 2
-model = dict(
-    backbone=dict(
-        _delete_=True, type='mmlk.InceptionNeXt', out_indices=(3,), output_norm=False,
-        arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16)), layer_scale_init=1.0),
-    head=dict(in_channels=16))
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=48, edge='short'),
-    dict(type='CenterCrop', crop_size=48),
-    dict(type='PackInputs')]
-train_dataloader = dict(
-    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
-val_dataloader = dict(
-    batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-train_cfg = dict(max_epochs=max_epochs)
-param_scheduler = [dict(type='CosineAnnealingLR', T_max=2, by_epoch=True)]
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(save_best=None))
-randomness = dict(seed=0)
-"""
-SPARSE = """
-model = dict(
-    backbone=dict(
-        _delete_=True, type='mmlk.SLaK', out_indices=(3,), output_norm=False,
-        arch=dict(
-            depths=(1, 1, 1, 1), dims=(8, 16, 16, 24), kernel_sizes=(9, 7, 5, 3),
-            small_kernel_size=3),
-        layer_scale_init=1.0),
-    head=dict(_delete_=True, type='mmlk.NormLinearClsHead', in_channels=24, num_classes=8))
-custom_hooks = [
-    dict(type='EMAHook', momentum=0.1, priority='ABOVE_NORMAL'),
-    dict(type='mmlk.SparseMaskHook', density=0.6, prune_rate=0.5, update_interval=2,
-         include=(r'^backbone\\.', r'^head\\.')),
-]
-"""
 
 
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp('pictures')
-    write_folder(root / 'data', dataset_files(PICTURES), VERSION, PICTURES.as_dict())
-    return root / 'data'
+    return write_pictures(tmp_path_factory.mktemp('pictures') / 'data')
 
 
 def write(folder, pictures, text=SMALL, more=''):
-    path = folder / 'small.py'
-    path.write_text(text + more)
-    return [path, '--cfg-options', f'data_root={pictures}']
+    return [write_config(folder, text, more), '--cfg-options', f'data_root={pictures}']
 
 
 def accuracy_of_test(work_dir):
@@ -139,18 +92,9 @@ def test_sparse_training_from_scratch_with_an_average(tmp_path, pictures, monkey
 @pytest.mark.slow
 def test_two_processes_train_alike(tmp_path, pictures):
     config = write(tmp_path, pictures, more=SPARSE)
-    launch = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=29671']
-    run = subprocess.run(
-        [sys.executable, *launch, str(workbench.ROOT / 'tools/train.py'), *map(str, config)]
-        + ['--work-dir', 'run', '--launcher', 'pytorch'],
-        cwd=tmp_path,
-        env=workbench.environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    assert 'communicate through gloo' in run.stdout + run.stderr
+    run = workbench.start_two(*config, '--work-dir', 'run', cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert 'communicate through gloo' in run.stdout
     assert state(tmp_path / 'run/epoch_2.pth', 'sparse_masks')['step'] == 4
 
 
@@ -168,6 +112,11 @@ def test_classifier_starts_a_segmentor(tmp_path, pictures, monkeypatch):
     start = "dict(type='Pretrained', checkpoint='classifier/epoch_2.pth', prefix='backbone.')"
     dense.write_text(f"{dense.read_text()}model['backbone']['init_cfg'] = {start}\n")
     workbench.call_tool('train.py', dense, '--work-dir', 'dense', **call)
+    refused = [dense, '--cfg-options', 'load_from=classifier/epoch_2.pth', '--work-dir', 'refused']
+    with pytest.raises(ValueError, match="holds a classifier, the model is .*prefix='backbone.'"):
+        workbench.call_tool('train.py', *refused, **call)
+    with pytest.raises(RuntimeError, match='first decode_head.*belongs to another config'):
+        workbench.call_tool('test.py', dense, 'classifier/epoch_2.pth', **call)
     source = state(tmp_path / 'classifier/epoch_2.pth')
     found = state(tmp_path / 'dense/iter_4.pth')
     compared = [

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ TOOLS = Path(__file__).resolve().parents[2] / 'tools' / 'bench'
 sys.path.insert(0, str(TOOLS))
 
 import gpu_cases  # noqa: E402
+import gpu_classifiers  # noqa: E402
 import gpu_correctness  # noqa: E402
 from benchmark_cases import depthwise  # noqa: E402
 
@@ -86,3 +88,20 @@ def test_tasks_keep_their_order_and_their_time(jobs):
 def test_tasks_out_of_time_are_told():
     rows = gpu_correctness.in_processes(1, -1, twice, [(1,)])
     assert rows == [{'task': ['1'], 'result': 'skipped: out of time'}]
+
+
+def test_a_classifier_that_fails_does_not_cost_the_others(monkeypatch):
+    def time_classifier(options, name):
+        assert (options.device, options.batch, options.amp) == ('cuda', 4, 'bfloat16')
+        if 'a3' in name:
+            raise RuntimeError('out of memory')
+        return [dict(classifier=name)]
+
+    monkeypatch.setattr(gpu_classifiers.benchmark_classifiers, 'time_classifier', time_classifier)
+    args = SimpleNamespace(batch=4, seconds=60, filter='recnext')
+    assert gpu_classifiers.classifiers(args) == [
+        dict(classifier='recnext_m3'),
+        dict(classifier='recnext_a3', result='failed: out of memory'),
+    ]
+    args.seconds = -1
+    assert gpu_classifiers.classifiers(args)[0]['result'] == 'skipped: out of time'

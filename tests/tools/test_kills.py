@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from tests.tools.workbench import ROOT, call_tool, environment, run_tool, write_config
+from tests.classification import runs
+from tests.tools.workbench import call_tool, run_tool, start_two, write_config
 
 HOOKS = "dict(imports=['tests.tools.hooks'])"
 NO_VALIDATION = dict(val_cfg='None', val_dataloader='None', val_evaluator='None')
@@ -38,13 +37,41 @@ def write(tmp_path, data_root, hook):
     )
 
 
+def write_classifier(tmp_path, data_root, hook):
+    """The small classifier, sparse from scratch, with ``hook`` and an average of the weights."""
+    hooks = f'\ncustom_imports = {HOOKS}\ncustom_hooks = [{hook}, *custom_hooks]\n'
+    return runs.write_config(tmp_path, more=runs.SPARSE + hooks)
+
+
+# task -> data, config, setting of the length, and the name of the last checkpoint; a classifier has
+# epochs of four iterations
+TASKS = {
+    'segmentation': ('data_root', write, f'max_iters={ITERATIONS}', f'iter_{ITERATIONS}.pth'),
+    'sparse classification': (
+        *('pictures', write_classifier, f'max_epochs={ITERATIONS // 4}'),
+        f'epoch_{ITERATIONS // 4}.pth',
+    ),
+}
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    return runs.write_pictures(tmp_path_factory.mktemp('pictures') / 'data')
+
+
 def weights(path):
+    """Weights, their average, and the masks where there are any."""
     content = torch.load(path, weights_only=False)
-    return {**content['state_dict'], **content['ema_state_dict']}
+    masks = content.get('sparse_masks', {}).get('packed', {})
+    return {
+        **content['state_dict'],
+        **content['ema_state_dict'],
+        **{f'mask of {name}': mask for name, mask in masks.items()},
+    }
 
 
 def assert_equal_runs(folder, other, last):
-    ours, theirs = weights(folder / f'iter_{last}.pth'), weights(other / f'iter_{last}.pth')
+    ours, theirs = weights(folder / last), weights(other / last)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         assert torch.equal(value, theirs[key]), key
@@ -55,15 +82,18 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir() if path.is_file())
 
 
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(data_root, tmp_path):
+@pytest.mark.parametrize('task', TASKS)
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(task, tmp_path, request):
+    data, write_task, size, last = TASKS[task]
     never = f'dict(type="TimedKillHook", after={10 * ITERATIONS}, share=0.0)'
-    write(tmp_path, data_root, never)
+    root = request.getfixturevalue(data)
+    config = write_task(tmp_path, root, never)
 
     def train(folder, **kill):
         options = [f'custom_hooks.0.{name}={value}' for name, value in kill.items()]
-        run = ['tiny.py', '--work-dir', folder, '--resume', '--cfg-options']
-        size = f'train_cfg.max_iters={ITERATIONS}'
-        return run_tool('train.py', *run, size, *options, cwd=tmp_path)
+        run = [config.name, '--work-dir', folder, '--resume', '--cfg-options']
+        settings = [f'data_root={root}', f'train_cfg.{size}']
+        return run_tool('train.py', *run, *settings, *options, cwd=tmp_path)
 
     done = train('whole')
     assert done.returncode == 0, done.stdout
@@ -73,7 +103,8 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(data_root, tm
         assert done.returncode == -9, done.stdout
     done = train('killed')
     assert done.returncode == 0, done.stdout
-    assert_equal_runs(tmp_path / 'killed', tmp_path / 'whole', ITERATIONS)
+    assert_equal_runs(tmp_path / 'killed', tmp_path / 'whole', last)
+    assert any('mask of' in key for key in weights(tmp_path / 'whole' / last)) == ('sparse' in task)
 
 
 def test_a_run_that_meets_a_full_disk_ends_as_if_it_had_not(call, data_root, tmp_path):
@@ -87,7 +118,7 @@ def test_a_run_that_meets_a_full_disk_ends_as_if_it_had_not(call, data_root, tmp
     write(tmp_path, data_root, "dict(type='IterTimerHook')")
     call('tiny.py', '--work-dir', 'full', '--resume', *size)
     call('tiny.py', '--work-dir', 'whole', *size)
-    assert_equal_runs(tmp_path / 'full', tmp_path / 'whole', 6)
+    assert_equal_runs(tmp_path / 'full', tmp_path / 'whole', 'iter_6.pth')
 
 
 def test_a_run_that_diverges_ends_within_the_logging_interval(call, config, tmp_path):
@@ -105,23 +136,11 @@ def test_a_run_that_diverges_ends_within_the_logging_interval(call, config, tmp_
     assert not list((tmp_path / 'work_dirs/tiny').glob('*.pth'))
 
 
-def start_two(tmp_path, *options):
-    return subprocess.run(
-        ['sh', str(ROOT / 'tools/dist_train.sh'), 'tiny.py', '2', '--cfg-options', *options],
-        cwd=tmp_path,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=300,
-        env=environment(PYTHON=sys.executable, PORT=str(20000 + os.getpid() % 20000)),
-    )
-
-
 def test_a_run_whose_second_process_hangs_ends_after_the_stated_time(data_root, tmp_path):
     """The hanging process would sleep for an hour, the limit of this test is five minutes."""
     hook = "[dict(type='HangHook', rank=1, at=3)]"
     write_config(tmp_path, data_root, custom_imports=HOOKS, custom_hooks=hook, **NO_VALIDATION)
-    done = start_two(tmp_path, 'env_cfg.dist_cfg.timeout=15')
+    done = start_two('tiny.py', '--cfg-options', 'env_cfg.dist_cfg.timeout=15', cwd=tmp_path)
     assert done.returncode == 1, done.stdout
     assert 'Processes wait 15 s for each other at most' in done.stdout
     assert 'imed out waiting' in done.stdout or 'timeout' in done.stdout.lower()
@@ -130,10 +149,12 @@ def test_a_run_whose_second_process_hangs_ends_after_the_stated_time(data_root, 
 def test_outputs_that_no_head_takes_do_not_stop_two_processes(data_root, tmp_path):
     write_config(tmp_path, data_root, **NO_VALIDATION)
     done = start_two(
-        tmp_path,
+        'tiny.py',
+        '--cfg-options',
         'model.backbone.out_indices=(0,1,2,3)',
         'model.decode_head.in_index=2',
         'train_cfg.max_iters=3',
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout
     assert (
@@ -144,6 +165,7 @@ def test_outputs_that_no_head_takes_do_not_stop_two_processes(data_root, tmp_pat
 
 def test_stages_behind_the_last_output_do_not_stop_two_processes(data_root, tmp_path):
     write_config(tmp_path, data_root, **NO_VALIDATION)
-    done = start_two(tmp_path, 'model.backbone.out_indices=(1,)', 'train_cfg.max_iters=3')
+    options = ['model.backbone.out_indices=(1,)', 'train_cfg.max_iters=3']
+    done = start_two('tiny.py', '--cfg-options', *options, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert 'find_unused_parameters=True' not in done.stdout

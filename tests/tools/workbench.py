@@ -140,6 +140,20 @@ def run_tool(tool: str, *args, cwd: Path, **kwargs) -> subprocess.CompletedProce
     )
 
 
+def start_two(*args, cwd: Path) -> subprocess.CompletedProcess:
+    """Run ``tools/dist_train.sh`` with two processes on a config and the flags after it."""
+    config, *flags = map(str, args)
+    return subprocess.run(
+        ['sh', str(ROOT / 'tools/dist_train.sh'), config, '2', *flags],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+        env=environment(PYTHON=sys.executable, PORT=str(20000 + os.getpid() % 20000)),
+    )
+
+
 def call_tool(tool: str, *args, monkeypatch, cwd: Path) -> None:
     """Run ``tools/<tool>`` in this process, which saves the seconds that importing costs.
 

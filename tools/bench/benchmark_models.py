@@ -36,7 +36,9 @@ TOLERANCE = 1e-3  # of the largest magnitude, float32, over a whole network
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('model', help="backbone type ('InceptionNeXt') or config file")
+    parser.add_argument(
+        'model', help="backbone type ('InceptionNeXt'), config file, or 'module:factory'"
+    )
     parser.add_argument('--arch', default='tiny', help='arch of the backbone type')
     parser.add_argument(
         '--kwargs', type=json.loads, default={}, help='further arguments of the backbone type, JSON'
@@ -70,7 +72,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def build(args: argparse.Namespace) -> nn.Module:
-    """The network of ``args.model``: a registered backbone, or the model of a config."""
+    """The network of ``args.model``: a registered backbone, the model of a config, or a factory's."""
+    if ':' in args.model:
+        return _made(args.model, args.kwargs)
     import mmlk.backbones  # noqa: F401  fills the registry
     from mmlk.registry import MODELS
 
@@ -88,8 +92,13 @@ def build(args: argparse.Namespace) -> nn.Module:
 
 
 def rival(args: argparse.Namespace) -> nn.Module:
-    module, _, factory = args.rival.partition(':')
-    return getattr(importlib.import_module(module), factory)(**args.rival_kwargs)
+    return _made(args.rival, args.rival_kwargs)
+
+
+def _made(name: str, options: dict) -> nn.Module:
+    """What ``module:factory`` makes of the options."""
+    module, _, factory = name.partition(':')
+    return getattr(importlib.import_module(module), factory)(**options)
 
 
 def maps(output) -> list[Tensor]:
@@ -101,17 +110,27 @@ def maps(output) -> list[Tensor]:
     return [each for part in output for each in maps(part)]
 
 
-def agree(ours: nn.Module, theirs: nn.Module, x: Tensor, deploy: bool = False) -> str:
+def agree(
+    ours: nn.Module, theirs: nn.Module, x: Tensor, deploy: bool = False, required: bool = False
+) -> str:
     """Give ``theirs`` our weights and compare outputs, also of our folded form if it will be timed.
+
+    Args:
+        ours, theirs: Networks on the CPU; both are changed.
+        x: Images.
+        deploy: Compare our folded form as well, and that of a rival which has one.
+        required: Take nothing that cannot be compared.
 
     Returns:
         A sentence on what was found.
 
     Raises:
-        RuntimeError: if the outputs of equal weights differ.
+        RuntimeError: if the outputs of equal weights differ, or cannot be compared although required.
     """
     mine, other = ours.state_dict(), theirs.state_dict()
     if [value.shape for value in mine.values()] != [value.shape for value in other.values()]:
+        if required:
+            raise RuntimeError('benchmark_models: the rival has other parameters; nothing is timed')
         return 'rival has other parameters: outputs not compared'
     theirs.load_state_dict(dict(zip(other, mine.values())))
     with torch.no_grad():
@@ -120,6 +139,8 @@ def agree(ours: nn.Module, theirs: nn.Module, x: Tensor, deploy: bool = False) -
             getattr(ours, 'backbone', ours).switch_to_deploy()
             results['folded output'] = maps(ours(x))
         want = maps(theirs.eval()(x))
+        if deploy and hasattr(theirs, 'fuse'):
+            results['output of the fused rival'] = maps(theirs.fuse()(x))
     for name, got in results.items():
         for index, (a, b) in enumerate(zip(got, want)):
             error = ((a - b).abs().max() / b.abs().max()).item()
@@ -219,6 +240,8 @@ def contestants(
             model = builder().to(args.device, memory_format=LAYOUTS[layout])
             if name == 'ours' and args.deploy and not train:
                 getattr(model, 'backbone', model).switch_to_deploy()
+            elif args.deploy and not train and hasattr(model, 'fuse'):
+                model.fuse()
             x = torch.randn(n, c, h, w, device=args.device).contiguous(
                 memory_format=LAYOUTS[layout]
             )

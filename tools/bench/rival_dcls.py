@@ -15,7 +15,6 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmlk.backbones import DCLSConvNeXt  # noqa: E402
-from mmlk.backbones.base import Backbone  # noqa: E402
 from mmlk.layers import LayerNorm2d  # noqa: E402
 from mmlk.networks.dcls_convnext import DCLSConvNeXtBlock  # noqa: E402
 from mmlk.ops import DCLSDepthwiseConv2d, PatchConv2d  # noqa: E402
@@ -30,7 +29,7 @@ def dcls_grid_kernel(weight: Tensor, positions: Tensor, size: int) -> Tensor:
     p = positions + size // 2
     corner = p.detach().floor()
     down, right = p - corner
-    cells = torch.arange(size)
+    cells = torch.arange(size, device=positions.device)
     rows, columns = cells.view(-1, 1, 1, 1, 1), cells.view(1, -1, 1, 1, 1)
     here, east, south, both = (
         torch.where((rows == corner[0] + i) * (columns == corner[1] + j), 1.0, 0.0)
@@ -99,7 +98,15 @@ class _PlainBlock(DCLSConvNeXtBlock):
 class _ContiguousDCLSConvNeXt(DCLSConvNeXt):
     """Computes in the layout it is given."""
 
-    forward = Backbone.forward
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        for module in self.stem_modules():
+            x = module(x)
+        outputs = []
+        for stage in range(self.out_indices[-1] + 1):
+            x = self.run_stage(stage, x)
+            if stage in self.out_indices:
+                outputs.append(getattr(self, f'norm{stage}')(x) if self._output_norm else x)
+        return tuple(outputs)
 
 
 def dcls_convnext(package: str | None = None, **options) -> nn.Module:

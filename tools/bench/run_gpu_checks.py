@@ -1,13 +1,14 @@
 """Everything that a GPU is needed for, in one run: correctness first, then time.
 
-    python tools/bench/run_gpu_checks.py                                  # all sections, about 8 minutes
+    python tools/bench/run_gpu_checks.py                                 # all sections, about 10 minutes
     python tools/bench/run_gpu_checks.py --only parity limits compile     # correctness alone
     python tools/bench/run_gpu_checks.py --only operators --filter Inception
 
 Sections: parity (output and gradients of every operator against float64, poisoned memory, repeats
 equal to the bit), limits (more than 2^31 elements, other streams, CUDA graphs, other devices),
 compile (full graphs, eager and compiled agree), sanitizer (compute-sanitizer over small cases),
-operators and networks (timings next to torch's and cuDNN's, which must agree first). Each writes
+operators, networks and classifiers (timings next to torch's, cuDNN's, timm's and the authors', which
+must agree first). Each writes
 ``<out>/gpu_<section>.json``. The exit status is 1 if a check failed.
 """
 
@@ -30,6 +31,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools/bench')]
 
+import gpu_classifiers  # noqa: E402
 import gpu_correctness  # noqa: E402
 import gpu_timing  # noqa: E402
 
@@ -108,6 +110,7 @@ SECTIONS = {
     'sanitizer': sanitizer,
     'operators': gpu_timing.operators,
     'networks': gpu_timing.networks,
+    'classifiers': gpu_classifiers.classifiers,
 }
 
 
