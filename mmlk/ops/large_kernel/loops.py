@@ -78,7 +78,7 @@ def _forward(
         part, form = Part(block, number, bands), None
         for position, index in enumerate(order):
             strip = strips[index]
-            view, target = View(part, strip), k.pointer(k.further(0 if summed else index))
+            view, target = View(part, strip), k.further(0 if summed else index)
             if strip.form != form:
                 plane, form = view.fill(memory, room, part.halves(x), 0), strip.form
             with block.each_half() as half:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmlk.ops.jit import planes
-from mmlk.ops.jit.address import address
+from mmlk.ops.jit.address import address, pointer
 from mmlk.ops.jit.language import LANES, Int, Kernel, kernel
 from mmlk.ops.recconv.loops_steps import DOWN, Steps
 
@@ -220,7 +220,7 @@ class _Task:
         """The shared kernel first, then those of the levels from the coarsest on."""
         k = self.k
         with k.loop(0, count) as index:
-            source = k.at(k.pointer(k.further(index)), self.channel * self.steps.side**2)
+            source = k.at(k.further(index), self.channel * self.steps.side**2)
             self.steps.pack(source, self.count, k.at(taps, index * self.taps_size))
 
     def kernel(self, taps, level: _Level):
@@ -485,8 +485,8 @@ def _launch(
         tasks,
         cost,
         *(address(each) for each in tensors),
-        plan.levels.data_ptr(),
-        plan.places.data_ptr(),
+        pointer(plan.levels),
+        pointer(plan.places),
         address(plan.weights),
         address(scratch),
         size,

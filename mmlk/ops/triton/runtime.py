@@ -18,6 +18,7 @@ from triton import knobs
 
 import mmlk
 from mmlk.ops import owned
+from mmlk.ops.triton import compat
 
 try:
     import fcntl
@@ -74,12 +75,7 @@ def _lock_path(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f'mmlk-triton-{os.getuid()}-{key}.lock'
 
 
-class _Kernel(triton.JITFunction):
-    """A Triton function whose compilation is serialised between processes."""
-
-    def _do_compile(self, key, *args, **kwargs):
-        with _compile_lock(f'{self.__name__} {key}'):
-            return super()._do_compile(key, *args, **kwargs)
+_Kernel = compat.function_with_lock(_compile_lock)
 
 
 def jit(function: Callable | None = None, **options):

@@ -8,6 +8,7 @@ import torch
 
 from mmlk.ops import compat, jit
 from mmlk.ops.jit import engine
+from mmlk.ops.jit.address import address
 from mmlk.ops.jit.language import LANES, kernel
 
 needs_compiler = pytest.mark.skipif(
@@ -42,7 +43,7 @@ def run(count=50, factor=2.5):
     x, y = torch.randn(count), torch.full((count + LANES,), torch.nan)
     numbers = torch.zeros(9 + LANES)
     _scale(factor=factor)(
-        -(-count // LANES), 10**9, x.data_ptr(), y.data_ptr(), count, numbers.data_ptr()
+        -(-count // LANES), 10**9, address(x), address(y), count, address(numbers)
     )
     return x, y, numbers[:9]
 
@@ -83,7 +84,7 @@ def _turn(k, x, y, count):
 def test_scratch_lies_on_the_stack_or_the_heap(count):
     x = torch.randn(count, LANES)
     y = torch.zeros_like(x)
-    _turn()(1, 1, x.data_ptr(), y.data_ptr(), count)
+    _turn()(1, 1, address(x), address(y), count)
     assert torch.equal(y, x.flip(0))
 
 
