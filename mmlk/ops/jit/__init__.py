@@ -1,4 +1,4 @@
-"""Loops over float32 maps, compiled for the processor at hand when they are first needed.
+"""Loops over float32 maps, compiled for the processor that runs them when they are first needed.
 
 oneDNN reaches a fifth to a half of a processor's arithmetic on depthwise convolutions, and each of
 its calls costs tens of microseconds. The kernels here keep their sums in registers, take a channel

@@ -25,7 +25,8 @@ LANES = 16
 """Floats in a vector. LLVM splits it into registers: two on AVX2, one on AVX-512, four on NEON."""
 
 STACK = 64 << 10
-"""Bytes of a thread's stack that a task's scratch may take: a quarter of the smallest stacks in use."""
+"""Bytes of a thread's stack that a task's scratch may take: a quarter of the smallest stacks in use,
+256 KB, which tests/ops/test_memory_safety.py runs all operators on. More would save calls of the heap."""
 
 if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -432,28 +433,28 @@ class Kernel:
     def store(self, vector, pointer, offset=0) -> None:
         self._store(vector, self.at(pointer, offset))
 
-    def load_some(self, pointer, offset, count: Int, slot):
+    def load_some(self, pointer, offset, count: Int, buffer):
         """As `load`, where only ``count`` floats may be touched; the rest is zero.
 
         Args:
-            slot: Variable that serves as a buffer.
+            buffer: Variable for vectors of which a part is read or written.
         """
         with self.either(count >= self.width) as (full, part):
             with full:
-                self.write(slot, self.load(pointer, offset))
+                self.write(buffer, self.load(pointer, offset))
             with part:
-                self.write(slot, self.zero)
-                self._copy_some(self.at(pointer, offset), slot, count)
-        return self.read(slot)
+                self.write(buffer, self.zero)
+                self._copy_some(self.at(pointer, offset), buffer, count)
+        return self.read(buffer)
 
-    def store_some(self, vector, pointer, offset, count: Int, slot) -> None:
+    def store_some(self, vector, pointer, offset, count: Int, buffer) -> None:
         """As `store`, of the first ``count`` floats."""
         with self.either(count >= self.width) as (full, part):
             with full:
                 self.store(vector, pointer, offset)
             with part:
-                self.write(slot, vector)
-                self._copy_some(slot, self.at(pointer, offset), count)
+                self.write(buffer, vector)
+                self._copy_some(buffer, self.at(pointer, offset), count)
 
     def prefetch(self, pointer, offset=0, *, write: bool = False) -> None:
         """Bring the line of the cache that holds that float closer; any address will do."""

@@ -25,7 +25,7 @@ from mmlk.ops.large_kernel.loops_strips import (
     SHORT,
     Bands,
     Block,
-    Own,
+    OwnPixels,
     Part,
     Strip,
     View,
@@ -271,9 +271,9 @@ class _Gradient(NamedTuple):
     mean: object
     constant: object
 
-    def read(self, k: Kernel, y, x, slot):
-        centred = k.b.fsub(self.branch.read(k, y, x, slot), k.read(self.mean))
-        total = k.fma(self.grad.read(k, y, x, slot), k.read(self.by_grad), k.read(self.constant))
+    def read(self, k: Kernel, y, x, buffer):
+        centred = k.b.fsub(self.branch.read(k, y, x, buffer), k.read(self.mean))
+        total = k.fma(self.grad.read(k, y, x, buffer), k.read(self.by_grad), k.read(self.constant))
         return k.fma(centred, k.read(self.by_branch), total)
 
     def prefetch(self, k: Kernel, y, x) -> None:
@@ -319,7 +319,7 @@ def _backward(
     branches = [index for index in range(len(sizes)) if wants_map or wants_taps[index]]
     strips = [Strip(block, *each) for each in zip(sizes, tiles)]
     memory = k.scratch(room * block.halves)
-    pixels = Own(block, bands) if any(wants_taps) else None
+    pixels = OwnPixels(block, bands) if any(wants_taps) else None
     taps, sums = ([each.taps() for each in strips] for _ in range(2))
     numbers = [
         [block.rows_of(table, 4 * index + i) for i in range(4)] if normed else None

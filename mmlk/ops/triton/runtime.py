@@ -58,7 +58,7 @@ def _compile_lock(name: str) -> Iterator[None]:
         yield
         return
     path = _lock_path(name)
-    # Never through a link that somebody laid, and never waiting for a file of somebody else.
+    # Links are not followed, and files of other users not waited for.
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:

@@ -20,9 +20,9 @@ needs_compiler = pytest.mark.skipif(
 def _scale(k, x, y, count, numbers, *, factor):
     """One task: 16 floats times a factor; and integers for the test of their arithmetic."""
     first = k.task * LANES
-    slot = k.variable(k.zero)
-    value = k.load_some(x, first, count - first, slot)
-    k.store_some(k.b.fmul(value, k.splat(factor)), y, first, count - first, slot)
+    buffer = k.variable(k.zero)
+    value = k.load_some(x, first, count - first, buffer)
+    k.store_some(k.b.fmul(value, k.splat(factor)), y, first, count - first, buffer)
     with k.when(k.both(k.task < 1, count >= 1)):
         results = (
             7 + count,
@@ -36,7 +36,7 @@ def _scale(k, x, y, count, numbers, *, factor):
             (0 - 3 * count).exactly_divided(3),
         )
         for place, each in enumerate(results):
-            k.store_some(k.number(each), numbers, place, k.int(1), slot)
+            k.store_some(k.number(each), numbers, place, k.int(1), buffer)
 
 
 def run(count=50, factor=2.5):
