@@ -26,7 +26,8 @@ LANES = 16
 
 STACK = 64 << 10
 """Bytes of a thread's stack that a task's scratch may take: a quarter of the smallest stacks in use,
-256 KB, which tests/ops/test_memory_safety.py runs all operators on. More would save calls of the heap."""
+256 KB, which tests/ops/test_memory_safety.py runs all operators on. More would save
+calls of the heap."""
 
 if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()

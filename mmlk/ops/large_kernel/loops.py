@@ -2,9 +2,9 @@
 
 One task computes all branches for parts of images and 16 of their channels. Folded, every kernel adds
 to the same pixels of the result. In training each branch has a map and batch statistics of its own
-(`mmlk.ops.jit.branch_norms`): the moments of a part are taken while it is in the cache. The gradient
-of a branch through its norm is ``A g + B (z - mean) + C`` with three numbers per channel; such maps
-exist only as planes, from which a task takes the gradients of map and kernels.
+(`mmlk.ops.large_kernel.loops_norms`): the moments of a part are taken while it is in the cache. The
+gradient of a branch through its norm is ``A g + B (z - mean) + C`` with three numbers per channel; such
+maps exist only as planes, from which a task takes the gradients of map and kernels.
 """
 
 from __future__ import annotations

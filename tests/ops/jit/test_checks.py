@@ -45,6 +45,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 def test_wrong_kernels_are_named_and_touch_nothing(tmp_path):
     messages, wrote_beyond = checked('wrong_kernels', tmp_path)
     assert messages.keys() == WRONG.keys()
