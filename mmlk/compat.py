@@ -10,9 +10,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from mmengine.optim import OptimWrapper
     from mmengine.runner import Runner
 
@@ -51,6 +53,27 @@ def wrap_config_resolver(
         config_class._get_cfg_path = staticmethod(wrapped)  # type: ignore[attr-defined]  # see above
 
 
+def base_configs(config_class: type, file: Path) -> list[Path] | None:
+    """Files that ``_base_`` of a config names; None for one in the pure-Python style, which has none.
+
+    Needs ``Config._is_lazy_import``, ``_get_base_files`` and ``_get_cfg_path``.
+
+    Args:
+        config_class: MMEngine's ``Config``.
+        file: The config.
+
+    Raises:
+        RuntimeError: If MMEngine no longer tells.
+    """
+    if _private(config_class, '_is_lazy_import')(str(file)):
+        return None
+    named = _private(config_class, '_get_base_files')(str(file))
+    find = _private(config_class, '_get_cfg_path')
+    return [
+        Path(find(each, str(file))[0]) for each in ([named] if isinstance(named, str) else named)
+    ]
+
+
 def resumes(runner: Runner) -> bool:
     """Whether ``runner`` continues an earlier run. Needs ``Runner._resume``.
 
@@ -73,8 +96,9 @@ def _private(owner: object, name: str) -> Any:
     try:
         return getattr(owner, name)
     except AttributeError:
+        kind = owner if isinstance(owner, type) else type(owner)
         raise RuntimeError(
-            f'mmlk: {type(owner).__name__} of {_installed("mmengine")} has no {name!r}; '
+            f'mmlk: {kind.__name__} of {_installed("mmengine")} has no {name!r}; '
             f'install a version that mmlk was checked on, {MMENGINE}'
         ) from None
 
@@ -87,6 +111,42 @@ def _installed(package: str) -> str:
         except metadata.PackageNotFoundError:
             continue
     return f'{package} of unknown version'
+
+
+# ---------------------------------------------------------------------------- torch, torchvision
+
+
+def storage_identity(tensor: torch.Tensor) -> int:
+    """A number that tensors of one storage share and others do not, on meta as well.
+
+    Needs ``UntypedStorage._cdata``, read on torch 2.4.0 and run on 2.11.0. The public address is 0 for
+    all storages without memory.
+    """
+    return tensor.untyped_storage()._cdata
+
+
+def roi_align_gradient(*arguments: Any) -> torch.Tensor:
+    """Gradient of torchvision's RoIAlign for its map.
+
+    Needs the operator ``torchvision::_roi_align_backward``, checked on torchvision 0.26.0.
+
+    Args:
+        arguments: Gradient, boxes, scale, height and width of a box, the four sizes of the map, sampling
+            ratio, and whether boxes are aligned.
+
+    Raises:
+        RuntimeError: If torchvision has no such operator.
+    """
+    import torch
+
+    try:
+        operator = torch.ops.torchvision._roi_align_backward
+    except AttributeError:
+        raise RuntimeError(
+            f'mmlk: {_installed("torchvision")} has no operator _roi_align_backward; install one that '
+            "mmlk was checked on, 0.26.0, or MMCV's compiled operators (make setup-ops)"
+        ) from None
+    return operator(*arguments)
 
 
 # -------------------------------------------------------------------------------------- MMPretrain

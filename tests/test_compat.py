@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,25 @@ def test_a_config_class_without_the_resolver_stays_and_the_remedy_is_told():
     assert not hasattr(Other, '_get_cfg_path')
 
 
+def test_bases_of_a_config_are_found(tmp_path):
+    file = tmp_path / 'child.py'
+    file.write_text("_base_ = ['./one.py', 'mmlk::_base_/models/upernet.py']")
+    assert compat.base_configs(Config, file) == [
+        tmp_path / 'one.py',
+        Path(configs.config_path('_base_/models/upernet.py')),
+    ]
+    file.write_text(
+        'from mmengine.config import read_base\nwith read_base():\n    from .one import *'
+    )
+    assert compat.base_configs(Config, file) is None
+
+
+def test_storages_are_told_apart_without_memory():
+    x, other = torch.empty(2, 3, device='meta'), torch.empty(2, 3, device='meta')
+    assert compat.storage_identity(x) == compat.storage_identity(x[1:])
+    assert compat.storage_identity(x) != compat.storage_identity(other)
+
+
 @pytest.mark.parametrize('resume', [False, True])
 def test_a_runner_tells_whether_it_resumes(tmp_path, resume):
     runner = Runner(torch.nn.Linear(1, 1), str(tmp_path), resume=resume)
@@ -60,3 +80,11 @@ def test_a_wrapper_tells_how_many_iterations_it_accumulates():
 def test_what_is_gone_is_an_error_with_versions(function, name):
     with pytest.raises(RuntimeError, match=rf"mmengine \d.* no '{name}'; install .* 0\.10\.4 to"):
         function(SimpleNamespace())
+
+
+def test_a_config_class_that_tells_no_bases_is_an_error_with_versions():
+    class Other:
+        pass
+
+    with pytest.raises(RuntimeError, match=r"Other of .*mmengine .* no '_is_lazy_import'; install"):
+        compat.base_configs(Other, Path('any.py'))

@@ -1,6 +1,7 @@
 """Who may import whom: by what the files say, and by what an import brings in a fresh interpreter."""
 
 import ast
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -238,3 +239,86 @@ def test_autograd_nodes_are_written_in_one_way():
         str(path.relative_to(ROOT)) for path in files() if 'autograd.Function' in path.read_text()
     }
     assert places == {'mmlk/ops/library.py', 'mmlk/layers/layout.py'}
+
+
+COMPAT = ('mmlk/compat.py', 'mmlk/ops/compat.py', 'mmlk/ops/triton/compat.py')
+"""Where private names of other packages may stand."""
+KEPT = {
+    # Hooks of nn.Module, which torch names in public from 2.5 on only, and what its hooks are kept in.
+    '_register_load_state_dict_pre_hook',
+    '_register_state_dict_hook',
+    '_load_state_dict_pre_hooks',
+    '_forward_pre_hooks',
+    # Versions of the modules in a state dict; the base of all batch norms; writes that autograd counts.
+    '_metadata',
+    '_BatchNorm',
+    '_version',
+    # For subclasses of MMEngine's BaseModule and MMPretrain's ClsHead.
+    '_params_init_info',
+    '_get_loss',
+    # Methods of named tuples, which Python documents.
+    '_replace',
+    '_asdict',
+}
+"""Private by name, and public in use."""
+
+
+def private_names(tree):
+    """Private names that a file reads from objects or imports: (name, line)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            names = [node.attr]
+        elif isinstance(node, ast.ImportFrom):
+            names = [each.name for each in node.names]
+        else:
+            continue
+        for name in names:
+            if name.startswith('_') and not name.startswith('__') and name not in KEPT:
+                yield name, node.lineno
+
+
+def own_names(tree):
+    """Names that a file defines: functions, classes, variables and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            if isinstance(node.value, ast.Name) and node.value.id == 'self':
+                yield node.attr
+
+
+@functools.cache
+def names_of_the_package():
+    """`own_names` of all files but those of `COMPAT`."""
+    trees = (
+        ast.parse(path.read_text()) for path in files() if str(path.relative_to(ROOT)) not in COMPAT
+    )
+    return {name for tree in trees for name in own_names(tree)}
+
+
+def test_private_names_of_other_packages_stand_in_compat_alone():
+    own = names_of_the_package()
+    assert not [
+        f'{path.relative_to(ROOT)}:{line} uses {name}: through {COMPAT}'
+        for path in files()
+        if str(path.relative_to(ROOT)) not in COMPAT
+        for name, line in private_names(ast.parse(path.read_text()))
+        if name not in own
+    ]
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'import torch; torch._C._len_torch_dispatch_stack()',
+        'import torch; torch.ops.mkldnn._linear_pointwise',
+        'from mmengine.config import Config; Config._is_lazy_import',
+        'from triton.runtime.jit import _triton_jit_function',
+        'def f(kernel): return kernel._pack_args',
+    ],
+)
+def test_private_names_are_found(line):
+    names = {name for name, _ in private_names(ast.parse(line))}
+    assert names - names_of_the_package()

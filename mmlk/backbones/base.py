@@ -105,7 +105,7 @@ def _warn_of_random_weights(module: Network, _inputs: tuple[Tensor, ...]) -> Non
 def _end_warning(
     module: Network, _state: Any = None, _prefix: str = '', metadata: dict | None = None, *_: Any
 ) -> None:
-    """Remove the check: it speaks once, and not after a load."""
+    """Remove the check: it warns once, and not after a load."""
     if metadata and metadata.get('absent'):
         return
     for key, hook in list(module._forward_pre_hooks.items()):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from mmlk.checkpoints.report import Report
+from mmlk.compat import storage_identity
 
 _SHARED = re.compile(r'stages\.(\d)\.\d+\.dwconv\.(P|SIG)$')
 
@@ -87,7 +88,11 @@ def _share_positions(state: dict, own_state: Mapping, options: Mapping, report: 
     for key in state:
         found = _SHARED.match(key)
         if found:
-            group = found.groups() if options.get('shared_positions') else _storage(own_state[key])
+            group = (
+                found.groups()
+                if options.get('shared_positions')
+                else storage_identity(own_state[key])
+            )
             groups.setdefault(group, []).append(key)
     for keys in groups.values():
         first, *others = keys
@@ -136,7 +141,3 @@ def _clamp_positions(state: dict, limit: int, report: Report) -> None:
                     f'+-{limit}, as the code that trained the file saturates them'
                 )
         state[key] = clamped[id(value)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

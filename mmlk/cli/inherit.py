@@ -12,6 +12,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmlk import compat
 from mmlk.configs import config_root
 
 _SHOWN = 6
@@ -32,15 +33,14 @@ def check_variables(file: Path, read_keys: frozenset[str]) -> None:
     """
     if file.suffix != '.py' or config_root() in file.resolve().parents:
         return
-    if Config._is_lazy_import(str(file)):
-        return
-    bases = [Path(Config._get_cfg_path(base, str(file))[0]) for base in _bases(file)]
+    bases = compat.base_configs(Config, file)
     if not bases:
         return
     cfg, before = Config.fromfile(str(file)), {}
     for base in bases:
         check_variables(base, read_keys)
-        before.update(Config.fromfile(str(base))._cfg_dict)
+        inherited = Config.fromfile(str(base))
+        before.update((key, inherited[key]) for key in inherited)
     for name, old in before.items():
         if name in read_keys or name not in cfg or cfg[name] == old:
             continue
@@ -69,11 +69,6 @@ def places(node: Any, value: Any, path: str) -> list[str]:
         else ()
     )
     return [place for name, child in items for place in places(child, value, f'{path}.{name}')]
-
-
-def _bases(file: Path) -> list[str]:
-    bases = Config._get_base_files(str(file))
-    return [bases] if isinstance(bases, str) else bases
 
 
 def _line(place: str, name: str) -> str:

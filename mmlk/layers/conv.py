@@ -38,7 +38,7 @@ class ExpandingDepthwiseConv2d(nn.Conv2d):
 
 
 class GELU(nn.GELU):
-    """Exact GELU that hands a channels-last map to torch as the contiguous tensor it also is.
+    """Exact GELU; torch gets a channels-last map as a view that is contiguous.
 
     torch's vectorised code asks for plain strides and takes half as long.
     """

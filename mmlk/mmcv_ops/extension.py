@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 import torchvision
 
+from mmlk import compat
+
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 
@@ -169,7 +171,7 @@ def roi_align_backward(
     """Add the gradient of :func:`roi_align_forward`'s input to ``grad_input`` (N, C, H, W)."""
     if pool_mode != 1:
         raise _not_here('roi_align_backward with pool_mode="max"')
-    gradient = torch.ops.torchvision._roi_align_backward(
+    gradient = compat.roi_align_gradient(
         _wide(grad_output),
         _wide(rois),
         _float32(spatial_scale),

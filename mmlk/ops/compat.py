@@ -2,7 +2,7 @@
 
 Read on torch 2.4.0 and run on 2.11.0. Where a name is gone, the stand-in takes the slower or safer of
 two ways, so that an operator goes through PyTorch's dispatcher rather than past it. What other packages
-of the stack do not promise is in `mmlk.compat`; what Triton does not, in `mmlk.ops.triton`.
+of the stack do not promise is in `mmlk.compat`; what Triton does not, in `mmlk.ops.triton.compat`.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ _GLOBAL_HOOKS = tuple(
 def has_global_hooks() -> bool:
     """Whether hooks are registered for the calls of all modules."""
     return any(_GLOBAL_HOOKS)
+
+
+def explicit_padding(conv: torch.nn.Module) -> list[int]:
+    """Padding of a convolution as ``F.pad`` takes it, for every padding mode and ``'same'``."""
+    return conv._reversed_padding_repeated_twice  # type: ignore[return-value]  # a list of it
 
 
 # ------------------------------------------------------------------------------------- oneDNN

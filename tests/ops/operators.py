@@ -108,11 +108,17 @@ def compute(name: str, tensors: list[Tensor], reference: bool = False, call: Cal
     return result if isinstance(result, tuple) else (result,)
 
 
-def outcome(name: str, tensors: list[Tensor], gradients: bool, reference: bool = False):
+def outcome(
+    name: str,
+    tensors: list[Tensor],
+    gradients: bool,
+    reference: bool = False,
+    call: Call | None = None,
+):
     """The result, and with ``gradients`` those of all operands for a fixed cotangent."""
     leaves = [each.detach().requires_grad_(gradients) for each in tensors]
     with torch.set_grad_enabled(gradients):
-        results = compute(name, leaves, reference)
+        results = compute(name, leaves, reference, call)
     if not gradients:
         return list(results)
     generator = torch.Generator().manual_seed(1)

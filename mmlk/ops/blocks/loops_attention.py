@@ -43,7 +43,7 @@ class _Head:
         self.row = self.wide * LANES
         self.first, self.channel = k.task // heads * length, k.task % heads * depth
         self.channels = heads * depth
-        self.slot = k.variable(k.zero)
+        self.buffer = k.variable(k.zero)
         self.chunk = tile * _TILES
         self.done = k.scratch(tile * self.wide)
 
@@ -66,13 +66,13 @@ class _Head:
     def read(self, pointer, place) -> list:
         """The head's vectors of the pixel at ``place``, zero behind its channels."""
         return [
-            self.k.load_some(pointer, place + c * LANES, count, self.slot)
+            self.k.load_some(pointer, place + c * LANES, count, self.buffer)
             for c, count in enumerate(self.counts())
         ]
 
     def store(self, vectors: list, pointer, place) -> None:
         for c, (vector, count) in enumerate(zip(vectors, self.counts(), strict=True)):
-            self.k.store_some(vector, pointer, place + c * LANES, count, self.slot)
+            self.k.store_some(vector, pointer, place + c * LANES, count, self.buffer)
 
     def load(self, pointer, place=0) -> list:
         """The vectors of a plane's pixel, or of the head's vector at ``pointer``."""

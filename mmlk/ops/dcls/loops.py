@@ -285,12 +285,8 @@ def _add_slopes(k: Kernel, version: str, slope, value, distance, moved, widened)
     k.write(moved, k.b.fsub(k.read(moved), k.b.select(falling, slope, k.zero)))
 
 
-def _address(tensor: Tensor | None) -> int:
-    return address(tensor)
-
-
-# Vectors of scratch that the second cache holds.
 _LIMIT = 16_384
+"""Vectors of scratch, 1 MB: what a core's second cache holds. Beyond it the way of torch is taken."""
 
 
 def refusal(elements: int, height: int, width: int) -> str | None:
@@ -323,7 +319,7 @@ def construct(
     _construct(version=version)(
         -(-channels // LANES),
         channels * elements * height * width,
-        *map(_address, (weight, *positions, *widths, out)),
+        *map(address, (weight, *positions, *widths, out)),
         channels,
         elements,
         height,
@@ -352,7 +348,7 @@ def gradients(
     _gradients(version=version)(
         -(-channels // LANES),
         2 * channels * elements * height * width,
-        *map(_address, (grad, weight, *positions, *widths, *targets)),
+        *map(address, (grad, weight, *positions, *widths, *targets)),
         channels,
         elements,
         height,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlk.ops import dispatch
+from mmlk.ops import compat, dispatch
 from mmlk.ops.dcls import (
     INITIAL_SIGMA,
     check_version,
@@ -284,7 +284,7 @@ class _DCLSConv(_DCLS):
             device='meta',
         )
         self.stride, self.padding, self.padding_mode = plain.stride, plain.padding, padding_mode
-        self._explicit_padding = plain._reversed_padding_repeated_twice
+        self._explicit_padding = compat.explicit_padding(plain)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x (N, C, ...) as ``nn.ConvNd`` with the constructed kernel would."""

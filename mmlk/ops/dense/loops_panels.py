@@ -15,8 +15,8 @@ from torch import Tensor
 from mmlk.ops.jit.address import address
 from mmlk.ops.jit.language import LANES, kernel
 
-# Rows from one being copied to one being fetched.
 AHEAD = 8
+"""Rows from one being copied to one being fetched: the time that memory takes to answer."""
 
 
 class Panels(NamedTuple):
@@ -63,7 +63,7 @@ def fill(
     start,
     count,
     stride,
-    slot,
+    buffer,
     *,
     transposed: bool,
     scaled: bool,
@@ -79,7 +79,7 @@ def fill(
         start: The first input.
         count: Number of inputs.
         stride: `Plain.stride`.
-        slot: Variable that serves as a buffer.
+        buffer: Variable for vectors of which a part is read or written.
         transposed: `Plain.transposed`.
         scaled: Whether there are factors.
     """
@@ -92,7 +92,9 @@ def fill(
         with k.loop(0, count) as i:
             k.prefetch(corner, (i + AHEAD) * stride)
             k.prefetch(corner, (i + AHEAD) * stride + (LANES - 1))
-            k.store(times_factor(k.load_some(corner, i * stride, left, slot), i), panel, i * LANES)
+            k.store(
+                times_factor(k.load_some(corner, i * stride, left, buffer), i), panel, i * LANES
+            )
         return
     # Beyond the last row the last one is read again.
     lines = [k.at(weight, k.min(column + r, features - 1) * stride + start) for r in range(LANES)]

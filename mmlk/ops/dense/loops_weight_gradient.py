@@ -17,18 +17,24 @@ from mmlk.ops.jit.address import address
 from mmlk.ops.jit.language import LANES, kernel
 from mmlk.ops.jit.tile import ROWS, add_products
 
-# Rows of a span, at most: a panel of 25 KB.
+# As in `mmlk.ops.dense.loops`, sizes follow from the caches of current processors.
 SPAN = 400
-# Floats that are copied to panels before they are multiplied, some 4 MB.
+"""Rows of a span, at most: a panel is 25 KB then and fits the first cache."""
+
 CHUNK = 1_000_000
-# Panels that a task copies side by side, four lines of the cache.
+"""Floats that are copied to panels before they are multiplied: 4 MB, which a last cache holds."""
+
 COPIED_TOGETHER = 4
-# Rows from one being copied to one being fetched.
+"""Panels that a task copies side by side, four neighbouring lines of the cache."""
+
 AHEAD = 4
-# Panels of ``g`` that a task keeps in its core's cache, at most.
+"""Rows from one being copied to one being fetched: the time that memory takes to answer."""
+
 TASK_PANELS = 12
-TASKS_PER_THREAD = 8
-TASK_COST = 2_000_000
+"""Panels of ``g`` that a task keeps in its core's second cache, at most: 300 KB."""
+
+TASKS_PER_THREAD, TASK_COST = 8, 2_000_000
+"""As in `mmlk.ops.dense.loops`."""
 
 
 @kernel(
@@ -65,7 +71,7 @@ def _pack(
     first = (k.task - k.choose(is_g, 0, count)) * together
     last = k.min(first + together, width)
     whole = last - last % LANES
-    slot = k.variable(k.zero)
+    buffer = k.variable(k.zero)
     parts, by_y = k.scratch(COPIED_TOGETHER), k.scratch(COPIED_TOGETHER)
 
     with k.loop(0, rows, span) as start:
@@ -89,7 +95,7 @@ def _pack(
                 k.prefetch(source, (row + AHEAD) * stride + column)
                 keep(row, column, k.load)
             with k.when(last > whole):
-                keep(row, whole, lambda place: k.load_some(place, 0, last - whole, slot))
+                keep(row, whole, lambda place: k.load_some(place, 0, last - whole, buffer))
         for wanted, kept, offset in ((summed, parts, 0), (multiplied, by_y, width)):
             if wanted:
                 with k.when(is_g), k.loop(first, last, LANES) as column:
@@ -99,10 +105,10 @@ def _pack(
                             total,
                             k.b.fadd(
                                 k.read(total),
-                                k.load_some(sums, offset + column, last - column, slot),
+                                k.load_some(sums, offset + column, last - column, buffer),
                             ),
                         )
-                    k.store_some(k.read(total), sums, offset + column, last - column, slot)
+                    k.store_some(k.read(total), sums, offset + column, last - column, buffer)
 
 
 @kernel('g_p x_p factors_p y_p depth rows columns span before groups task_rows task_columns')
@@ -127,7 +133,7 @@ def _product(
     top, first = k.task // groups * task_rows, k.task % groups * task_columns
     bottom = k.min(top + task_rows, (rows + (LANES - 1)) // LANES)
     last = k.min(first + task_columns, (columns + (LANES - 1)) // LANES)
-    slot, done = k.variable(k.zero), k.scratch(ROWS)
+    buffer, done = k.variable(k.zero), k.scratch(ROWS)
     with k.loop(0, depth, span) as start, k.loop(first, last) as right, k.loop(top, bottom) as left:
         count, later = k.min(span, depth - start), start + before > 0
         ours = k.at(g, (left * depth + start) * LANES)
@@ -173,10 +179,10 @@ def _product(
                                 total,
                                 k.b.fadd(
                                     k.read(total),
-                                    k.load_some(corner, columns * r, columns - column, slot),
+                                    k.load_some(corner, columns * r, columns - column, buffer),
                                 ),
                             )
-                        k.store_some(k.read(total), corner, columns * r, columns - column, slot)
+                        k.store_some(k.read(total), corner, columns * r, columns - column, buffer)
 
         tile(k.int(0), ROWS)
         with k.loop(ROWS, LANES, ROWS - 1) as offset:

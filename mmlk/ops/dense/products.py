@@ -21,12 +21,17 @@ from mmlk.ops.dense.loops_panels import Panels, Plain, pack, plain
 from mmlk.ops.dense.loops_weight_gradient import weight_gradient as compiled_weight_gradient
 from mmlk.ops.jit.address import can_address
 
-# Rows from which the compiled product is faster than oneDNN's.
+# The three below divide shapes between the compiled loops, oneDNN and MKL. To measure them again, time
+# each way on the widths of the published networks with rows on either side of the number.
 MANY_ROWS = 32
-# Multiplications from which a compiled weight gradient is worth its call.
+"""Rows from which the compiled product is faster than oneDNN's."""
+
 MANY_PRODUCTS = 1_000_000
-# Rows up to which MKL sums a weight gradient slowly.
+"""Multiplications from which a compiled weight gradient is faster: below, its two launches and the
+copies to panels take longer than MKL's whole product."""
+
 FEW_ROWS = 512
+"""Rows up to which MKL sums a weight gradient slowly."""
 
 
 def can_use_onednn(x: Tensor) -> bool:

@@ -90,7 +90,7 @@ def plan(
     kh, kw = kernel
     if compiles and not leaves_the_cache(shape, kernel):
         # With the fewest taps torch is as fast and its autograd node is cheaper; a contiguous map is
-        # reordered twice, which more taps must pay for.
+        # reordered twice, which is slower than torch unless there are more taps.
         few = kw <= 3 and kh * kw <= 11 and stride == (1, 1)
         if last and not few or kw > 3 and kh * kw >= 25 and stride == (1, 1):
             return COMPILED

@@ -25,8 +25,9 @@ _UNROLLED = 11
 _PIXELS, _TAPS = 7, 6
 # Vectors of a plane: what the first cache holds beside the rest, and what the second one does.
 _CACHED, _LIMIT = 768, 8192
-_COLUMNS = 64
-_TASKS = 16
+# Columns of a part, at most, and tasks above which parts are not made smaller: more tasks share better
+# among threads, fewer copy fewer borders of parts.
+_COLUMNS, _TASKS = 64, 16
 
 
 def _block(k: Kernel, channels, parts):
@@ -44,9 +45,9 @@ class _Sum(NamedTuple):
     fine: planes.Map
     coarse: planes.Map
 
-    def read(self, k: Kernel, y, x, slot):
-        value = self.fine.read(k, y, x, slot)
-        return k.b.fadd(value, self.coarse.read(k, y // 2, x // 2, slot))
+    def read(self, k: Kernel, y, x, buffer):
+        value = self.fine.read(k, y, x, buffer)
+        return k.b.fadd(value, self.coarse.read(k, y // 2, x // 2, buffer))
 
 
 @kernel(
@@ -100,7 +101,7 @@ def _forward(
     rest = rest // column_bands
     top, image = (rest % row_bands) * band_rows, rest // row_bands
     bottom, right = k.min(top + band_rows, rows), k.min(left + band_columns, columns)
-    slot = k.variable(k.zero)
+    buffer = k.variable(k.zero)
 
     # Only rows of the map are copied, others are skipped as taps.
     first = k.max(top * sh - kh // 2, 0)
@@ -115,10 +116,10 @@ def _forward(
             planes.Map(coarse, image * coarse_image + channel, coarse_row, coarse_column, count),
         )
     planes.fill(
-        k, plane, source, (first, copied), (left * sw - kw // 2, padded), (height, width), slot
+        k, plane, source, (first, copied), (left * sw - kw // 2, padded), (height, width), buffer
     )
     planes.pack_kernel(k, taps, weight, channel, count, kh * kw, flip)
-    start = k.load_some(bias, channel, count, slot) if has_bias else k.zero
+    start = k.load_some(bias, channel, count, buffer) if has_bias else k.zero
 
     target = planes.Map(y, image * y_image + channel, y_row, y_column, count)
     with k.loop(top, bottom) as row:
@@ -152,8 +153,8 @@ def _forward(
                 with k.when(place < right):
                     value, offset = k.read(each), target.pixel(row, place)
                     if accumulate:
-                        value = k.b.fadd(value, k.load_some(y, offset, count, slot))
-                    k.store_some(value, y, offset, count, slot)
+                        value = k.b.fadd(value, k.load_some(y, offset, count, buffer))
+                    k.store_some(value, y, offset, count, buffer)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -314,7 +315,7 @@ def _weight_gradient(
     (sh, sw), (down, across), (rest_down, rest_across) = stride, tile, rest
     channel, count, part = _block(k, channels, parts)
     image, piece = part // pieces, part % pieces
-    slot, bias_sum = k.variable(k.zero), k.variable(k.zero)
+    buffer, bias_sum = k.variable(k.zero), k.variable(k.zero)
     taps = k.scratch(kh * kw)
     with k.loop(0, kh * kw) as tap:
         k.store(k.zero, taps, tap * LANES)
@@ -335,10 +336,10 @@ def _weight_gradient(
             (above, (bottom - top - 1) * sh + kh),
             (0 - kw // 2, padded),
             (height, width),
-            slot,
+            buffer,
         )
         planes.fill(
-            k, grads, incoming, (top, bottom - top), (k.int(0), columns), (rows, columns), slot
+            k, grads, incoming, (top, bottom - top), (k.int(0), columns), (rows, columns), buffer
         )
         with k.loop(0, (bottom - top) * columns) as pixel:
             k.write(bias_sum, k.b.fadd(k.read(bias_sum), k.load(grads, pixel * LANES)))
@@ -383,7 +384,7 @@ def _weight_gradient(
         line = (part * channels + channel + lane) * (kh * kw)
         with k.loop(0, kh * kw) as tap:
             k.copy_float(k.at(taps, tap * LANES + lane), k.at(out, line + tap))
-    k.store_some(k.read(bias_sum), bias, part * channels + channel, count, slot)
+    k.store_some(k.read(bias_sum), bias, part * channels + channel, count, buffer)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -482,7 +483,7 @@ def _strided_input_gradient(
     channel, count, rest = _block(k, channels, parts)
     top, image = (rest % bands) * band_rows, rest // bands
     bottom = k.min(top + band_rows, height)
-    slot = k.variable(k.zero)
+    buffer = k.variable(k.zero)
     taps = k.scratch(kh * kw)
     planes.pack_kernel(k, taps, weight, channel, count, kh * kw)
     # Position p of the result takes tap i from position (p + k // 2 - i) / s of the gradient.
@@ -492,7 +493,9 @@ def _strided_input_gradient(
     padded = border + tiles * tile + (kw // 2 + sw - 1) // sw
     plane = k.scratch(copied * padded)
     source = planes.Map(grad, image * grad_image + channel, grad_row, grad_column, count)
-    planes.fill(k, plane, source, (first, copied), (k.int(-border), padded), (rows, columns), slot)
+    planes.fill(
+        k, plane, source, (first, copied), (k.int(-border), padded), (rows, columns), buffer
+    )
     target = planes.Map(out, image * out_image + channel, out_row, out_column, count)
     with k.loop(top, bottom) as row:
         with k.loop(0, tiles) as index:
@@ -510,7 +513,7 @@ def _strided_input_gradient(
                 for pixel, each in enumerate(sums):
                     place = (index * tile + pixel) * sw + parity
                     with k.when(place < width):
-                        k.store_some(k.read(each), out, target.pixel(row, place), count, slot)
+                        k.store_some(k.read(each), out, target.pixel(row, place), count, buffer)
 
 
 def input_gradient(

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from mmlk.ops.jit import checks
 from mmlk.ops.library import PLAIN
+
+pointer: Callable[[Tensor], int] = checks.Range.of if checks.ENABLED else Tensor.data_ptr
+"""Address of the first element of any tensor on the CPU; compiled loops are told its memory, too,
+where they check what they touch (`mmlk.ops.jit.checks`)."""
 
 
 def address(x: Tensor | None) -> int:
@@ -17,10 +24,10 @@ def address(x: Tensor | None) -> int:
     """
     if x is None:
         return 0
-    pointer = x.data_ptr() if x.is_cpu and x.dtype is torch.float32 and not x.is_neg() else 0
-    if pointer == 0 and x.numel() > 0:
+    place = pointer(x) if x.is_cpu and x.dtype is torch.float32 and not x.is_neg() else 0
+    if place == 0 and x.numel() > 0:
         raise RuntimeError(f'compiled loops cannot address this tensor: {_description(x)}')
-    return pointer
+    return place
 
 
 def addresses(*tensors: Tensor | None) -> list[int]:
@@ -30,8 +37,8 @@ def addresses(*tensors: Tensor | None) -> list[int]:
         if x is None:
             found.append(0)
             continue
-        pointer = x.data_ptr() if x.is_cpu and x.dtype is torch.float32 and not x.is_neg() else 0
-        found.append(pointer or address(x))
+        place = pointer(x) if x.is_cpu and x.dtype is torch.float32 and not x.is_neg() else 0
+        found.append(place or address(x))
     return found
 
 

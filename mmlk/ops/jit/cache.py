@@ -32,13 +32,13 @@ def folder() -> Path | None:
         return Path(chosen) if chosen else None
     try:
         home = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # this user has no home folder
         return None
     return Path(home) / 'mmlk' / 'jit'
 
 
 def load(name: str) -> bytes | None:
-    """Content of file ``name``, if it is there, whole, and nobody else's."""
+    """Content of file ``name``, if it is there, whole, and written by this user."""
     place = folder()
     if place is None or not owned.can_trust(place):
         return None

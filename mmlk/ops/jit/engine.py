@@ -94,8 +94,9 @@ def _team():
 def _create_team():
     """``run(address, words, threads)``: several threads enter the function at once.
 
-    torch's own OpenMP runtime lends its threads, which are awake already; a second pool would compete
-    with them for the processor. Where torch has another runtime, Python's threads do it.
+    They are threads of torch's own OpenMP runtime, which are running already; those of a second pool
+    would run at the same time on the same cores. Where torch has another runtime, Python's threads do
+    it.
     """
     enter = compat.openmp_parallel()
     if enter is None:
@@ -116,8 +117,10 @@ def _create_team():
 class Compiled:
     """A kernel in machine code. Call it with the number of tasks, their cost and its arguments."""
 
-    # Multiplications below which a second thread costs more than it does.
     WORTH_A_THREAD = 400_000
+    """Multiplications for each further thread of a call: some ten microseconds of work, while waking a
+    thread takes a few. To measure it again, time one loop on small maps with one thread
+    and with two."""
 
     def __init__(self, address: int):
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)

@@ -14,7 +14,7 @@ import itertools
 import struct
 from collections.abc import Callable
 
-from mmlk.ops.jit import engine
+from mmlk.ops.jit import checks, engine
 
 try:
     from llvmlite import ir
@@ -25,7 +25,9 @@ LANES = 16
 """Floats in a vector. LLVM splits it into registers: two on AVX2, one on AVX-512, four on NEON."""
 
 STACK = 64 << 10
-"""Bytes of a thread's stack that a task's scratch may take: a quarter of the smallest stacks in use."""
+"""Bytes of a thread's stack that a task's scratch may take: a quarter of the smallest stacks in use,
+256 KB, which tests/ops/test_memory_safety.py runs all operators on. More would save
+calls of the heap."""
 
 if ir is not None:
     _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
@@ -52,14 +54,22 @@ def kernel(arguments: str) -> Callable:
             # Such as depthwise_loops_forward: what `perf` shows must tell whose loop it is.
             place = '_'.join(write.__module__.split('.')[-2:])
             name = f'{place}_{write.__name__.strip("_")}'
-            k = Kernel(name, names, lanes)
+            k = _kernel_class()(name, names, lanes)
             write(k, *k.arguments, **parameters)
-            return engine.compile_module(k.finish(), name)
+            return k.compile()
 
         compiled.__doc__ = write.__doc__
         return compiled
 
     return decorate
+
+
+def _kernel_class() -> type[Kernel]:
+    if not checks.ENABLED:
+        return Kernel
+    from mmlk.ops.jit.checked import CheckedKernel  # it is made of what stands here
+
+    return CheckedKernel
 
 
 @functools.lru_cache(maxsize=4096)
@@ -140,7 +150,12 @@ class Kernel:
         worker: Number of the thread that runs it, below `Compiled.threads`.
         arguments: The run-time arguments: `Int`, or a pointer where the name ends in ``_p``.
         width: Floats in a vector.
+
+    All memory but that of `variable` is reached through `at`, `_load` and `_store`, which
+    `mmlk.ops.jit.checked` overrides; what they take for a pointer is of ``pointer_type``.
     """
+
+    pointer_type = None if ir is None else _POINTER
 
     def __init__(self, name: str, names: list[str], lanes: int = LANES):
         self.name, self.width = name, lanes
@@ -153,13 +168,14 @@ class Kernel:
         )
         self._function.linkage = 'internal'
         self._words, task, worker = self._function.args
-        self._named = engine.HEADER + len(names)
+        self._named = len(names)
         self.b = ir.IRBuilder(self._function.append_basic_block())
         self.task, self.worker = Int(self, task), Int(self, worker)
         self.arguments = []
         for index, each in enumerate(names):
-            word = self.load_int(self._words, engine.HEADER + index)
-            self.arguments.append(self.pointer(word) if each.endswith('_p') else word)
+            self.arguments.append(
+                self._address_argument(index) if each.endswith('_p') else self._argument(index)
+            )
         self.zero = ir.Constant(self._vector, [0.0] * lanes)
         # One half of the stack is for scratch of a size known now, the other for what is not.
         self._known_left, self._left = STACK // 2, self.int(STACK // 2)
@@ -223,7 +239,7 @@ class Kernel:
             arguments: Names as for `kernel`, of addresses and numbers.
             write: Writes the code, given the arguments. It reads no value of the code around it.
         """
-        types = [_POINTER if each.endswith('_p') else _I64 for each in arguments.split()]
+        types = [self.pointer_type if each.endswith('_p') else _I64 for each in arguments.split()]
         function = ir.Function(
             self.module, ir.FunctionType(ir.VoidType(), types), f'{self.name}_{next(self._serial)}'
         )
@@ -231,10 +247,7 @@ class Kernel:
         function.attributes.add('noinline')
         outer, self.b = self.b, ir.IRBuilder(function.append_basic_block())
         write(
-            *(
-                each if kind is _POINTER else Int(self, each)
-                for kind, each in zip(types, function.args)
-            )
+            *(Int(self, each) if kind is _I64 else each for kind, each in zip(types, function.args))
         )
         self.b.ret_void()
         self.b = outer
@@ -243,7 +256,7 @@ class Kernel:
             self.b.call(
                 function,
                 [
-                    each if kind is _POINTER else self.int(each).value
+                    self.int(each).value if kind is _I64 else each
                     for kind, each in zip(types, values, strict=True)
                 ],
             )
@@ -356,42 +369,60 @@ class Kernel:
         known = self.module.globals.get(name)
         return known or ir.Function(self.module, ir.FunctionType(result, arguments), name)
 
-    def further(self, index) -> Int:
-        """The argument with that number behind those that have names."""
-        return self.load_int(self._words, self.int(index) + self._named)
+    def _word(self, index):
+        """The word with that number of those that the call passes."""
+        place = self.b.gep(self._words, [self.int(index).value], source_etype=_I64)
+        return self.b.load(place, typ=_I64)
+
+    def _argument(self, index) -> Int:
+        """The argument with that number."""
+        return Int(self, self._word(self.int(index) + engine.HEADER))
+
+    def _address_argument(self, index):
+        """The argument with that number, an address."""
+        return self.b.inttoptr(self._argument(index).value, _POINTER)
+
+    def further(self, index):
+        """The argument with that number behind those that have names, an address."""
+        return self._address_argument(self.int(index) + self._named)
+
+    def at(self, pointer, offset, unit=None):
+        """The address ``offset`` floats on, or as many of LLVM's type ``unit``."""
+        return self.b.gep(pointer, [self.int(offset).value], source_etype=unit or _F32)
+
+    def _load(self, address, kind, align: int = 4):
+        """What LLVM's type ``kind`` makes of the memory at an address."""
+        return self.b.load(address, typ=kind, align=align)
+
+    def _store(self, value, address) -> None:
+        self.b.store(value, address, align=4)
+
+    def _plain(self, pointer):
+        """The pointer as LLVM's, for instructions that touch no memory."""
+        return pointer
 
     def load_int(self, pointer, index) -> Int:
         """The 64-bit integer with that number."""
-        place = self.b.gep(pointer, [self.int(index).value], source_etype=_I64)
-        return Int(self, self.b.load(place, typ=_I64))
-
-    def pointer(self, number: Int):
-        """A number as an address."""
-        return self.b.inttoptr(number.value, _POINTER)
-
-    def at(self, pointer, offset):
-        """The address ``offset`` floats on."""
-        return self.b.gep(pointer, [self.int(offset).value], source_etype=_F32)
+        return Int(self, self._load(self.at(pointer, index, _I64), _I64, 8))
 
     def load(self, pointer, offset=0):
         """A vector from ``offset`` on."""
-        return self.b.load(self.at(pointer, offset), typ=self._vector, align=4)
+        return self._load(self.at(pointer, offset), self._vector)
 
     def load_splat(self, pointer, offset=0):
         """The vector of one float in memory."""
-        return self._everywhere(self.b.load(self.at(pointer, offset), typ=_F32, align=4))
+        return self._everywhere(self._load(self.at(pointer, offset), _F32))
 
     def gather(self, addresses: list):
         """The vector of the floats at as many addresses."""
         vector = self.zero
         for lane, address in enumerate(addresses):
-            number = self.b.load(address, typ=_F32, align=4)
-            vector = self.b.insert_element(vector, number, _I32(lane))
+            vector = self.b.insert_element(vector, self._load(address, _F32), _I32(lane))
         return vector
 
     def load_four(self, pointer, offset=0):
         """Four floats, for `shuffle`."""
-        return self.b.load(self.at(pointer, offset), typ=_QUARTER, align=4)
+        return self._load(self.at(pointer, offset), _QUARTER)
 
     def shuffle(self, left, right, lanes):
         """The lanes with these numbers of two vectors of one length, those of ``right`` counting on."""
@@ -401,30 +432,30 @@ class Kernel:
         )
 
     def store(self, vector, pointer, offset=0) -> None:
-        self.b.store(vector, self.at(pointer, offset), align=4)
+        self._store(vector, self.at(pointer, offset))
 
-    def load_some(self, pointer, offset, count: Int, slot):
+    def load_some(self, pointer, offset, count: Int, buffer):
         """As `load`, where only ``count`` floats may be touched; the rest is zero.
 
         Args:
-            slot: Variable that serves as a buffer.
+            buffer: Variable for vectors of which a part is read or written.
         """
         with self.either(count >= self.width) as (full, part):
             with full:
-                self.write(slot, self.load(pointer, offset))
+                self.write(buffer, self.load(pointer, offset))
             with part:
-                self.write(slot, self.zero)
-                self._copy_some(self.at(pointer, offset), slot, count)
-        return self.read(slot)
+                self.write(buffer, self.zero)
+                self._copy_some(self.at(pointer, offset), buffer, count)
+        return self.read(buffer)
 
-    def store_some(self, vector, pointer, offset, count: Int, slot) -> None:
+    def store_some(self, vector, pointer, offset, count: Int, buffer) -> None:
         """As `store`, of the first ``count`` floats."""
         with self.either(count >= self.width) as (full, part):
             with full:
                 self.store(vector, pointer, offset)
             with part:
-                self.write(slot, vector)
-                self._copy_some(slot, self.at(pointer, offset), count)
+                self.write(buffer, vector)
+                self._copy_some(buffer, self.at(pointer, offset), count)
 
     def prefetch(self, pointer, offset=0, *, write: bool = False) -> None:
         """Bring the line of the cache that holds that float closer; any address will do."""
@@ -432,7 +463,8 @@ class Kernel:
         function = self.module.globals.get(name) or ir.Function(
             self.module, ir.FunctionType(ir.VoidType(), [_POINTER, _I32, _I32, _I32]), name
         )
-        self.b.call(function, [self.at(pointer, offset), _I32(int(write)), _I32(3), _I32(1)])
+        place = self._plain(self.at(pointer, offset))
+        self.b.call(function, [place, _I32(int(write)), _I32(3), _I32(1)])
 
     def copy_block(self, source, target, count: Int) -> None:
         """Copy a vector of which only ``count`` floats may be read; the rest of the target is zero.
@@ -449,21 +481,24 @@ class Kernel:
     def _copy_some(self, source, target, count: Int) -> None:
         """Copy ``count`` floats, four at a time as far as they go."""
         with self.loop(0, count - 3, 4) as lane:
-            four = self.b.load(self.at(source, lane), typ=_QUARTER, align=4)
-            self.b.store(four, self.at(target, lane), align=4)
+            self._store(self._load(self.at(source, lane), _QUARTER), self.at(target, lane))
         with self.loop(count - count % 4, count) as lane:
             self.copy_float(self.at(source, lane), self.at(target, lane))
 
     def copy_float(self, source, target) -> None:
         """Copy one float from address to address."""
-        self.b.store(self.b.load(source, typ=_F32, align=4), target, align=4)
+        self._store(self._load(source, _F32), target)
 
     def barrier(self, pointer) -> None:
         """Loads from there are made again after this: earlier ones occupy no registers."""
         nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), [_POINTER]), '', 'r,~{memory}', True)
-        self.b.call(nothing, [pointer])
+        self.b.call(nothing, [self._plain(pointer)])
 
     # End -------------------------------------------------------------------------------------------
+
+    def compile(self) -> engine.Compiled:
+        """Machine code of what has been written."""
+        return engine.compile_module(self.finish(), self.name)
 
     def finish(self) -> str:
         """The module: the task, and a function that takes tasks from the counter until none is left."""

@@ -31,9 +31,9 @@ class Map(NamedTuple):
     def pixel(self, y, x) -> Int:
         return self.offset + y * self.row + x * self.column
 
-    def read(self, k: Kernel, y, x, slot):
-        """The pixel's vector of channels, or fewer and zeros; ``slot`` is a variable for those."""
-        return k.load_some(self.pointer, self.pixel(y, x), self.channels, slot)
+    def read(self, k: Kernel, y, x, buffer):
+        """The pixel's vector of channels, or fewer and zeros; ``buffer`` is a variable for those."""
+        return k.load_some(self.pointer, self.pixel(y, x), self.channels, buffer)
 
     def prefetch(self, k: Kernel, y, x) -> None:
         """Ask for the pixel's 16 channels, which rarely start where a cache line does."""
@@ -41,7 +41,7 @@ class Map(NamedTuple):
             k.prefetch(self.pointer, self.pixel(y, x) + offset)
 
 
-def fill(k: Kernel, plane, source, rows, columns, size, slot) -> None:
+def fill(k: Kernel, plane, source, rows, columns, size, buffer) -> None:
     """Copy rows ``rows[0]`` and following, columns ``columns[0]`` and following, zero outside the map.
 
     Args:
@@ -50,7 +50,7 @@ def fill(k: Kernel, plane, source, rows, columns, size, slot) -> None:
         rows: First row, which may be negative, and number of rows.
         columns: The same of columns.
         size: Height and width of the map.
-        slot: A variable for partial blocks.
+        buffer: A variable for partial blocks.
     """
     (top, height), (left, width) = rows, columns
     first = k.min(k.max(0, 0 - left), width)
@@ -68,7 +68,7 @@ def fill(k: Kernel, plane, source, rows, columns, size, slot) -> None:
                         pixel = k.at(source.pointer, source.pixel(top + y, left + x))
                         k.copy_block(pixel, place, source.channels)
                     else:
-                        k.store(source.read(k, top + y, left + x, slot), place)
+                        k.store(source.read(k, top + y, left + x, buffer), place)
                 with k.loop(end, width) as x:
                     k.store(k.zero, plane, (line + x) * LANES)
             with beyond, k.loop(0, width) as x:

@@ -2,9 +2,9 @@
 
 One task computes all branches for parts of images and 16 of their channels. Folded, every kernel adds
 to the same pixels of the result. In training each branch has a map and batch statistics of its own
-(`mmlk.ops.jit.branch_norms`): the moments of a part are taken while it is in the cache. The gradient
-of a branch through its norm is ``A g + B (z - mean) + C`` with three numbers per channel; such maps
-exist only as planes, from which a task takes the gradients of map and kernels.
+(`mmlk.ops.large_kernel.loops_norms`): the moments of a part are taken while it is in the cache. The
+gradient of a branch through its norm is ``A g + B (z - mean) + C`` with three numbers per channel; such
+maps exist only as planes, from which a task takes the gradients of map and kernels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmlk.ops.large_kernel.loops_strips import (
     SHORT,
     Bands,
     Block,
-    Own,
+    OwnPixels,
     Part,
     Strip,
     View,
@@ -78,7 +78,7 @@ def _forward(
         part, form = Part(block, number, bands), None
         for position, index in enumerate(order):
             strip = strips[index]
-            view, target = View(part, strip), k.pointer(k.further(0 if summed else index))
+            view, target = View(part, strip), k.further(0 if summed else index)
             if strip.form != form:
                 plane, form = view.fill(memory, room, part.halves(x), 0), strip.form
             with block.each_half() as half:
@@ -271,9 +271,9 @@ class _Gradient(NamedTuple):
     mean: object
     constant: object
 
-    def read(self, k: Kernel, y, x, slot):
-        centred = k.b.fsub(self.branch.read(k, y, x, slot), k.read(self.mean))
-        total = k.fma(self.grad.read(k, y, x, slot), k.read(self.by_grad), k.read(self.constant))
+    def read(self, k: Kernel, y, x, buffer):
+        centred = k.b.fsub(self.branch.read(k, y, x, buffer), k.read(self.mean))
+        total = k.fma(self.grad.read(k, y, x, buffer), k.read(self.by_grad), k.read(self.constant))
         return k.fma(centred, k.read(self.by_branch), total)
 
     def prefetch(self, k: Kernel, y, x) -> None:
@@ -319,7 +319,7 @@ def _backward(
     branches = [index for index in range(len(sizes)) if wants_map or wants_taps[index]]
     strips = [Strip(block, *each) for each in zip(sizes, tiles)]
     memory = k.scratch(room * block.halves)
-    pixels = Own(block, bands) if any(wants_taps) else None
+    pixels = OwnPixels(block, bands) if any(wants_taps) else None
     taps, sums = ([each.taps() for each in strips] for _ in range(2))
     numbers = [
         [block.rows_of(table, 4 * index + i) for i in range(4)] if normed else None

@@ -22,12 +22,12 @@ from mmlk.ops.jit.language import LANES, Kernel, bits, kernel
 from mmlk.ops.large_kernel import loops as branches
 from mmlk.ops.large_kernel.loops_strips import Block, Part
 
-_MEAN, _SCALE, _REST, _INVERSE = _ROWS = range(4)
+_MEAN, _SCALE, _MEAN_ERROR, _INVERSE = _ROWS = range(4)
 """Rows of a branch in the table of what the forward pass found: mean, factor of the centred branch,
 ``mean - true mean``, rstd. One more row, after those of all branches, is their shift."""
 
 _CHUNK = 32
-"""Pixels that a task of the forward sum takes."""
+"""Pixels that a task of the forward sum takes: more make fewer tasks to take, fewer share better."""
 
 
 class _Channels:
@@ -35,16 +35,16 @@ class _Channels:
 
     def __init__(self, k: Kernel, channels):
         self.k, self.channels, self.first = k, channels, k.task * LANES
-        self.count, self.slot = channels - self.first, k.variable(k.zero)
+        self.count, self.buffer = channels - self.first, k.variable(k.zero)
 
     def load(self, pointer, row=0):
         return self.k.load_some(
-            pointer, self.first + self.k.int(row) * self.channels, self.count, self.slot
+            pointer, self.first + self.k.int(row) * self.channels, self.count, self.buffer
         )
 
     def store(self, value, pointer, row=0) -> None:
         self.k.store_some(
-            value, pointer, self.first + self.k.int(row) * self.channels, self.count, self.slot
+            value, pointer, self.first + self.k.int(row) * self.channels, self.count, self.buffer
         )
 
 
@@ -115,13 +115,13 @@ def _pixels(k: Kernel, number, height, width, bands):
 def _affine(k: Kernel, z_0, z_1, z_2, table, y, channels, pixels, chunks, *, count):
     image, first = k.task // chunks, k.task % chunks * _CHUNK
     end, blocks = k.min(first + _CHUNK, pixels), (channels + (LANES - 1)) // LANES
-    slot = k.variable(k.zero)
+    buffer = k.variable(k.zero)
     with k.loop(0, blocks) as block:
         channel = block * LANES
         width = channels - channel
 
         def row(number):
-            return k.load_some(table, channel + number * channels, width, slot)
+            return k.load_some(table, channel + number * channels, width, buffer)
 
         numbers = [
             (row(len(_ROWS) * index + _MEAN), row(len(_ROWS) * index + _SCALE))
@@ -133,7 +133,7 @@ def _affine(k: Kernel, z_0, z_1, z_2, table, y, channels, pixels, chunks, *, cou
             for z, (mean, scale) in zip((z_0, z_1, z_2), numbers):
                 value = k.load(z, (start + pixel) * LANES)
                 total = k.fma(k.b.fsub(value, mean), scale, total)
-            k.store_some(total, y, (image * pixels + pixel) * channels + channel, width, slot)
+            k.store_some(total, y, (image * pixels + pixel) * channels + channel, width, buffer)
 
 
 def statistics(
@@ -243,10 +243,10 @@ def _totals(
             with k.loop(part.left, part.right) as x:
                 for each in (incoming, *maps):
                     each.prefetch(k, y + 1, x)
-                value = incoming.read(k, y, x, block.slot)
+                value = incoming.read(k, y, x, block.buffer)
                 k.write(line[0], k.b.fadd(k.read(line[0]), value))
                 for each, branch, centre in zip(line[1:], maps, centres):
-                    k.add_product(each, k.b.fsub(branch.read(k, y, x, block.slot), centre), value)
+                    k.add_product(each, k.b.fsub(branch.read(k, y, x, block.buffer), centre), value)
             for each, total in zip(line, sums):
                 k.write(total, k.b.fadd(k.read(total), k.read(each)))
         for index, each in enumerate(sums):

@@ -34,8 +34,10 @@ _HELD = 7
 _BAND = 320
 # Vectors of 16 floats that any thread's stack holds.
 _LIMIT = 8192
+# Columns of a part, at most: a plane of more would hold fewer rows.
 _SIDE = 64
-# Tasks above which parts are not made smaller, and those above which a task takes several parts.
+# Tasks above which parts are not made smaller, and those above which a task takes several parts: enough
+# for the threads of a desktop. More tasks share better, fewer copy fewer borders of parts.
 _TASKS, _MANY_TASKS = 16, 32
 
 
@@ -144,7 +146,7 @@ class Block:
         groups = (parts + group - 1) // group
         self.number, self.channel = k.task % groups, (k.task // groups) * LANES
         # For blocks of fewer channels, and for groups that reach beyond the part.
-        self.slot, self.aside = k.variable(k.zero), k.scratch(_REGISTERS)
+        self.buffer, self.sum_buffer = k.variable(k.zero), k.scratch(_REGISTERS)
 
     def each_part(self):
         """``with block.each_part() as number``: code for every part of the task."""
@@ -169,7 +171,7 @@ class Block:
     def row_of(self, pointer, row, half):
         """The half's numbers in a row of a table (rows, C)."""
         return self.k.load_some(
-            pointer, self.channel_of(half) + row * self.channels, self.count_of(half), self.slot
+            pointer, self.channel_of(half) + row * self.channels, self.count_of(half), self.buffer
         )
 
     def rows_of(self, pointer, row) -> list:
@@ -183,7 +185,7 @@ class Block:
             pointer,
             self.channel_of(half) + row * self.channels,
             self.count_of(half),
-            self.slot,
+            self.buffer,
         )
 
 
@@ -239,7 +241,7 @@ class Part:
         return [find(pointer, half) for half in range(self.block.halves)]
 
 
-class Own:
+class OwnPixels:
     """A part's own pixels, of all halves, with zeros on the right and below that fill up groups.
 
     Args:
@@ -262,7 +264,7 @@ class Own:
             for half, source in enumerate(sources):
                 own = self.map(half)
                 k.store(
-                    source.read(k, y, x, self.block.slot),
+                    source.read(k, y, x, self.block.buffer),
                     own.pointer,
                     own.pixel(y - part.top, x - part.left),
                 )
@@ -365,7 +367,7 @@ class View:
             place = plane.at(k, *strip.turned((y, x)))
             sources[0].prefetch(k, y + 1, x)
             for half, source in enumerate(sources):
-                value = source.read(k, y, x, self.block.slot)
+                value = source.read(k, y, x, self.block.buffer)
                 k.store(value, plane.of_half(k, half), place)
         return plane
 
@@ -413,10 +415,10 @@ def convolve(
     """
     k, strip, tile = view.k, view.strip, view.strip.tile
     pixels, target, reach = plane.of_half(k, half), view.seen(target), strip.kh // 2
-    tiles, slot, aside = (
+    tiles, buffer, sum_buffer = (
         (view.right - view.left + (tile - 1)) // tile,
-        view.block.slot,
-        view.block.aside,
+        view.block.buffer,
+        view.block.sum_buffer,
     )
     with k.loop(0, tiles) as index, k.loop(view.top, view.bottom) as row:
         above, column = row - reach, view.left + index * tile
@@ -441,19 +443,19 @@ def convolve(
                     k.store(value, target.pointer, place)
             with part:
                 for pixel, each in enumerate(sums):
-                    k.store(k.read(each), aside, pixel * k.width)
+                    k.store(k.read(each), sum_buffer, pixel * k.width)
                 with k.loop(0, wide) as pixel:
-                    value = k.load(aside, pixel * k.width)
+                    value = k.load(sum_buffer, pixel * k.width)
                     if moments:
                         moments.add([value], before + pixel)
                     if accumulate:
-                        value = k.b.fadd(value, target.read(k, row, column + pixel, slot))
+                        value = k.b.fadd(value, target.read(k, row, column + pixel, buffer))
                     k.store_some(
                         value,
                         target.pointer,
                         target.pixel(row, column + pixel),
                         target.channels,
-                        slot,
+                        buffer,
                     )
 
 

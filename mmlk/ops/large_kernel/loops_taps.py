@@ -116,11 +116,11 @@ class Kernels:
 
     def _clear(self, channel, count, result) -> None:
         """Zero in the half's kernels."""
-        k, slot = self.k, self.block.slot
+        k, buffer = self.k, self.block.buffer
         size = k.min(count, k.width) * self.count
         first, whole = channel * self.count, size - size % k.width
         with k.loop(0, whole, k.width) as place:
             k.store(k.zero, result, first + place)
-        k.write(slot, k.zero)
+        k.write(buffer, k.zero)
         with k.loop(whole, size) as place:
-            k.copy_float(slot, k.at(result, first + place))
+            k.copy_float(buffer, k.at(result, first + place))

@@ -19,7 +19,8 @@ from mmlk.ops.jit.maths import gelu as gelu_of
 from mmlk.ops.jit.maths import gelu_slope
 
 _LONGEST, _SHORTEST, _TASKS = 1024, 64, 32
-"""Pixels of a band, and tasks above which bands are not cut shorter."""
+"""Pixels of a band, and tasks above which bands are not cut shorter. Longer bands leave fewer sums to
+combine, shorter ones more tasks for threads and less error of rounding in one sum."""
 
 _CHAINS = 4
 """Sums side by side, since one addition waits for the one before."""
@@ -39,7 +40,7 @@ class _Task:
         self.count = self.channels - self.channel
         self.first = self.band * self.size
         self.end = k.min(self.pixels, self.first + self.size)
-        self.slot = k.variable(k.zero)
+        self.buffer = k.variable(k.zero)
 
     def in_band(self, band) -> Int:
         """Pixels of a band."""
@@ -47,10 +48,10 @@ class _Task:
 
     def load(self, pointer):
         """The block's part of a vector of channels."""
-        return self.k.load_some(pointer, self.channel, self.count, self.slot)
+        return self.k.load_some(pointer, self.channel, self.count, self.buffer)
 
     def store(self, value, pointer) -> None:
-        self.k.store_some(value, pointer, self.channel, self.count, self.slot)
+        self.k.store_some(value, pointer, self.channel, self.count, self.buffer)
 
     def each_pixel(self, write: Callable) -> None:
         """``write(chain, load, store)`` for all pixels, with access to maps at that pixel."""
@@ -77,9 +78,9 @@ class _Task:
                 run(k.load, k.store)
             with part:
                 run(
-                    lambda pointer, place: k.load_some(pointer, place, self.count, self.slot),
+                    lambda pointer, place: k.load_some(pointer, place, self.count, self.buffer),
                     lambda value, pointer, place: k.store_some(
-                        value, pointer, place, self.count, self.slot
+                        value, pointer, place, self.count, self.buffer
                     ),
                 )
 
@@ -101,7 +102,7 @@ _SHAPE = 'pixels channels blocks bands size'
 def _moments(k: Kernel, x, partial, *shape):
     """Mean, and sum of squares around it, of every band."""
     task = _Task(k, shape)
-    start = k.load_some(x, task.first * task.channels + task.channel, task.count, task.slot)
+    start = k.load_some(x, task.first * task.channels + task.channel, task.count, task.buffer)
     sums, squares = task.chains(), task.chains()
 
     def add(chain, load, _store):

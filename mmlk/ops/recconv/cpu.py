@@ -20,10 +20,12 @@ from mmlk.ops.recconv.node import node
 from mmlk.ops.recconv.schema import can_compile, working_dtype
 
 COLUMNS_FROM = 40_000
-"""Elements of a map from which `weight_gradient_columns` saves more than its extra calls cost."""
+"""Elements of a map from which `weight_gradient_columns` saves more than its extra calls of torch
+cost, a few microseconds each. To measure it again, time both ways on maps around this size."""
 
 TAPS_TO = 40_000
-"""Elements of a gradient smaller than its kernel up to which `weight_gradient_taps` is taken."""
+"""Elements of a gradient smaller than its kernel up to which `weight_gradient_taps` is taken:
+its calls grow with the taps, and so do the copies of the other way with the elements."""
 
 
 def gradients(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmlk.ops.jit import planes
-from mmlk.ops.jit.address import address
+from mmlk.ops.jit.address import address, pointer
 from mmlk.ops.jit.language import LANES, Int, Kernel, kernel
 from mmlk.ops.recconv.loops_steps import DOWN, Steps
 
@@ -177,7 +177,7 @@ class _Task:
         self.image, self.channel = k.task // blocks, (k.task % blocks) * LANES
         self.count = channels - self.channel
         self.inside = steps.radius * LANES
-        self.slot = k.variable(k.zero)
+        self.buffer = k.variable(k.zero)
         self.taps_size = steps.side**2 * LANES
         self.full = self.level(0)
 
@@ -207,20 +207,20 @@ class _Task:
             (self.k.int(0), full.height),
             (self.k.int(-(side // 2)), full.width + (side - 1)),
             (full.height, full.width),
-            self.slot,
+            self.buffer,
         )
 
     def write_map(self, plane, target: planes.Map) -> None:
         k, full = self.k, self.full
         with k.loop(0, full.height) as y, k.loop(0, full.width) as x:
             value = k.load(plane, y * full.row + x * LANES + self.inside)
-            k.store_some(value, target.pointer, target.pixel(y, x), self.count, self.slot)
+            k.store_some(value, target.pointer, target.pixel(y, x), self.count, self.buffer)
 
     def pack_kernels(self, taps, count) -> None:
         """The shared kernel first, then those of the levels from the coarsest on."""
         k = self.k
         with k.loop(0, count) as index:
-            source = k.at(k.pointer(k.further(index)), self.channel * self.steps.side**2)
+            source = k.at(k.further(index), self.channel * self.steps.side**2)
             self.steps.pack(source, self.count, k.at(taps, index * self.taps_size))
 
     def kernel(self, taps, level: _Level):
@@ -485,8 +485,8 @@ def _launch(
         tasks,
         cost,
         *(address(each) for each in tensors),
-        plan.levels.data_ptr(),
-        plan.places.data_ptr(),
+        pointer(plan.levels),
+        pointer(plan.places),
         address(plan.weights),
         address(scratch),
         size,

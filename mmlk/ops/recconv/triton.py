@@ -43,7 +43,9 @@ BAND = 32  # rows of a band, a multiple of ROWS
 WARPS = 2048  # that share the scratch memory: 16 a processor on H100, as 128 registers allow
 FUSED_PIXELS = 160 * 128
 FUSED_PROGRAMS = 64
-SMALL_PIXELS = 64 * 64  # bands of so small a map would not pay, however few its planes
+SMALL_PIXELS = (
+    64 * 64
+)  # on so small a map bands are slower than one program a plane, by count of launches; not measured
 
 
 class Shape(NamedTuple):

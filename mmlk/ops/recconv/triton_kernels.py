@@ -12,7 +12,7 @@ from mmlk.ops.recconv import triton_phases as phases
 from mmlk.ops.triton.runtime import jit
 
 MOST_LEVELS = 7
-"""A launch has this many slots for kernels, plus one, so that any depth runs the same code."""
+"""A launch has this many arguments for kernels, plus one, so that any depth runs the same code."""
 
 _SIZES = (
     'scratch_size',
@@ -50,7 +50,7 @@ _SIZES = (
 
 
 @jit
-def _slot(kernels, index):
+def _kernel_argument(kernels, index):
     """Pointer number ``index`` of a tuple."""
     chosen = kernels[0]
     for each in tl.static_range(1, 8):
@@ -183,7 +183,7 @@ def _up(
             plane,
             row,
             COLUMN,
-            _slot(kernels, step) + shift,
+            _kernel_argument(kernels, step) + shift,
             to,
             to_plane,
             to_row,
@@ -346,7 +346,7 @@ def forward_planes(
             plane,
             row,
             COLUMN,
-            _slot(kernels, levels) + shift,
+            _kernel_argument(kernels, levels) + shift,
             y + n * y_image + first * y_channel,
             y_channel,
             y_row,
@@ -435,7 +435,7 @@ def _gradients_down(
             plane,
             row,
             COLUMN,
-            _slot(kernels, levels - level) + shift,
+            _kernel_argument(kernels, levels - level) + shift,
             centre,
             plane,
             row,
@@ -651,7 +651,7 @@ def backward_planes(
             g_channel,
             g_row,
             g_column if LAST else 1,
-            _slot(kernels, levels) + shift,
+            _kernel_argument(kernels, levels) + shift,
             source,
             x_channel,
             x_row,
@@ -813,7 +813,7 @@ def add_splits(
         total += tl.load(
             partial + at, mask=(split < count)[:, None] & (channel < channels)[None, :], other=0.0
         )
-    target = _slot(kernels, index)
+    target = _kernel_argument(kernels, index)
     target = tl.where(index > levels, down, target)
     tl.store(
         target + channel * TAPS + tap,

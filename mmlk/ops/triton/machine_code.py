@@ -15,11 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, make_backend
-from triton.runtime.jit import create_function_from_signature
 
-from mmlk.ops.triton import MODULES, runtime
+from mmlk.ops.triton import MODULES, compat, runtime
 
 _INSTRUCTION = re.compile(
     r'\s+/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)([A-Z0-9_.]*)(.*?);'
@@ -80,16 +77,7 @@ def launch_of(example: runtime.Example) -> runtime.Launch:
 
 def inspect(launch: runtime.Launch, arch: int) -> Report:
     """Compile ``launch`` for ``sm_<arch>``, specialised as it would be at run time, and read it."""
-    target = GPUTarget('cuda', arch, 32)
-    backend = make_backend(target)
-    kernel = launch.kernel
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialisation, options = bind(*launch.args, **launch.options)
-    options, signature, constants, attributes = kernel._pack_args(
-        backend, dict(launch.options), bound, specialisation, options
-    )
-    source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=options.__dict__)
+    compiled = compat.compile_for(launch.kernel, arch, launch.args, launch.options)
     return _read(compiled.asm['cubin'], compiled.metadata.shared)
 
 

@@ -18,6 +18,7 @@ from triton import knobs
 
 import mmlk
 from mmlk.ops import owned
+from mmlk.ops.triton import compat
 
 try:
     import fcntl
@@ -57,7 +58,7 @@ def _compile_lock(name: str) -> Iterator[None]:
         yield
         return
     path = _lock_path(name)
-    # Never through a link that somebody laid, and never waiting for a file of somebody else.
+    # Links are not followed, and files of other users not waited for.
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError:
@@ -74,12 +75,7 @@ def _lock_path(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f'mmlk-triton-{os.getuid()}-{key}.lock'
 
 
-class _Kernel(triton.JITFunction):
-    """A Triton function whose compilation is serialised between processes."""
-
-    def _do_compile(self, key, *args, **kwargs):
-        with _compile_lock(f'{self.__name__} {key}'):
-            return super()._do_compile(key, *args, **kwargs)
+_Kernel = compat.function_with_lock(_compile_lock)
 
 
 def jit(function: Callable | None = None, **options):

@@ -8,6 +8,7 @@ import torch
 
 from mmlk.ops import compat, jit
 from mmlk.ops.jit import engine
+from mmlk.ops.jit.address import address
 from mmlk.ops.jit.language import LANES, kernel
 
 needs_compiler = pytest.mark.skipif(
@@ -19,9 +20,9 @@ needs_compiler = pytest.mark.skipif(
 def _scale(k, x, y, count, numbers, *, factor):
     """One task: 16 floats times a factor; and integers for the test of their arithmetic."""
     first = k.task * LANES
-    slot = k.variable(k.zero)
-    value = k.load_some(x, first, count - first, slot)
-    k.store_some(k.b.fmul(value, k.splat(factor)), y, first, count - first, slot)
+    buffer = k.variable(k.zero)
+    value = k.load_some(x, first, count - first, buffer)
+    k.store_some(k.b.fmul(value, k.splat(factor)), y, first, count - first, buffer)
     with k.when(k.both(k.task < 1, count >= 1)):
         results = (
             7 + count,
@@ -35,14 +36,14 @@ def _scale(k, x, y, count, numbers, *, factor):
             (0 - 3 * count).exactly_divided(3),
         )
         for place, each in enumerate(results):
-            k.store_some(k.number(each), numbers, place, k.int(1), slot)
+            k.store_some(k.number(each), numbers, place, k.int(1), buffer)
 
 
 def run(count=50, factor=2.5):
     x, y = torch.randn(count), torch.full((count + LANES,), torch.nan)
     numbers = torch.zeros(9 + LANES)
     _scale(factor=factor)(
-        -(-count // LANES), 10**9, x.data_ptr(), y.data_ptr(), count, numbers.data_ptr()
+        -(-count // LANES), 10**9, address(x), address(y), count, address(numbers)
     )
     return x, y, numbers[:9]
 
@@ -83,7 +84,7 @@ def _turn(k, x, y, count):
 def test_scratch_lies_on_the_stack_or_the_heap(count):
     x = torch.randn(count, LANES)
     y = torch.zeros_like(x)
-    _turn()(1, 1, x.data_ptr(), y.data_ptr(), count)
+    _turn()(1, 1, address(x), address(y), count)
     assert torch.equal(y, x.flip(0))
 
 
