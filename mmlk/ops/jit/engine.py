@@ -11,9 +11,12 @@ import array
 import ctypes
 import functools
 import hashlib
+import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
@@ -26,24 +29,42 @@ try:
 except ImportError:  # an optional dependency
     llvm = None
 
+_Function = TypeVar('_Function', bound=Callable)
+
 ENVIRONMENT = 'MMLK_JIT'
 
 HEADER = 3
 """Words before a kernel's arguments."""
 
-# Held by whoever creates LLVM's machine, compiles, or loads code: none of it is safe in two threads.
+# Held by whoever asks LLVM anything, writes a kernel, compiles, or loads code: little of it is safe in two
+# threads. Also held while a process forks, so that a child never begins with another thread's lock.
 _lock = threading.RLock()
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
 _loaded: dict[str, Compiled] = {}
 
 
+def once(function: _Function) -> _Function:
+    """`functools.cache` that computes under the lock, and one result for all threads.
+
+    The cache alone lets two threads compute at once and drops the loser's result, which may be in use.
+    What is known already is found without the lock.
+    """
+    known = functools.cache(function)
+
+    @functools.cache
+    @functools.wraps(function)
+    def first(*args, **options):
+        with _lock:
+            return known(*args, **options)
+
+    return first
+
+
+@once
 def _machine():
-    """LLVM's target machine for this processor and the engine that holds compiled code."""
-    with _lock:  # functools.cache alone lets two threads create one, and frees the loser's
-        return _create_machine()
-
-
-@functools.cache
-def _create_machine():
     """LLVM's target machine for this processor and the engine that holds compiled code."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -53,7 +74,7 @@ def _create_machine():
     return machine, llvm.create_mcjit_compiler(llvm.parse_assembly(''), machine)
 
 
-@functools.cache
+@once
 def _missing() -> str | None:
     if llvm is None:
         return "llvmlite is not installed (pip install 'mmlk[cpu]')"
@@ -78,20 +99,14 @@ def refusal() -> str | None:
     return _missing()
 
 
-@functools.cache
+@once
 def has(feature: str) -> bool:
     """Whether the processor has what LLVM calls ``feature``, for instance ``avx512f``."""
     return bool(llvm.get_host_cpu_features().get(feature))
 
 
+@once
 def _team():
-    """``run(address, words, threads)`` of the process, see `_create_team`."""
-    with _lock:
-        return _create_team()
-
-
-@functools.cache
-def _create_team():
     """``run(address, words, threads)``: several threads enter the function at once.
 
     They are threads of torch's own OpenMP runtime, which are running already; those of a second pool

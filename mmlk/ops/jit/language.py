@@ -46,7 +46,7 @@ def kernel(arguments: str) -> Callable:
     names = arguments.split()
 
     def decorate(write: Callable) -> Callable[..., engine.Compiled]:
-        @functools.cache
+        @engine.once
         def compiled(lanes: int = LANES, **parameters) -> engine.Compiled:
             reason = engine.refusal()
             if reason is not None:

@@ -41,7 +41,7 @@ _SIDE = 64
 _TASKS, _MANY_TASKS = 16, 32
 
 
-@functools.cache
+@engine.once
 def lanes() -> int:
     """Floats in a register of this processor, 8 or 16."""
     return LANES if engine.has('avx512f') else 8

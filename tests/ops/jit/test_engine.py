@@ -1,7 +1,11 @@
 """The compiler behind the loops: when it is there, its threads, and the words of its kernels."""
 
+import functools
+import inspect
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -94,13 +98,56 @@ def test_every_set_of_parameters_is_compiled_once():
     assert _scale(factor=2.0) is not _scale(factor=3.0)
 
 
+def test_two_first_calls_at_once_compute_once():
+    """The second waits; both get the first's result."""
+    made, entered, may_end = [], threading.Event(), threading.Event()
+
+    @engine.once
+    def make():
+        entered.set()
+        may_end.wait(10)
+        made.append(object())
+        return made[-1]
+
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(make())) for _ in range(8)]
+    for each in threads:
+        each.start()
+    entered.wait(10)
+    may_end.set()
+    for each in threads:
+        each.join()
+    assert len(made) == 1
+    assert found == made * 8
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
+def test_a_process_forked_while_another_thread_compiles_can_compile():
+    held, forked = threading.Event(), threading.Event()
+
+    def hold():
+        with engine._lock:
+            held.set()
+            forked.wait(0.2)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if engine._lock.acquire(timeout=5) else 1)
+    forked.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @needs_compiler
 def test_threads_of_python_serve_where_torch_has_none_to_lend(monkeypatch):
     def missing(name):
         raise OSError(f'{name}: no such file')
 
     monkeypatch.setattr(compat.ctypes, 'CDLL', missing)
-    monkeypatch.setattr(engine, '_create_team', engine._create_team.__wrapped__)
+    monkeypatch.setattr(engine, '_team', functools.cache(inspect.unwrap(engine._team)))
     monkeypatch.setattr(engine.torch, 'get_num_threads', lambda: 3)
     x, y, _ = run(4000)
     assert torch.equal(y[:4000], x * 2.5)
