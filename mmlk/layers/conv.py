@@ -9,10 +9,10 @@ from mmlk.layers.fold import fold_norm_after
 from mmlk.layers.norm import build_norm
 from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, expanding_depthwise_conv2d
 from mmlk.ops.maps import channels_last
-from mmlk.ops.modules import pads_evenly
+from mmlk.ops.modules import NotScriptable, pads_evenly
 
 
-class ExpandingDepthwiseConv2d(nn.Conv2d):
+class ExpandingDepthwiseConv2d(NotScriptable, nn.Conv2d):
     """Depthwise convolution in which each channel makes ``multiplier`` adjacent output channels.
 
     Output channel ``c * multiplier + i`` is channel c convolved with its i-th kernel, as in a

@@ -8,7 +8,7 @@ from mmlk.layers.conv import GELU, ConvNorm
 from mmlk.layers.drop import DropPath
 from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
 from mmlk.ops import PointwiseConv2d, channel_mlp, dispatch
-from mmlk.ops.modules import can_stand_for, own_batch, pads_evenly
+from mmlk.ops.modules import NotScriptable, can_stand_for, own_batch, pads_evenly
 
 _IDENTITY, _KEEP = nn.Identity(), DropPath()
 
@@ -134,7 +134,7 @@ def add_conv_norm_mlp(
     return x + drop_path(mlp(norm(mixed)))
 
 
-class ConvMlp(nn.Module):
+class ConvMlp(NotScriptable, nn.Module):
     """Pointwise MLP on an (N, C, H, W) map: 1x1 convolution, exact GELU, 1x1 convolution.
 
     Args:
@@ -168,7 +168,7 @@ class ConvMlp(nn.Module):
         self.fc2 = FoldedPointwiseConv2d(self.fc2)
 
 
-class ConvNormMlp(nn.Sequential):
+class ConvNormMlp(NotScriptable, nn.Sequential):
     """Pointwise MLP whose convolutions carry a norm each; submodules ``0`` and ``2``, GELU between.
 
     Args:

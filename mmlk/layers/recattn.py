@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmlk.layers.conv import ConvNorm
 from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, dispatch
-from mmlk.ops.modules import can_stand_for, own_batch, pads_evenly
+from mmlk.ops.modules import NotScriptable, can_stand_for, own_batch, pads_evenly
 from mmlk.ops.packed_weights import HoldsPackedWeights, PackedWeights
 from mmlk.ops.reference import attention2d
 
@@ -108,7 +108,7 @@ class LinearAttention2d(HoldsPackedWeights, nn.Module):
         return add_depthwise(x, self.pe, onto=attention2d(x, self.qk(x), self.num_heads, _EPSILON))
 
 
-class RecAttn2d(nn.Module):
+class RecAttn2d(NotScriptable, nn.Module):
     """``conv(x + up(attention(down(x))))``: one level down by 5x5, nearest interpolation up.
 
     ``down`` and ``conv`` are depthwise and normed, so blocks need no norm of their own.

@@ -25,6 +25,7 @@ from mmlk.checkpoints.report import Report
 from mmlk.layers import channels_last_gradient, recompute
 from mmlk.ops import dispatch
 from mmlk.ops.maps import layout
+from mmlk.ops.modules import NotScriptable
 
 
 class LayerLocation(NamedTuple):
@@ -73,7 +74,7 @@ class Stage(nn.Module):
         return run_blocks(self.blocks, x, self.recomputes and self.training)
 
 
-class Network(nn.Module):
+class Network(NotScriptable, nn.Module):
     """Four-stage convolutional network returning maps at falling resolution.
 
     A subclass sets the class attributes, builds ``stem`` and ``stages`` (or overrides

@@ -16,6 +16,16 @@ from mmlk.ops.states import BatchNormState
 _ORIGINS = ('torch.nn.modules.', 'mmlk.')
 
 
+class NotScriptable:
+    """Mixin, before ``nn.Module``, with which ``torch.jit.script`` refuses a module and says why."""
+
+    def __prepare_scriptable__(self) -> None:
+        raise RuntimeError(
+            f'torch.jit.script cannot compile {type(self).__name__}: its operators choose their code '
+            'at run time; use torch.export.export, or torch.jit.trace for maps of one size'
+        )
+
+
 def can_stand_for(*modules: nn.Module) -> bool:
     """Whether calling each of the modules does what its class says, and nothing besides."""
     if compat.has_global_hooks():

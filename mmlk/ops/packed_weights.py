@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmlk.ops.library import PLAIN
+from mmlk.ops.modules import NotScriptable
 
 
 class PackedWeights:
@@ -88,7 +89,7 @@ def _bits(tensor: Tensor, most: int) -> Tensor:
     return plain.as_strided((count,), (step,)).view(words)
 
 
-class HoldsPackedWeights:
+class HoldsPackedWeights(NotScriptable):
     """Mixin, before ``nn.Module``, that forgets the copies in ``_packed`` at `train` and `eval`."""
 
     _packed: PackedWeights

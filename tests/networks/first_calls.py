@@ -1,11 +1,11 @@
 """First calls of a process from several threads at once, in many processes.
 
-By hand: ``python -m tests.networks.first_calls --processes 1000``. Each process builds one network, folded
-or not, and calls it from 8 threads that start together; every second one begins without machine code on
-disk. Results must equal, bit by bit, those of one process with one thread, and the exit status must be 0.
+By hand: ``python -m tests.networks.first_calls --processes 1000``. Each process builds one network,
+folded or not, and calls it from 8 threads that start together; every eighth has no machine code on
+disk. Results must equal, bit by bit, those of a process with one thread; the exit status must be 0.
 
-Processes are forked from one that has imported everything. It has called neither LLVM nor an operator and
-has one thread, both of which is checked, so a child is in the state of a new interpreter after its
+Processes are forked from one that has imported everything. It has called neither LLVM nor an operator
+and has one thread, which is checked, so a child is in the state of a new interpreter after its
 imports: no cache is filled, no engine made, no lock held. It ends as every interpreter does, with its
 modules torn down.
 """

@@ -22,10 +22,11 @@ from mmlk.ops.dcls import (
 from mmlk.ops.dcls.construct import driven_axes
 from mmlk.ops.depthwise import DepthwiseConv2d, depthwise_conv2d
 from mmlk.ops.maps import pair
+from mmlk.ops.modules import NotScriptable
 from mmlk.ops.packed_weights import Snapshot
 
 
-class _DCLS(nn.Module):
+class _DCLS(NotScriptable, nn.Module):
     """Weights and positions of one layer; keeps the constructed kernel while nothing changes.
 
     The kernel is kept in eval mode when no gradient is asked for. It is built again after

@@ -13,6 +13,7 @@ from mmlk.ops import dispatch, library
 from mmlk.ops.dense import products
 from mmlk.ops.maps import channels_last, layout
 from mmlk.ops.memory import keep_freed_memory
+from mmlk.ops.modules import NotScriptable
 from mmlk.ops.reference import patch_conv2d_reference
 
 
@@ -102,7 +103,7 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return None
 
 
-class PatchConv2d(nn.Conv2d):
+class PatchConv2d(NotScriptable, nn.Conv2d):
     """``nn.Conv2d`` whose stride is its kernel size, without padding, by `patch_conv2d`.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmlk.ops import dispatch
 from mmlk.ops.maps import channels_last
-from mmlk.ops.modules import pads_evenly
+from mmlk.ops.modules import NotScriptable, pads_evenly
 from mmlk.ops.reference import pointwise_conv2d_reference
 
 
@@ -74,7 +74,7 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return reason
 
 
-class PointwiseConv2d(nn.Conv2d):
+class PointwiseConv2d(NotScriptable, nn.Conv2d):
     """1x1 convolution with the parameters of ``nn.Conv2d``, computed by `pointwise_conv2d`.
 
     Args:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmlk.ops import dispatch
 from mmlk.ops.maps import pair
-from mmlk.ops.modules import pads_evenly
+from mmlk.ops.modules import NotScriptable, pads_evenly
 from mmlk.ops.reference import depthwise_conv2d_reference
 
 
@@ -76,7 +76,7 @@ def _arguments(
     return x, weight, bias, stride
 
 
-class DepthwiseConv2d(nn.Conv2d):
+class DepthwiseConv2d(NotScriptable, nn.Conv2d):
     """Depthwise ``nn.Conv2d`` with "same" zero padding, computed by `depthwise_conv2d`.
 
     Networks with large kernels fold to it; torch's own routine is slow for such kernels on CPU.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlk.ops import dispatch
-from mmlk.ops.modules import are_depthwise
+from mmlk.ops.modules import NotScriptable, are_depthwise
 from mmlk.ops.reference import inception_dwconv2d_reference
 
 
@@ -101,7 +101,7 @@ def _arguments(
     return args
 
 
-class InceptionDWConv2d(nn.Module):
+class InceptionDWConv2d(NotScriptable, nn.Module):
     """`inception_dwconv2d` with its parameters under the published names.
 
     Args:

@@ -36,8 +36,8 @@ ENVIRONMENT = 'MMLK_JIT'
 HEADER = 3
 """Words before a kernel's arguments."""
 
-# Held by whoever asks LLVM anything, writes a kernel, compiles, or loads code: little of it is safe in two
-# threads. Also held while a process forks, so that a child never begins with another thread's lock.
+# Held by whoever asks LLVM anything, writes a kernel, compiles, or loads code: little of it is safe in
+# two threads. Also held while a process forks, so that a child never begins with another's lock.
 _lock = threading.RLock()
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(

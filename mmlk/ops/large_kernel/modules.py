@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from mmlk.ops import dispatch
 from mmlk.ops.depthwise import depthwise_conv2d
 from mmlk.ops.large_kernel import large_kernel_branches, large_kernel_sum
-from mmlk.ops.modules import are_depthwise, can_stand_for, own_batch
+from mmlk.ops.modules import NotScriptable, are_depthwise, can_stand_for, own_batch
 
 MAX_KERNEL_SIZE = 127
 """Longest kernel side accepted; with stride 4 before it, it spans a 512-pixel crop."""
 
 
-class LargeKernelDWConv2d(nn.Module):
+class LargeKernelDWConv2d(NotScriptable, nn.Module):
     """``norm(tall(x)) + norm(wide(x)) + norm(small(x))`` with the published parameter names.
 
     ``LoRA1`` is the tall strip (K rows, s columns), ``LoRA2`` the wide one, ``small_conv`` the s x s

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmlk.ops import dispatch
-from mmlk.ops.modules import are_depthwise
+from mmlk.ops.modules import NotScriptable, are_depthwise
 from mmlk.ops.reference import recconv2d_reference
 
 MODES = ('bilinear', 'nearest')
@@ -99,7 +99,7 @@ def _reference(x: Tensor, down_weight: Tensor, weights: list[Tensor], mode: str)
     return recconv2d_reference(x, down_weight, weights, mode=mode)
 
 
-class RecConv2d(nn.Module):
+class RecConv2d(NotScriptable, nn.Module):
     """`recconv2d` with its parameters under the published names ``down`` and ``convs``.
 
     Args:
