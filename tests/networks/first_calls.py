@@ -113,7 +113,8 @@ def main(folder: Path) -> int:
         if status != 0:
             failed += 1
             print(f'process {number}, {case}, {on_disk=}: exit status {status}', flush=True)
-    print(f'{options.processes} processes, {failed} failed', flush=True)
+        if (number + 1) % 50 == 0 or number + 1 == options.processes:
+            print(f'{number + 1} processes, {failed} failed', flush=True)
     return min(failed, 1)
 
 

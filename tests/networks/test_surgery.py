@@ -62,7 +62,13 @@ def weight_parametrised(model):
 def spectrally_normed(model):
     for index, layer in enumerate(layers(model)):
         torch.manual_seed(index)
-        spectral_norm(layer)
+        spectral_norm(layer, n_power_iterations=5)
+        # In eval mode it divides by what random vectors have made of the norm, close to zero at times.
+        training = layer.training
+        layer.train()
+        for hook in layer._forward_pre_hooks.values():
+            hook(layer, ())
+        layer.train(training)
     return model
 
 
