@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlk.networks.convnext import ConvNeXt, ConvNeXtBlock
-from mmlk.ops import DCLSDepthwiseConv2d
+from mmlk.ops import DCLSDepthwiseConv2d, compat, library
 
 
 class DCLSConvNeXtBlock(ConvNeXtBlock):
@@ -183,6 +183,12 @@ class DCLSConvNeXt(ConvNeXt):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.training:
+            if not torch.compiler.is_compiling() and compat.top_transform() is None:
+                # Offloaded values come when a layer is called, too late for this.
+                positions = [
+                    module.P for module in self.modules() if isinstance(module, DCLSDepthwiseConv2d)
+                ]
+                library.check_memory(f'{type(self).__name__} in training', (x, *positions))
             self.clamp_parameters()
         return super().forward(x)
 

@@ -145,6 +145,7 @@ def swap_for_wrapper(model, name):
     setattr(model.get_submodule(parent), last, Wrapper(model.get_submodule(name)))
 
 
+@pytest.mark.slow
 @families
 @forms
 @layouts

@@ -14,11 +14,11 @@ import random
 import traceback
 
 import torch
-from torch import nn
 
 import mmlk.ops as ops
 from mmlk.ops.norm.batch_norm import BatchNormState
 from tests.cases import TOLERANCE
+from tests.ops import fuzz_modules
 
 MODES = ('grad', 'no_grad', 'inference')
 DTYPES = (torch.float32,) * 5 + (torch.float64, torch.bfloat16, torch.float16)
@@ -87,10 +87,6 @@ class Case:
 
     def side(self) -> int:
         return self.size(1, 3, 5, 7, 11, 17)
-
-
-class Norm(nn.BatchNorm2d):
-    """Statistics of a batch norm; they stay out of the comparison."""
 
 
 def _state(weight, bias):
@@ -243,6 +239,7 @@ CALLS = {
     'dcls_kernel1d': constructed(1),
     'dcls_kernel2d': constructed(2),
     'dcls_kernel3d': constructed(3),
+    **{name: fuzz_modules.drawn(make) for name, make in fuzz_modules.MAKERS.items()},
 }
 # Blocks of layers with statistics; elsewhere they are the reference itself.
 FLOAT32 = (
@@ -250,6 +247,7 @@ FLOAT32 = (
     'conv_norm_mlp',
     'depthwise_sum',
     'linear_attention2d',
+    *fuzz_modules.MAKERS,
 )
 BY_NAME = {'depthwise_sum': ('coarse', 'onto')}
 
@@ -330,7 +328,11 @@ def check(seed: int, number: int) -> tuple[str, str]:
     words = [f'{tuple(each.shape)}/{each.stride()}' for each in _flat(operands)]
     label = f'case {number}, seed {seed}: {case.name} {case.mode} {case.dtype} {words} {options}'
     try:
-        reference = getattr(ops, f'{case.name}_reference')
+        if case.name in fuzz_modules.MAKERS:
+            function, reference = fuzz_modules.call, fuzz_modules.call_reference
+        else:
+            function = getattr(ops, case.name)
+            reference = getattr(ops, f'{case.name}_reference')
         try:
             wanted, wanted_grads, cotangents = _results(reference, case, exact, options)
         except RuntimeError as refusal:
@@ -338,7 +340,7 @@ def check(seed: int, number: int) -> tuple[str, str]:
             if any(words in str(refusal) for words in ('zero batch', 'padded input size')):
                 return case.name, case.mode
             raise
-        outputs, grads, _ = _results(getattr(ops, case.name), case, operands, options, cotangents)
+        outputs, grads, _ = _results(function, case, operands, options, cotangents)
         for kept, now in list(zip(before, _flat(operands)))[: len(before) - spared]:
             assert torch.equal(kept, now), 'an operand was written'
         output, parameter = TOLERANCE[case.dtype]
