@@ -35,7 +35,7 @@ def test_strides_of_axes_of_one_element_mean_nothing(name, size, gradients, monk
         sizes = {axis: 2 if axis in 'hw' else each for axis, each in sizes.items()}
     call = calls(**sizes)[name]
     monkeypatch.setitem(CALLS, name, call)
-    for stride in (0, 7, 10**9):
+    for stride in (0, 1, 10**9):
         tensors = [with_stride(each, stride) for each in call.tensors()]
         check(name, tensors, gradients)
 

@@ -107,9 +107,10 @@ def weight_gradient_taps(
     """
     (c, _, kh, kw), (n, _, h, w) = weight.shape, grad.shape
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, kw // 2, kw // 2, kh // 2, kh // 2))
-    image, row, column, _ = padded.stride()
+    # Not always 1 for channels: where a map has one row, its stride may have misled the padding.
+    image, row, column, channel = padded.stride()
     shifted = padded.as_strided(
-        (kh, kw, n, h, w, c), (row, column, image, row * stride[0], column * stride[1], 1)
+        (kh, kw, n, h, w, c), (row, column, image, row * stride[0], column * stride[1], channel)
     )
     products = torch.mul(shifted, grad.permute(0, 2, 3, 1), out=x.new_empty(shifted.shape))
     return products.view(kh, kw, n * h * w, c).sum(2).permute(2, 0, 1).unsqueeze(1).contiguous()
