@@ -47,8 +47,12 @@ class Case:
     def like(self, x: torch.Tensor) -> torch.Tensor:
         return self.tensor(x.shape, last=self.random.random() < 0.6)
 
-    def tensor(self, shape, last: bool = False) -> torch.Tensor:
+    def tensor(self, shape, last: bool = False, deviation: float = 1.0) -> torch.Tensor:
         """Values of a normal distribution in a memory of any order."""
+
+        def draw(sizes) -> torch.Tensor:
+            return deviation * torch.randn(sizes, dtype=self.dtype)
+
         shape = list(shape)
         if last:
             shape = [shape[0], *shape[2:], shape[1]]
@@ -59,24 +63,24 @@ class Case:
         if kind == 'offset':
             step = self.random.randint(1, 7)
             count = int(torch.Size(shape).numel())
-            x = torch.randn(count + step, dtype=self.dtype)[step:].view(shape)
+            x = draw(count + step)[step:].view(shape)
         elif kind == 'sliced':
             wider = list(shape)
             wider[axis] += 3
-            x = torch.randn(wider, dtype=self.dtype).narrow(axis, 2, shape[axis])
+            x = draw(wider).narrow(axis, 2, shape[axis])
         elif kind == 'strided':
             wider = list(shape)
             wider[axis] *= 2
-            x = torch.randn(wider, dtype=self.dtype)
+            x = draw(wider)
             x = x[(slice(None),) * axis + (slice(None, None, 2),)]
         elif kind == 'expanded':
             narrow = list(shape)
             narrow[axis] = 1
-            x = torch.randn(narrow, dtype=self.dtype).expand(shape)
+            x = draw(narrow).expand(shape)
         elif kind == 'transposed':
-            x = torch.randn(shape[::-1], dtype=self.dtype).permute(*reversed(range(len(shape))))
+            x = draw(shape[::-1]).permute(*reversed(range(len(shape))))
         else:
-            x = torch.randn(shape, dtype=self.dtype)
+            x = draw(shape)
         return x.permute(0, len(shape) - 1, *range(1, len(shape) - 1)) if last else x
 
     def maybe(self, shape) -> torch.Tensor | None:
@@ -204,9 +208,10 @@ def attention(case):
     if x.numel() // c < 4:
         x = case.tensor([2, c, 3, 3])
     norm = case.norm(2 * q) if case.random.random() < 0.5 else None
-    return [x, case.tensor([2 * q, c // groups, 1, 1]), case.maybe([2 * q]), norm], dict(
-        heads=heads
-    )
+    # Features far below zero have exponentials that the small term of the divisor hides.
+    depth = c // groups
+    weight = case.tensor([2 * q, depth, 1, 1], deviation=depth**-0.5)
+    return [x, weight, case.maybe([2 * q]), norm], dict(heads=heads)
 
 
 def constructed(dims):
