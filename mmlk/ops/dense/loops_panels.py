@@ -45,7 +45,9 @@ class Plain(NamedTuple):
     @property
     def transposed(self) -> bool:
         """Whether columns are contiguous."""
-        return self.matrix.stride(0) == 1 and self.matrix.shape[0] > 1
+        down, along = self.matrix.stride()
+        # A single row may have any stride down its one element, 1 too.
+        return down == 1 and (self.matrix.shape[0] > 1 or along != 1)
 
     @property
     def stride(self) -> int:

@@ -279,6 +279,22 @@ def test_weights_of_any_strides_are_packed():
     )
 
 
+@pytest.mark.parametrize('packed', [True, False])
+@pytest.mark.parametrize('shape', [(1, 12), (20, 1), (1, 1), (20, 12)], ids=str)
+def test_weights_whose_axes_have_one_element_or_odd_strides(shape, packed):
+    """An axis of one element may have any stride, an expanded one has none."""
+    x = torch.randn(5, shape[1])
+    wide = torch.randn(4 * shape[0], 4 * shape[1])
+    views = [
+        wide.as_strided(shape, steps)
+        for steps in ((1, 4), (4, 1), (4, 3), (0, 1), (1, 0), (0, 0), (7, 7), (1, shape[0]))
+    ]
+    for weight in views:
+        got = linear(x, (pack if packed else plain)(weight))
+        want = x.double() @ weight.double().t()
+        assert_close(f'strides {weight.stride()}', got, want, TOLERANCE[torch.float32][1])
+
+
 def test_no_rows_and_no_depth():
     assert linear(torch.empty(0, 4), pack(torch.randn(3, 4))).shape == (0, 3)
     bias = torch.randn(3)
