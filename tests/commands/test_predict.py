@@ -153,7 +153,6 @@ def test_command_ends_well_without_broken_files(trained, photos, tmp_path):
     'words, message',
     [
         (['upernet_slak_tt_ade20k', 'a.png'], 'closest names: upernet_slak_t_ade20k'),
-        (['recnext_m3_distill_300e', 'a.png'], 'is a classifier'),
         (['upernet_recnext_m3_ade20k', 'a.png'], 'nobody has published weights'),
         (['CHECKPOINT', 'absent.png'], "'.*absent.png' is no file, no folder, and no pattern"),
         (['CHECKPOINT', 'a.png', '--out', 'a.png'], 'a.png cannot be written to: .* is no folder'),

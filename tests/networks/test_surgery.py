@@ -184,6 +184,8 @@ CHANGES = [
 ]
 # Values that a backward pass needs are gone by then.
 WITHOUT_GRADIENTS = (offloaded, freed)
+# Eight bits of an activation may round the other way.
+ROUNDING = (trained_with_quantisation,)
 
 
 @families
@@ -207,9 +209,14 @@ def test_changed_networks_compute_what_the_reference_does(family, form, change, 
             with monkeypatch.context() as patch:
                 patch.setenv('MMLK_BACKEND', 'reference')
                 want = list(other(x))
-            assert_same(got, want)
-    if got[0].requires_grad:
+            (assert_same_but_for_rounding if change in ROUNDING else assert_same)(got, want)
+    if got[0].requires_grad and change not in ROUNDING:
         assert_gradients(model, got, other, want)
+
+
+def assert_same_but_for_rounding(got, want):
+    for mine, theirs in zip(got, want, strict=True):
+        assert (mine - theirs).abs().mean() <= 0.01 * theirs.abs().mean()
 
 
 def assert_gradients(model, got, other, want):
@@ -239,10 +246,10 @@ def test_dynamic_quantisation(family, form, monkeypatch):
             assert (mine - theirs).abs().mean() <= 0.1 * theirs.abs().mean()
         with monkeypatch.context() as patch:
             patch.setenv('MMLK_BACKEND', 'reference')
-            # Eight bits of an activation may round the other way.
-            for mine, theirs in zip(got, copy.deepcopy(small)(x), strict=True):
-                assert (mine - theirs).abs().mean() <= 0.01 * theirs.abs().mean()
-    quantised = [each for each in small.modules() if 'quantized' in type(each).__module__]
+            assert_same_but_for_rounding(got, copy.deepcopy(small)(x))
+    quantised = [
+        each for each in small.modules() if isinstance(each, torch.ao.nn.quantized.dynamic.Linear)
+    ]
     assert len(quantised) == len([each for each in model.modules() if type(each) is nn.Linear])
 
 
