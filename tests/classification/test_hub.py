@@ -89,6 +89,19 @@ def test_names_of_the_zoo_are_read_by_mmengine(api, weights, monkeypatch):
     assert torch.equal(model.state_dict()['head.fc2.bias'], state['head.fc2.bias'])
 
 
+def last_word(program, folder):
+    """What a process of its own prints last."""
+    run = subprocess.run(
+        [sys.executable, '-c', program],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment(),
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()[-1]
+
+
 @pytest.mark.slow
 def test_path_is_enough_where_nothing_imports_mmlk(tmp_path):
     pytest.importorskip('mmpretrain')
@@ -96,15 +109,7 @@ def test_path_is_enough_where_nothing_imports_mmlk(tmp_path):
         'import sys; from mmpretrain import get_model; '
         f'model = get_model({mmlk.config_path(NAME)!r}); print(type(model.head).__module__)'
     )
-    run = subprocess.run(
-        [sys.executable, '-c', program],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment(),
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split()[-1] == 'mmlk.classification.heads'
+    assert last_word(program, tmp_path) == 'mmlk.classification.heads'
 
 
 @pytest.mark.slow
@@ -117,12 +122,4 @@ def test_order_of_imports_does_not_matter(first, tmp_path):
         f"assert '{NAME}' in list_models('inceptionnext'); "
         "print(type(get_model('recnext_m0_in1k')).__name__)"
     )
-    run = subprocess.run(
-        [sys.executable, '-c', program],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment(),
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split()[-1] == 'DistilledClassifier'
+    assert last_word(program, tmp_path) == 'DistilledClassifier'

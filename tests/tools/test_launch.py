@@ -360,3 +360,12 @@ def test_pictures_need_the_hook(cfg):
     del cfg.default_hooks['visualization']
     with pytest.raises(ValueError, match='visualization'):
         draw_predictions(cfg, show=True, show_dir=None, wait_time=0)
+
+
+def test_the_group_of_a_run_is_left_at_its_end(tmp_path):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path}/rendezvous', rank=0, world_size=1
+    )
+    launch.close_process_group()
+    assert not torch.distributed.is_initialized()
+    launch.close_process_group()  # a run of one process has none
