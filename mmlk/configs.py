@@ -1,4 +1,4 @@
-"""Where the configs of this package live, and how other projects inherit from them.
+"""Where the configs of this package are, and how other projects inherit from them.
 
 A text config of another project writes ``_base_ = 'mmlk::upernet_inceptionnext_b_ade20k.py'``.
 MMEngine resolves ``package::path`` only for a closed table of OpenMMLab packages, refuses names

@@ -205,7 +205,7 @@ _STAND_INS = [argparse.Namespace, *(_stand_in(name) for name in _HARMLESS)]
 def _allowed_globals(allowed: Sequence) -> Iterator[None]:
     """``torch.load`` accepts ``allowed`` inside, ahead of what the process has allowed.
 
-    A real class of the same name must not mix with a stand-in, so it steps aside meanwhile.
+    A real class of the same name must not mix with a replacement, so it is set apart meanwhile.
     """
     api = torch.serialization
     before = api.get_safe_globals()

@@ -32,7 +32,7 @@ class Entry:
         data: Training data and schedule.
         megabytes: Approximate size, None where unknown.
         sha256: Checksum, None where no one published it.
-        note: What to know before the download, such as a link that is probably dead.
+        note: What to know before the download, such as a link that probably no longer works.
     """
 
     name: str

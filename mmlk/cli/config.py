@@ -69,7 +69,7 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
 
     Raises:
         ValueError: If the file does not exist or cannot be parsed, if an override is a typo, or if
-            the file sets a variable of its base in vain.
+            the file sets a variable of its base without effect.
     """
     file = _config_file(path)
     try:

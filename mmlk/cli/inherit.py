@@ -1,4 +1,4 @@
-"""Variables that an inheriting config sets in vain.
+"""Variables that an inheriting config sets without effect.
 
 MMEngine runs a base config to its end before the inheriting file begins. A variable of the base
 (``vis_backends``, ``crop_size``, ``data_root``) has been copied to its places by then, and setting it

@@ -20,7 +20,7 @@ class Canvas:
         image: (H, W, 3) float32, RGB in 0..255.
         label: (H, W) uint8, ADE20K value of the surface that is seen, 0 = ignored.
         instance: (H, W) int16, 0 = none, i = ``categories[i - 1]``.
-        painted: Pixels each instance covered when it was painted, occlusion by later ones aside.
+        painted: Pixels each instance covered when it was painted; later ones may hide some.
     """
 
     def __init__(self, height: int, width: int, rng: np.random.Generator) -> None:

@@ -88,7 +88,7 @@ def write_folder(
     """Write all files to a sibling folder, then put it in place with one rename.
 
     Returns:
-        Number of files written, the marker aside.
+        Number of files written, without the marker.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)

@@ -17,8 +17,8 @@ class CheckSample:
 
     Loaders accept truncated JPEGs, do not name an undecodable file, and let label values through
     that no class has, which surface later as an index error of the loss without a file name. Each
-    worker process checks a file once, so only the first epoch pays. A label map without a pixel to
-    learn from is reported by a warning.
+    worker process checks a file once, so only the first epoch takes longer. A label map without a pixel
+    to learn from is reported by a warning.
 
     It stands before ``LoadImageFromFile`` in a training pipeline. In a test pipeline it stands
     directly after it, because inference helpers of MMSegmentation and MMDetection replace the first

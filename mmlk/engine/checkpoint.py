@@ -63,7 +63,7 @@ def _no_space(target: Path, need: int, error: OSError) -> str:
 register_backend(_BACKEND, AtomicBackend, force=True)
 
 
-class _PatientBackend(AtomicBackend):
+class _DeferringBackend(AtomicBackend):
     """Collects deletions instead of performing them."""
 
     def __init__(self):
@@ -94,7 +94,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Name, inside the new checkpoint, the files that it makes superfluous."""
-        if isinstance(getattr(self, 'file_backend', None), _PatientBackend):
+        if isinstance(getattr(self, 'file_backend', None), _DeferringBackend):
             checkpoint[_OUTDATED] = [Path(path).name for path in self._superfluous()]
 
     def before_train(self, runner) -> None:
@@ -105,7 +105,7 @@ class SafeCheckpointHook(CheckpointHook):
             and isinstance(self.file_backend, LocalBackend)
         ):
             self.backend_args = dict(backend=_BACKEND)
-            self.file_backend = _PatientBackend()
+            self.file_backend = _DeferringBackend()
             self._sweep(runner)
 
     @master_only
@@ -133,7 +133,7 @@ class SafeCheckpointHook(CheckpointHook):
     @master_only
     def _delete_outdated(self) -> None:
         """Delete what the last save made superfluous."""
-        if isinstance(getattr(self, 'file_backend', None), _PatientBackend):
+        if isinstance(getattr(self, 'file_backend', None), _DeferringBackend):
             for path in self._superfluous():
                 Path(path).unlink(missing_ok=True)
             self.file_backend.outdated.clear()

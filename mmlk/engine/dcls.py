@@ -22,15 +22,15 @@ class DCLSClampHook(Hook):
     """Moves positions that left the window back to its border, after every iteration.
 
     Outside the window an element of version ``v0`` contributes nothing and gets no gradient, so it
-    could never return. The classifier's training clamps; the published dense-prediction code forgot
-    to, and its first form saturated positions in the forward pass instead, which is the same for
+    could never return. The classifier's training clamps; the published dense-prediction code does
+    not, and its first form saturated positions in the forward pass instead, which is the same for
     positions inside the window.
 
     Raises:
         RuntimeError: If the model has no layer with learnable spacings.
     """
 
-    priority = 'ABOVE_NORMAL'  # before EMAHook, which shall average clamped positions
+    priority = 'ABOVE_NORMAL'  # before EMAHook, which is to average clamped positions
 
     def before_train(self, runner) -> None:
         """Clamp what a checkpoint may have brought."""

@@ -1,4 +1,4 @@
-"""Learning rates that fall towards the stem, for any backbone that says where its parameters sit.
+"""Learning rates that fall towards the stem, for any backbone that says where its parameters belong.
 
 OpenMMLab's own constructors know the ConvNeXt class name and raise for every other backbone. This
 one asks the backbone: ``layer_location(name)`` gives the kind, stage and block of a parameter.

@@ -96,7 +96,7 @@ def resolve(name: str, checkpoint: str | None) -> tuple[str | None, str]:
     checkpoint = checkpoint or dense_weights().get(bare) or classifier_weights().get(bare)
     if checkpoint is None:
         raise ValueError(
-            f'load_model: nobody has published weights for {name}; give the checkpoint of a '
+            f'load_model: no weights are published for {name}; give the checkpoint of a '
             f'training run'
         )
     return config, checkpoint

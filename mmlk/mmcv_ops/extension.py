@@ -50,7 +50,7 @@ def softnms(
     method: int,
     offset: int,
 ) -> torch.Tensor:
-    """Soft suppression (Bodla et al., 2017): overlapping boxes lose score instead of being dropped.
+    """Soft suppression (Bodla et al., 2017): overlapping boxes get lower scores and are not dropped.
 
     The box of the highest score is taken, the scores of those that remain are lowered by their IoU
     with it, and boxes that fall below ``min_score`` leave. A box that leaves is replaced by the last
@@ -95,7 +95,7 @@ def softnms(
 
 
 def _first_highest(scores: torch.Tensor) -> int:
-    """Position of the highest score; one that is not a number loses, unless it stands first."""
+    """Position of the highest score; one that is not a number is passed over, unless it is the first."""
     if scores[0].isnan():
         return 0
     return int(torch.where(scores.isnan(), -torch.inf, scores).argmax())

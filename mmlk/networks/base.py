@@ -1,7 +1,7 @@
 """The contract that all networks share.
 
 A family declares its variants, builds its stem and stages under the authors' parameter names, and
-says how it folds. Everything else that dense prediction needs lives here: selecting outputs, freezing,
+says how it folds. Everything else that dense prediction needs is here: selecting outputs, freezing,
 recomputation, output norms, the memory layout, loading weights loudly, and the description that neck
 configs, layer-wise learning rates and tests read. Torch is all that is needed; `mmlk.backbones` adds
 MMEngine's registry, ``init_cfg`` and logger.
@@ -29,7 +29,7 @@ from mmlk.ops.modules import NotScriptable
 
 
 class LayerLocation(NamedTuple):
-    """Where a parameter sits: ``kind`` is ``stem``, ``downsample``, ``block`` or ``norm``.
+    """Where a parameter belongs: ``kind`` is ``stem``, ``downsample``, ``block`` or ``norm``.
 
     ``stage`` counts from 0; ``block`` counts within the stage and is 0 for other kinds.
     """

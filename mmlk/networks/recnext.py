@@ -54,7 +54,7 @@ class RecNeXt(Network):
     """RecNeXt without its classification head, as the authors use it for dense prediction.
 
     Parameters have the authors' names, so their classification and dense checkpoints load. The
-    authors' dense networks take the raw stage outputs (no output norms) and train with live batch
+    authors' dense networks take the raw stage outputs (no output norms) and train with updated batch
     statistics synchronised over GPUs, ``norm_cfg=dict(type='SyncBN')``.
 
     Args:

@@ -1,6 +1,6 @@
 """Names of torch that it does not promise to keep, each under a name of ours.
 
-Read on torch 2.4.0 and run on 2.11.0. Where a name is gone, the stand-in takes the slower or safer of
+Read on torch 2.4.0 and run on 2.11.0. Where a name is gone, the replacement takes the slower or safer of
 two ways, so that an operator goes through PyTorch's dispatcher rather than past it. What other packages
 of the stack do not promise is in `mmlk.compat`; what Triton does not, in `mmlk.ops.triton.compat`.
 """
@@ -28,7 +28,7 @@ def _one() -> int:
 
 
 count_dispatch_modes: Callable[[], int] = getattr(torch._C, '_len_torch_dispatch_stack', _one)
-"""Dispatch modes, such as FLOP counters, that are active; taken for one where nobody can tell."""
+"""Dispatch modes, such as FLOP counters, that are active; taken for one where torch cannot tell."""
 
 top_transform: Callable[[], Any] = getattr(
     getattr(torch._C, '_functorch', None), 'peek_interpreter_stack', _one

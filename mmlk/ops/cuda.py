@@ -3,7 +3,7 @@
 The module holds no kernel and imports no Triton. Its predicates look at types and shapes only, so
 `torch.compile` traces through them; the kernels run inside registered operators, which it does not
 look into. Where kernels cannot run although a registered operator was called by name (float64, old
-devices), the torch composition of the CPU backend takes over.
+devices), the torch composition of the CPU backend computes.
 """
 
 from __future__ import annotations

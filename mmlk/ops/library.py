@@ -137,7 +137,7 @@ def node(name: str, forward: Callable, backward: Callable) -> Callable:
         forward: ``forward(ctx, *args)`` returns the result; it passes what the gradient needs to
             ``ctx.save_for_backward``, among it every argument that enters more than linearly.
         backward: ``backward(ctx, *grads)`` returns gradients of the leading arguments, in their order;
-            those that nobody asked for (``ctx.needs_input_grad``) are dropped.
+            those that are not asked for (``ctx.needs_input_grad``) are dropped.
 
     Returns:
         ``apply(*args)``.

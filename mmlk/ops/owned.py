@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def can_trust(path: Path, handle: int | None = None) -> bool:
-    """Whether ``path`` belongs to this user and nobody else may write to it; said once if not.
+    """Whether ``path`` belongs to this user and no other may write to it; said once if not.
 
     Args:
         path: File or folder.

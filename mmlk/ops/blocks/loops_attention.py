@@ -298,7 +298,7 @@ def can_run(depth: int, *maps: Tensor) -> bool:
 
 
 def _options(length: int, depth: int) -> dict:
-    """Compile-time parameters; tiles have the height that computes least in vain."""
+    """Compile-time parameters; tiles have the height with which the fewest results are dropped."""
     tile = min((6, 5, 4), key=lambda each: -(-length // each) * (each + 0.7))
     return dict(depth=depth, tile=tile)
 

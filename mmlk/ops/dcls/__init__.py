@@ -1,4 +1,4 @@
-"""Dilated convolution with learnable spacings: kernels whose few elements sit at learnt positions.
+"""Dilated convolution with learnable spacings: kernels whose few elements are at learnt positions.
 
 A kernel of a large window holds ``m`` weights, each at a real-valued position that is learnt with
 it (Khalfaoui-Hassani et al., ICLR 2023; Gaussian and triangular variants in arXiv 2306.00817). The

@@ -33,7 +33,7 @@ TASKS_PER_THREAD = 8
 does less for what it prepares."""
 
 TASK_COST = 2_000_000
-"""Fewest multiplications of a task, some 50 microseconds: next to that, taking a task costs nothing."""
+"""Fewest multiplications of a task, some 50 microseconds: taking a task takes far less."""
 
 PLAIN_ROWS = 256
 """Rows, at most, of a task that packs the weight itself: more rows pack less often, and leave

@@ -159,7 +159,7 @@ def _forward(
 
 @functools.lru_cache(maxsize=4096)
 def _tile(columns: int) -> int:
-    """Pixels of a tile: the fewest columns computed in vain, then the fewest tiles."""
+    """Pixels of a tile: the fewest columns whose results are dropped, then the fewest tiles."""
     return min(range(1, _PIXELS + 1), key=lambda tile: (-(-columns // tile)) * (tile + 0.7))
 
 

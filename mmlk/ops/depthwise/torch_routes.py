@@ -3,7 +3,7 @@
 All are exact rearrangements of the same sum at stride 1 and zero padding ``k // 2``;
 `mmlk.ops.depthwise.cpu` says which one is taken where. Maps are (N, C, H, W), weights (C, 1, kh, kw),
 both float32 or float64. oneDNN reaches a third to a half of the processor's arithmetic on its vectorised
-convolutions and one or two percent on what falls through to its per-group matrix products; every
+convolutions and one or two percent on what it computes as one matrix product per group; every
 route below ends in a vectorised convolution or in a Fourier transform.
 """
 

@@ -1,4 +1,4 @@
-"""Kernels of `toeplitz`, which describes them."""
+"""Kernels of `triton_toeplitz`, which describes them."""
 
 from __future__ import annotations
 

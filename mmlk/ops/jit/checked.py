@@ -2,7 +2,7 @@
 
 A pointer is here a pointer with the memory that it may reach: first byte, end, and whose memory it is.
 `Kernel.at` moves the pointer alone, so an access beyond an operand is found even where it meets another
-one. An access that fails is made to memory that nobody reads, and the first one is reported.
+one. An access that fails is made to memory that is never read, and the first one is reported.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class CheckedKernel(Kernel):
         super()._store(value, self._checked(address, value.type, 'writes'))
 
     def _checked(self, address, kind, verb: str):
-        """The address as a plain pointer, or one to memory that nobody reads."""
+        """The address as a plain pointer, or one to memory that is never read."""
         size = 4 * kind.count if isinstance(kind, ir.VectorType) else 8 if kind == _I64 else 4
         self.accesses.append(_Access(verb, size, _place()))
         report, place = self._plain(self._report), _I64(len(self.accesses) - 1)

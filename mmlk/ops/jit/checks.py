@@ -14,7 +14,7 @@ from torch import Tensor
 ENVIRONMENT = 'MMLK_JIT_CHECK'
 
 ENABLED = os.environ.get(ENVIRONMENT) == '1'
-"""Read once: calls of compiled loops pay nothing for a switch that is off."""
+"""Read once: a switch that is off adds no time to calls of compiled loops."""
 
 
 class Range(int):

@@ -49,7 +49,7 @@ _loaded: dict[str, Compiled] = {}
 def once(function: _Function) -> _Function:
     """`functools.cache` that computes under the lock, and one result for all threads.
 
-    The cache alone lets two threads compute at once and drops the loser's result, which may be in use.
+    The cache alone lets two threads compute at once and drops one of the results, which may be in use.
     What is known already is found without the lock.
     """
     known = functools.cache(function)

@@ -70,7 +70,7 @@ class Bands(NamedTuple):
 
 
 def _tile(length: int, short: int) -> int:
-    """Pixels summed side by side: the fewest computed in vain, then the fewest groups."""
+    """Pixels summed side by side: the fewest whose results are dropped, then the fewest groups."""
     most = _REGISTERS - (short if short <= _HELD else 1)
     return min(range(1, most + 1), key=lambda tile: -(-length // tile) * (max(tile, _CHAINS) + 0.7))
 
@@ -313,7 +313,7 @@ class Strip:
         )
 
     def taps(self):
-        """Scratch for a vector a tap, and for rows that are summed in vain."""
+        """Scratch for a vector a tap, and for rows whose sums are dropped."""
         return self.k.scratch(self.block.halves * self.tap_room())
 
     def tap_room(self) -> int:

@@ -4,7 +4,7 @@ Training: one launch reads the map, from memory once and for the other branches 
 an output per branch (1 + 3 passes over the map instead of 3 + 3); the gradient of the map is summed
 over the branches in one accumulator (3 + 1 passes instead of 3 + 3 and two sums of 2 + 1), and one
 launch computes the gradients of all kernels. Folded, both strips share the accumulator (1 + 1 passes
-instead of 2 + 2 and a sum of 2 + 1). `toeplitz` describes the kernels.
+instead of 2 + 2 and a sum of 2 + 1). `mmlk.ops.depthwise.triton_toeplitz` describes the kernels.
 
 Strict fp32 maps, and kernels too small to pay, are composed from single convolutions.
 """

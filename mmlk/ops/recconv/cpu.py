@@ -3,7 +3,7 @@
 All levels are kept channels-last, where depthwise kernels and interpolation need no reordering; other
 inputs are converted once on entry and once on exit. Where loops can be compiled (`mmlk.ops.jit`) the
 recursion is one call each way and saves nothing. Elsewhere it is a chain of torch's operators that hands
-its intermediate maps to the backward pass, which walks the recursion the other way.
+its intermediate maps to the backward pass, which runs the recursion in the other direction.
 """
 
 from __future__ import annotations

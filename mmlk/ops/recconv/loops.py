@@ -1,10 +1,10 @@
 """Recursive convolution and its gradients: the whole recursion of 16 channels of an image as one task.
 
-A task copies its channels of the map into a plane, halves it level by level, and climbs back: convolve,
-interpolate, add. The planes stay in the caches of the core that runs the task; nothing but the result
-is written to memory. The backward pass computes the planes again, a sixth of its time, and walks the
-recursion the other way; gradients of the kernels are summed over pixels by each task and over images by
-torch, in fixed order.
+A task copies its channels of the map into a plane, halves it level by level, and returns to the full
+size: convolve, interpolate, add. The planes stay in the caches of the core that runs the task; nothing
+but the result is written to memory. The backward pass computes the planes again, a sixth of its time,
+and runs the recursion in the other direction; gradients of the kernels are summed over pixels by each
+task and over images by torch, in fixed order.
 
 Interpolations are tables of pairs (position, weight): two pairs for each row and column of the finer
 map, and for the gradient four pairs for each of the coarser one.
@@ -226,7 +226,7 @@ class _Task:
     def kernel(self, taps, level: _Level):
         return self.k.at(taps, (self.last - level.number + 1) * self.taps_size)
 
-    def descend(self, taps) -> None:
+    def reduce_levels(self, taps) -> None:
         """Maps of all levels from the full one."""
         with self.k.loop(0, self.last) as number:
             fine, coarse = self.level(number), self.level(number + 1)
@@ -244,7 +244,7 @@ class _Task:
                 coarse.width,
             )
 
-    def climb(self, taps) -> None:
+    def combine_levels(self, taps) -> None:
         """Merged maps of all levels, from the coarsest, whose merged map is its map."""
         with self.k.loop(0, self.last) as index:
             number = self.last - 1 - index
@@ -305,8 +305,8 @@ def _forward(
     full = task.full
     task.pack_kernels(taps, last + 2)
     task.read_map(full.plane('map'), task.map(x, channels))
-    task.descend(taps)
-    task.climb(taps)
+    task.reduce_levels(taps)
+    task.combine_levels(taps)
     result = task.map(y, channels)
     whole = task.count >= LANES
 
@@ -366,14 +366,14 @@ def _backward(
     with k.loop(0, kernels * side**2) as tap:
         k.store(k.zero, totals, tap * LANES)
     task.read_map(full.plane('map'), task.map(x, channels))
-    task.descend(taps)
+    task.reduce_levels(taps)
     with k.loop(1, last) as number:
         level = task.level(number)
         steps.border(level.plane('merged'), level.row, level.height, level.width)
-    task.climb(taps)
+    task.combine_levels(taps)
 
-    # Through the climb, from the full map to the coarsest: ``flow`` belongs to a convolution's result,
-    # ``grad`` to its argument.
+    # Back through the combination, from the full map to the coarsest: ``flow`` belongs to a
+    # convolution's result, ``grad`` to its argument.
     task.read_map(full.plane('flow'), task.map(grad, channels))
     with k.loop(0, last + 1) as number:
         level = task.level(number)
@@ -422,7 +422,8 @@ def _backward(
                 level.width,
             )
 
-    # Through the descent, from the coarsest map to the full one, whose plane the climb has changed.
+    # Back through the reduction, from the coarsest map to the full one, whose plane the combination
+    # has changed.
     with k.when(wants_down >= 1):
         task.read_map(full.plane('map'), task.map(x, channels))
     with k.loop(0, last) as index:

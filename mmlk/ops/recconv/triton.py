@@ -1,11 +1,11 @@
 """Recursive convolution on CUDA: the whole recursion of a block of planes in one program.
 
 Written with library calls the recursion reads and writes the full map about four times and the
-coarser ones several times each. Here a program walks down and up the pyramid of PLANES channels of
-one image by itself; its intermediate maps, float32 and zero-padded (`recconv_phases`), live in scratch
-memory that belongs to the program, not to the channels: as many programs as a GPU holds run through
-all channels in turn, so the scratch is rewritten while it still is in L2, and a barrier between two
-steps is all the ordering there is. (Triton has no shared memory to index, which would be the place.)
+coarser ones several times each. Here a program computes all levels, down and up again, of PLANES
+channels of one image by itself; its intermediate maps, float32 and zero-padded (`triton_phases`), are in
+scratch memory that belongs to the program, not to the channels: as many programs as a GPU holds run
+through all channels in turn, so the scratch is rewritten while it still is in L2, and a barrier between
+two steps is all the ordering there is. (Triton has no shared memory to index.)
 Launches and device-memory traffic, in bytes of the full map M:
 
 * forward: one launch; reads x, writes y: 2 M (library calls: 3L + 1 launches, 8.5 to 11 M);

@@ -1,4 +1,4 @@
-"""Kernels of `recconv`: the recursion of a block of planes, and its steps over bands of rows.
+"""Kernels of `recconv.triton`: the recursion of a block of planes, and its steps over bands of rows.
 
 Every program owns scratch memory of ``scratch_size`` floats and takes blocks of planes (or bands of
 them) in turn. Images are indexed with int64, everything inside an image with int32.

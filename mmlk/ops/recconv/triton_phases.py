@@ -1,4 +1,4 @@
-"""The steps of the recursion on one block of channels, shared by all kernels of `recconv`.
+"""The steps of the recursion on one block of channels, shared by all kernels of `triton_kernels`.
 
 One program owns PLANES channels of one image and works with LANES = PLANES x SPOTS threads' worth of
 tile. A lane computes a *strip*: one column of a map, ROWS consecutive rows of it, for one channel.

@@ -67,7 +67,7 @@ def _compile_lock(name: str) -> Iterator[None]:
     with os.fdopen(handle, 'a') as file:
         if owned.can_trust(path, handle):
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file releases the lock, also when the process dies
+        yield  # closing the file releases the lock, also when the process is killed
 
 
 def _lock_path(name: str) -> Path:
