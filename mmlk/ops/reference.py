@@ -495,7 +495,7 @@ def recconv2d_reference(
     """Recursive depthwise convolution: a pyramid down, one kernel per level, summed on the way up.
 
     With L = len(weights) - 1 and the maps ``x_0 = x``, ``x_j = down_weight * x_(j-1)`` at stride 2
-    (side ``ceil(n / 2)``), the sum starts at the coarsest map, ``z_(L+1) = 0``, and ends at the full one:
+    (side ``ceil(n / 2)``), the sum starts at the coarsest map with ``z_(L+1) = 0``:
     ``z_j = up(weights[L-j] * (x_j + z_(j+1)))`` to the size of ``x_(j-1)``, for j = L .. 1. The
     result is ``weights[L] * (x_0 + z_1)``. All convolutions are depthwise and zero padded by
     ``k // 2``; there is no norm and no activation in between.
