@@ -93,7 +93,8 @@ def _save_logging() -> tuple:
 def _restore_logging(saved: tuple) -> None:
     logging.disable(saved[0])
     for logger, level, logger.propagate, logger.disabled, logger.handlers[:] in saved[1]:
-        logger.setLevel(level)
+        if logger.level != level:  # setting it clears a cache of every logger
+            logger.setLevel(level)
 
 
 def _save_random() -> tuple:
@@ -204,7 +205,7 @@ def _forget_compiled_graphs(_: None) -> None:
 
 def _save_mmlk() -> list[tuple[dict, dict, list[tuple[dict, dict]]]]:
     """Names of every loaded module of mmlk, and the entries of its module-level tables."""
-    modules = [vars(each) for name, each in list(sys.modules.items()) if f'{name}.'[:5] == 'mmlk.']
+    modules = [vars(each) for name, each in sys.modules.items() if name.startswith('mmlk')]
     return [
         (
             names,
