@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import time
 
 import benchmark_classifiers
-import torch
+from gpu_runner import Task
 
 
-def classifiers(args: argparse.Namespace) -> list[dict]:
-    """Whole classifiers at 224 x 224 next to timm's and the authors', training and inference."""
+def time_classifier(name: str, batch: int) -> list[dict]:
+    """Training and inference at 224 x 224 next to timm's and the authors' networks."""
     options = benchmark_classifiers.parse(
-        ['--device', 'cuda', '--batch', str(args.batch), '--amp', 'bfloat16', '--rounds', '8']
+        ['--device', 'cuda', '--batch', str(batch), '--amp', 'bfloat16', '--rounds', '8']
     )
-    rows, end = [], time.perf_counter() + args.seconds
-    for name in (each for each in options.only if args.filter in each):
-        if time.perf_counter() > end:
-            rows.append({'classifier': name, 'result': 'skipped: out of time'})
-            continue
-        try:
-            rows += benchmark_classifiers.time_classifier(options, name)
-        except RuntimeError as error:  # also what torch raises when memory is out
-            rows.append({'classifier': name, 'result': f'failed: {str(error)[:300]}'})
-        torch.cuda.empty_cache()
-    return rows
+    return [{'result': 'ok', **row} for row in benchmark_classifiers.time_classifier(options, name)]
+
+
+def classifiers(args: argparse.Namespace) -> list[Task]:
+    """Whole classifiers, one after the other."""
+    return [
+        Task(name, time_classifier, (name, args.batch))
+        for name in benchmark_classifiers.USUAL
+        if args.filter in name
+    ]

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import math
-import multiprocessing
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from benchmark_cases import Case, depthwise, inception
 from gpu_cases import PARITY, inputs
+from gpu_runner import Task
 from torch import Tensor
 
-from mmlk import ops
+from mmlk import networks, ops
 from mmlk.ops.reference import depthwise_conv2d_reference
 from tests.cases import MICRO_ARCHS, TOLERANCE
 
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TYPES = {
+    'bfloat16': torch.bfloat16,
+    'float32': torch.float32,
+    'tf32': torch.float32,
+    'float16': torch.float16,
+}
+"""Types of maps by name; ``tf32`` is float32 as torch convolves it where nothing is set."""
 
 
 @contextlib.contextmanager
-def strict_float32() -> Iterator[None]:
-    """Convolutions and products in float32 without TF32."""
+def float32_as(tf32: bool) -> Iterator[None]:
+    """Convolutions and products of float32 tensors by TF32, or without it."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
         yield
     finally:
@@ -77,110 +80,72 @@ def worst_error(got: Sequence[Tensor], want: Sequence[Tensor], dtype: torch.dtyp
     return worst
 
 
-def check_case(case: Case, dtype: torch.dtype, layout: str) -> dict:
-    """One case against float64, and against itself."""
+def check_case(case: Case, name: str, layout: str) -> dict:
+    """One case against float64, and against itself; ``name`` is one of `TYPES`."""
+    dtype = TYPES[name]
     torch.manual_seed(0)
     leaves = inputs(case, dtype, LAYOUTS[layout])
     wide = [each.detach().double().requires_grad_() for each in leaves]
     want = case.native(*wide)
     cotangent = torch.randn_like(want).to(dtype)
     want = [want, *torch.autograd.grad(want, wide, cotangent.double())]
-    with poisoned():
+    with poisoned(), float32_as(tf32=name == 'tf32'):
         got = results(case.ours, leaves, cotangent, dtype)
         again = results(case.ours, leaves, cotangent, dtype)
-    error = worst_error(got, want, dtype)
-    equal = all(torch.equal(a, b) for a, b in zip(got, again))
-    text = (
-        'ok'
-        if error <= 1 and equal
-        else (
-            f'failed: error {error:.2f} of the tolerance' if error > 1 else 'failed: repeats differ'
-        )
-    )
+    # TF32 has as many digits as float16.
+    error = worst_error(got, want, torch.float16 if name == 'tf32' else dtype)
+    text = 'ok' if all(torch.equal(a, b) for a, b in zip(got, again)) else 'failed: repeats differ'
+    if not error <= 1:
+        text = f'failed: error {error:.2f} of the tolerance'
     return {
         'case': case.name,
         'shape': case.shape,
-        'dtype': str(dtype),
+        'type': name,
         'layout': layout,
         'error_over_tolerance': round(error, 4),
         'result': text,
     }
 
 
-def _parity_job(index: int, dtype: torch.dtype, layout: str) -> dict:
-    case = PARITY[index]
-    with strict_float32():
-        try:
-            return check_case(case, dtype, layout)
-        except Exception as error:
-            return {
-                'case': case.name,
-                'shape': case.shape,
-                'dtype': str(dtype),
-                'layout': layout,
-                'result': f'failed: {type(error).__name__}: {str(error)[:300]}',
-            }
+def _check_by_number(index: int, name: str, layout: str) -> dict:
+    return check_case(PARITY[index], name, layout)
 
 
-def in_processes(
-    jobs: int, seconds: float, function: Callable[..., dict], tasks: Sequence[tuple]
-) -> list[dict]:
-    """Results of ``function(*task)``; several processes share the GPU, as compiling needs CPUs.
-
-    Tasks that have not started after ``seconds`` are left out, with a row that says so.
-    """
-    end, rows = time.perf_counter() + seconds, []
-    if jobs <= 1:
-        for task in tasks:
-            rows.append(function(*task) if time.perf_counter() < end else _out_of_time(task))
-        return rows
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context('spawn')) as pool:
-        futures = [pool.submit(function, *task) for task in tasks]
-        while time.perf_counter() < end and not all(each.done() for each in futures):
-            time.sleep(0.2)
-        for task, each in zip(tasks, futures):
-            rows.append(_out_of_time(task) if each.cancel() else each.result())
-    return rows
-
-
-def _out_of_time(task: tuple) -> dict:
-    return {'task': [str(each) for each in task], 'result': 'skipped: out of time'}
-
-
-def parity(args: argparse.Namespace) -> list[dict]:
-    chosen = [
-        index
+def _parity(args: argparse.Namespace, types: Sequence[str]) -> list[Task]:
+    return [
+        Task(f'{case.name} {case.shape} {name} {layout}', _check_by_number, (index, name, layout))
+        for name in types
         for index, case in enumerate(PARITY)
+        for layout in LAYOUTS
         if args.filter in case.name and not (args.small and math.prod(case.shape) > 30_000)
     ]
-    tasks = [
-        (index, dtype, layout)
-        for dtype in DTYPES
-        for index in chosen
-        for layout in LAYOUTS
-        if dtype != torch.float16 or index % 3 == 0
-    ]
-    rows = in_processes(args.jobs, args.seconds, _parity_job, tasks)
-    for row in rows:
-        if row['result'] != 'ok':
-            print(row, flush=True)
-    return rows
+
+
+def parity(args: argparse.Namespace) -> list[Task]:
+    """Output and gradients of every operator in bfloat16 against float64."""
+    return _parity(args, ('bfloat16',))
+
+
+def exact(args: argparse.Namespace) -> list[Task]:
+    """The same in float32, strictly and by TF32, and in float16."""
+    return _parity(args, ('float32', 'tf32', 'float16'))
 
 
 # ---------------------------------------------------------------------------------- limits
 
 
-def _row(name: str, function: Callable[[], str | None]) -> dict:
-    """Result of one check: ok, or the reason that it returns or raises."""
-    try:
-        reason = function()
-    except Exception as error:
-        reason = f'{type(error).__name__}: {str(error)[:300]}'
+def check(function: Callable[..., str | None], *arguments: object) -> dict:
+    """A row: ok, or the reason that ``function`` returns."""
+    reason = function(*arguments)
     text = (
         'ok' if reason is None else reason if reason.startswith('skipped') else f'failed: {reason}'
     )
-    print(f'{name}: {text}', flush=True)
-    return {'check': name, 'result': text}
+    return {'check': ' '.join([function.__name__, *map(str, arguments)]), 'result': text}
+
+
+def _task(function: Callable[..., str | None], *arguments: object) -> Task:
+    name = ' '.join([function.__name__, *map(str, arguments)])
+    return Task(name, check, (function, *arguments))
 
 
 def _differs(got: Sequence[Tensor], want: Sequence[Tensor]) -> str | None:
@@ -205,8 +170,9 @@ def large_map(layout: str) -> str | None:
     return None if error < TOLERANCE[torch.bfloat16][0] else f'error {error:.2e}'
 
 
-def other_stream(case: Case) -> str | None:
+def other_stream(number: int) -> str | None:
     """Work on a stream of its own gives what the default stream gives."""
+    case = _limit_cases()[number]
     leaves = inputs(case, torch.bfloat16, torch.channels_last)
     cotangent = torch.randn_like(leaves[0])
     want = results(case.ours, leaves, cotangent, torch.bfloat16)
@@ -219,8 +185,9 @@ def other_stream(case: Case) -> str | None:
     return _differs(got, want)
 
 
-def graph(case: Case) -> str | None:
+def graph(number: int) -> str | None:
     """A captured forward and backward pass, replayed on new values, equals the eager one."""
+    case = _limit_cases()[number]
     leaves = inputs(case, torch.bfloat16, torch.channels_last)
     cotangent = torch.randn_like(leaves[0])
     stream = torch.cuda.Stream()
@@ -251,47 +218,56 @@ def other_device() -> str | None:
     )
 
 
-def limits(args: argparse.Namespace) -> list[dict]:
+def _limit_cases() -> list[Case]:
     shape = (4, 96, 28, 28)
-    cases = (
+    return [
         inception(shape),
         depthwise(shape, (7, 7)),
         depthwise(shape, (17, 17)),
         *(each for each in PARITY if 'RecConv' in each.name or 'operator' in each.name),
-    )
-    rows = [
-        _row(f'large map, {layout}', lambda layout=layout: large_map(layout)) for layout in LAYOUTS
     ]
-    torch.cuda.empty_cache()
-    for case in cases:
-        name = f'{case.name} {case.shape}'
-        rows.append(_row(f'other stream, {name}', lambda case=case: other_stream(case)))
-        rows.append(_row(f'CUDA graph, {name}', lambda case=case: graph(case)))
-    return [*rows, _row('other device', other_device)]
+
+
+def limits(args: argparse.Namespace) -> list[Task]:
+    """More than 2^31 elements, other streams, CUDA graphs, other devices."""
+    cases = [number for number, case in enumerate(_limit_cases()) if args.filter in case.name]
+    return [
+        *(_task(each, number) for number in cases for each in (other_stream, graph)),
+        *(_task(large_map, layout) for layout in LAYOUTS),
+        _task(other_device),
+    ]
 
 
 # ---------------------------------------------------------------------------------- compile
 
 
-def compiled_case(case: Case, dtype: torch.dtype) -> str | None:
+def _compile_cases() -> list[Case]:
+    shape = (2, 96, 28, 28)
+    one_each = [
+        next(each for each in PARITY if word in each.name)
+        for word in ('operator', 'RecConv', 'DCLS')
+    ]
+    return [inception(shape), depthwise(shape, (7, 7)), depthwise(shape, (17, 17)), *one_each]
+
+
+def compiled_operator(number: int, name: str) -> str | None:
     """One full graph, with the values of eager mode."""
+    case, dtype = _compile_cases()[number], TYPES[name]
     torch._dynamo.reset()
     leaves = inputs(case, dtype, torch.channels_last)
     cotangent = torch.randn_like(case.ours(*leaves) if dtype == torch.float32 else leaves[0])
-    want = results(case.ours, leaves, cotangent, dtype)
-    got = results(torch.compile(case.ours, fullgraph=True), leaves, cotangent, dtype)
+    with float32_as(tf32=False):
+        want = results(case.ours, leaves, cotangent, dtype)
+        got = results(torch.compile(case.ours, fullgraph=True), leaves, cotangent, dtype)
     error = worst_error(got, [each.double() for each in want], dtype)
     return None if error <= 2 else f'error {error:.2f} of the tolerance'
 
 
 def compiled_backbone(name: str) -> str | None:
     """A micro backbone in one graph, forward and backward under autocast."""
-    import mmlk.backbones  # noqa: F401  fills the registry
-    from mmlk.registry import MODELS
-
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = MODELS.build(dict(type=f'mmlk.{name}', arch=MICRO_ARCHS[name])).cuda()
+    model = getattr(networks, name)(arch=MICRO_ARCHS[name]).cuda()
     model = model.to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 96, 96, device='cuda').to(memory_format=torch.channels_last)
     with torch.autocast('cuda', torch.bfloat16):
@@ -305,24 +281,14 @@ def compiled_backbone(name: str) -> str | None:
     return None if finite else 'a gradient is missing or not finite'
 
 
-def compiled(args: argparse.Namespace) -> list[dict]:
-    shape = (2, 96, 28, 28)
-    cases = (
-        inception(shape),
-        depthwise(shape, (7, 7)),
-        depthwise(shape, (17, 17)),
-        *[each for each in PARITY if 'RecConv' in each.name or 'operator' in each.name][:2],
-    )
-    rows = [
-        _row(
-            f'compile {case.name} {dtype}',
-            lambda case=case, dtype=dtype: compiled_case(case, dtype),
-        )
-        for case in cases
-        for dtype in (torch.float32, torch.bfloat16)
-    ]
-    if importlib.util.find_spec('mmengine') is None:
-        return [*rows, {'check': 'backbones', 'result': 'skipped: mmengine is not installed'}]
-    return rows + [
-        _row(f'compile {name}', lambda name=name: compiled_backbone(name)) for name in MICRO_ARCHS
+def compiled(args: argparse.Namespace) -> list[Task]:
+    """Full graphs of operators and networks; eager and compiled agree."""
+    cases = [number for number, case in enumerate(_compile_cases()) if args.filter in case.name]
+    return [
+        *(
+            _task(compiled_operator, number, name)
+            for name in ('bfloat16', 'float32')
+            for number in cases
+        ),
+        *(_task(compiled_backbone, name) for name in MICRO_ARCHS if args.filter in name),
     ]

@@ -1,13 +1,16 @@
 """The timing sections of `run_gpu_checks.py`: operators and whole networks.
 
 Contestants of a case must agree before they are timed, run in turn, and read maps that a fill of a
-buffer larger than the cache has evicted. Reported are the median and the quartiles.
+buffer larger than the cache has evicted. The GPU is kept busy while a call is launched, so that its
+events measure the GPU and not Python, whose own time is measured apart. Reported are the median and
+the quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import statistics
 import time
@@ -16,12 +19,27 @@ from collections.abc import Callable, Sequence
 import torch
 from benchmark_cases import Case
 from gpu_cases import TIMED, Timed, inputs, traffic
-from gpu_correctness import LAYOUTS, in_processes, results, strict_float32, worst_error
+from gpu_correctness import LAYOUTS, float32_as, results, worst_error
+from gpu_runner import Task
 from torch import Tensor, nn
 
 from mmlk.ops import DepthwiseConv2d, InceptionDWConv2d, LargeKernelDWConv2d
 
 ROUNDS = 15
+CYCLES = 2e9
+"""A second of any GPU's clock, rounded up: how long `torch.cuda._sleep` keeps one busy."""
+
+
+def launch_seconds(function: Callable[[], object], calls: int = 5) -> float:
+    """Time of the CPU for one eager call: the least of some that wait for nothing."""
+    times = []
+    for _ in range(calls):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    torch.cuda.synchronize()
+    return min(times)
 
 
 def interleaved(
@@ -29,19 +47,22 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Milliseconds of every function by CUDA events, run in turn after two warm-ups each."""
     cache = torch.empty(2**28 if evict else 1, dtype=torch.int8, device='cuda')
-    for function in functions.values():
+    asleep = {}
+    for name, function in functions.items():
         function()
         function()
+        asleep[name] = int(2 * CYCLES * launch_seconds(function, 2))
     pairs = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             cache.zero_()
+            torch.cuda._sleep(asleep[name])
             start.record()
             function()
             end.record()
             pairs[name].append((start, end))
-    torch.cuda.synchronize()
+        torch.cuda.synchronize()
     return {name: [a.elapsed_time(b) for a, b in each] for name, each in pairs.items()}
 
 
@@ -50,12 +71,26 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     return {'median_ms': round(middle, 4), 'quartiles_ms': [round(low, 4), round(high, 4)]}
 
 
+@functools.cache
 def copy_bandwidth() -> float:
     """Bytes per second of a large copy, reads and writes counted."""
     source = torch.empty(2**29, dtype=torch.int8, device='cuda')
     target = torch.empty_like(source)
     times = interleaved({'copy': lambda: target.copy_(source)}, 20, evict=False)['copy']
     return 2 * source.numel() / statistics.median(times) * 1e3
+
+
+def ceilings() -> dict:
+    """What the device reaches at best: copies, and a product of bfloat16 matrices."""
+    side = 8192
+    matrix = torch.randn(side, side, device='cuda', dtype=torch.bfloat16)
+    times = interleaved({'product': lambda: matrix @ matrix}, 9)['product']
+    return {
+        'case': 'ceilings',
+        'copy_bytes_per_second': copy_bandwidth(),
+        'bfloat16_flops_per_second': 2 * side**3 / statistics.median(times) * 1e3,
+        'result': 'ok',
+    }
 
 
 def _torch_routes(cudnn: bool | None) -> contextlib.AbstractContextManager:
@@ -99,17 +134,41 @@ def contestants(
     return runs
 
 
-def time_case(entry: Timed, dtype: torch.dtype, train: bool, bandwidth: float) -> dict:
-    """Timings of one case and mode, or the reason why they are worth nothing."""
+def check_first_images(case: Case, dtype: torch.dtype) -> str | None:
+    """Output and gradients of the first images against float64, in both layouts."""
+    small = case._replace(shape=(min(2, case.shape[0]), *case.shape[1:]))
+    for layout, form in LAYOUTS.items():
+        torch.manual_seed(0)
+        leaves = inputs(small, dtype, form)
+        wide = [each.detach().double().requires_grad_() for each in leaves]
+        y = case.native(*wide)
+        cotangent = torch.randn_like(y).to(dtype)
+        want = [y, *torch.autograd.grad(y, wide, cotangent.double())]
+        error = worst_error(results(case.ours, leaves, cotangent, dtype), want, dtype)
+        if not error <= 1:
+            return f'failed: {layout}, error {error:.2f} of the tolerance against float64'
+    return None
+
+
+def time_case(number: int, train: bool) -> dict:
+    """Timings of one case of `TIMED` and mode, or the reason why they are worth nothing."""
+    with float32_as(tf32=False):
+        return _time_case(TIMED[number], torch.bfloat16, train, copy_bandwidth())
+
+
+def _time_case(entry: Timed, dtype: torch.dtype, train: bool, bandwidth: float) -> dict:
     case = entry.case
     torch._dynamo.reset()
-    runs = contestants(case, dtype, train, compiles=entry.forward is not None)
     row = {
         'case': case.name,
         'shape': case.shape,
         'dtype': str(dtype),
         'mode': 'train' if train else 'forward',
     }
+    wrong = check_first_images(case, dtype)
+    if wrong:
+        return {**row, 'result': wrong}
+    runs = contestants(case, dtype, train, compiles=entry.forward is not None)
     wants = {}
     for name, run in runs.items():
         layout = name.split()[-1]
@@ -118,8 +177,6 @@ def time_case(entry: Timed, dtype: torch.dtype, train: bool, bandwidth: float) -
         error = worst_error(got, wants[layout], dtype)
         if error > 3:  # both sides round, and some of torch's routes sum in 16 bits
             row['disagrees'] = {**row.get('disagrees', {}), name: round(error, 2)}
-        if error > 3 and 'ours' in name:
-            return {**row, 'result': f'failed: {name} is off by {error:.1f} tolerances'}
     wants.clear()
     timings = {name: summary(each) for name, each in interleaved(runs).items()}
 
@@ -135,10 +192,16 @@ def time_case(entry: Timed, dtype: torch.dtype, train: bool, bandwidth: float) -
     aim = entry.train if train else entry.forward
     row.update(
         timings=timings,
+        launch_us={
+            name: round(1e6 * launch_seconds(run))
+            for name, run in runs.items()
+            if 'compiled' not in name
+        },
         ours_ms=ours,
         baseline_ms=best('native', 'cudnn'),
         gain=round(best('native', 'cudnn') / ours, 2),
         aim=aim,
+        result='ok',
         memory_floor_ms=round(floor, 4),
         share_of_memory_floor=round(floor / ours, 3),
     )
@@ -149,53 +212,54 @@ def time_case(entry: Timed, dtype: torch.dtype, train: bool, bandwidth: float) -
     return row
 
 
-def _compile_kernels(index: int) -> dict:
+def compile_kernels(number: int) -> dict:
     """Run a case once, which leaves its kernels in Triton's cache."""
-    case = TIMED[index].case
-    try:
-        for form in LAYOUTS.values():
-            leaves = inputs(case, torch.bfloat16, form)
-            with torch.autocast('cuda', torch.bfloat16):
-                y = case.ours(*leaves)
-            torch.autograd.grad(y, leaves, torch.randn_like(y))
-    except Exception as error:  # the timed run reports it
-        return {'case': case.name, 'result': str(error)[:300]}
+    case = TIMED[number].case
+    for form in LAYOUTS.values():
+        leaves = inputs(case, torch.bfloat16, form)
+        with torch.autocast('cuda', torch.bfloat16):
+            y = case.ours(*leaves)
+        torch.autograd.grad(y, leaves, torch.randn_like(y))
     return {'case': case.name, 'result': 'ok'}
 
 
-def operators(args: argparse.Namespace) -> list[dict]:
-    in_processes(
-        args.jobs,
-        args.seconds,
-        _compile_kernels,
-        [(index,) for index, each in enumerate(TIMED) if args.filter in each.case.name],
-    )
-    bandwidth = copy_bandwidth()
-    rows, end = [{'copy_bytes_per_second': bandwidth}], time.perf_counter() + args.seconds
-    print(
-        f'copy {bandwidth / 1e12:.2f} TB/s; median ms; baseline: better of native and cuDNN in '
-        'both layouts'
-    )
-    print(
+def _chosen(args: argparse.Namespace) -> list[int]:
+    return [number for number, each in enumerate(TIMED) if args.filter in each.case.name]
+
+
+def kernels(args: argparse.Namespace) -> list[Task]:
+    """Compiles what the timed operators launch, many at once."""
+    return [
+        Task(f'kernels of {TIMED[number].case.name}', compile_kernels, (number,))
+        for number in _chosen(args)
+    ]
+
+
+def operators(args: argparse.Namespace) -> list[Task]:
+    """Times of the operators next to torch's own kernels and cuDNN's."""
+    return [
+        Task('ceilings', ceilings),
+        *(
+            Task(f'{TIMED[number].case.name} {mode}', time_case, (number, mode == 'train'))
+            for number in _chosen(args)
+            for mode in ('forward', 'train')
+        ),
+    ]
+
+
+def table(rows: Sequence[dict]) -> list[str]:
+    """The timed operators as lines of text."""
+    head = (
         f'{"case":<46}{"shape":<16}{"mode":<9}{"ours":>8}{"base":>9}{"gain":>7}{"aim":>6}'
         f'{"floor":>8}{"share":>7}{"compiled":>9}'
     )
-    with strict_float32():
-        for entry in (each for each in TIMED if args.filter in each.case.name):
-            for train in (False, True):
-                if time.perf_counter() > end:
-                    rows.append({'case': entry.case.name, 'result': 'skipped: out of time'})
-                    continue
-                row = time_case(entry, torch.bfloat16, train, bandwidth)
-                rows.append(row)
-                print(_line(row), flush=True)
-    return rows
+    return [head, *(_line(row) for row in rows if 'mode' in row)]
 
 
 def _line(row: dict) -> str:
     shape = 'x'.join(str(each) for each in row['shape'])
     head = f'{row["case"][:45]:<46}{shape:<16}{row["mode"]:<9}'
-    if 'result' in row:
+    if 'ours_ms' not in row:
         return head + row['result']
     return (
         f'{head}{row["ours_ms"]:8.3f}{row["baseline_ms"]:9.3f}{row["gain"]:6.2f}x'
@@ -314,35 +378,29 @@ def _network(
         'timings': times,
         'gain': round(best('ours') / best('plain'), 2),
         'aim': aim,
+        'result': 'ok',
     }
     if compiles:
         row['gain_over_compiled'] = round(
             max(best('ours'), best('compiled ours')) / best('compiled plain'), 2
         )
-    print(
-        f'{name}: ours {best("ours"):.0f} img/s, plain {best("plain"):.0f}, gain {row["gain"]}x '
-        f'(aim {aim}), over compiled {row.get("gain_over_compiled", "-")}',
-        flush=True,
-    )
     return row
 
 
-def networks(args: argparse.Namespace) -> list[dict]:
-    if importlib.util.find_spec('timm') is None:
-        return [{'network': 'all', 'result': 'skipped: timm is not installed'}]
+def time_network(name: str, batch: int) -> dict:
+    """One network of `_pairs`, training."""
     import timm
 
     torch.backends.cudnn.benchmark = True
-    rows, end = [], time.perf_counter() + args.seconds
-    for name, (ours, plain, aim, compiles) in _pairs(timm).items():
-        if args.filter not in name:
-            continue
-        if time.perf_counter() > end:
-            rows.append({'network': name, 'result': 'skipped: out of time'})
-            continue
-        try:
-            rows.append(_network(name, ours, plain, aim, compiles, args.batch))
-        except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
-            rows.append({'network': name, 'result': f'failed: {str(error)[:300]}'})
-        torch.cuda.empty_cache()
-    return rows
+    return _network(name, *_pairs(timm)[name], batch)
+
+
+def networks(args: argparse.Namespace) -> list[Task]:
+    """Training steps of timm's networks with our operators in them."""
+    if importlib.util.find_spec('timm') is None:
+        return []
+    import timm
+
+    return [
+        Task(name, time_network, (name, args.batch)) for name in _pairs(timm) if args.filter in name
+    ]

@@ -42,48 +42,27 @@ class Route(NamedTuple):
 
     Args:
         name: For explanations.
-        forward, input_gradient, weight_gradient: Whether it takes this pass of a problem.
-        run_forward: (x, weight, bias or None, stride) -> y.
-        run_input_gradient: (grad, weight, x, stride) -> gradient of x, of which only shape, type
-            and layout count.
-        run_weight_gradient: (grad, x, kernel size, stride, wants_bias) -> gradients of weight
-            (C, 1, kh, kw) and bias (C,) or None, in float32.
+        takes: Whether it computes a problem.
+        forward: (x, weight, bias or None, stride) -> y.
+        backward: (grad, x, weight, stride, mask) -> gradients of x, weight and bias, the last two in
+            float32; None may stand where ``mask`` does not ask.
     """
 
     name: str
-    forward: Callable[[Problem], bool]
-    input_gradient: Callable[[Problem], bool]
-    weight_gradient: Callable[[Problem], bool]
-    run_forward: Callable
-    run_input_gradient: Callable
-    run_weight_gradient: Callable
-
-
-def _always(_problem: Problem) -> bool:
-    return True
+    takes: Callable[[Problem], bool]
+    forward: Callable
+    backward: Callable
 
 
 # In order of preference; the last one takes everything.
 ROUTES = (
-    Route(
-        'toeplitz',
-        toeplitz.takes,
-        toeplitz.takes,
-        toeplitz.takes,
-        toeplitz.forward,
-        toeplitz.input_gradient,
-        toeplitz.weight_gradient,
-    ),
-    Route(
-        'direct',
-        _always,
-        _always,
-        _always,
-        direct.forward,
-        direct.input_gradient,
-        direct.weight_gradient,
-    ),
+    Route('toeplitz', toeplitz.takes, toeplitz.forward, toeplitz.backward),
+    Route('direct', lambda _problem: True, direct.forward, direct.backward),
 )
+
+
+def _route(task: Problem) -> Route:
+    return next(each for each in ROUTES if each.takes(task))
 
 
 def clip(weight: Tensor, size: tuple[int, int]) -> Tensor:
@@ -114,8 +93,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int
     """`mmlk::depthwise_conv2d` for CUDA tensors (or CPU tensors in the interpreter)."""
     weight = clip(weight, x.shape[2:])
     task = problem(x, weight, stride)
-    route = next(each for each in ROUTES if each.forward(task))
-    return route.run_forward(arranged(x, task.last), weight, bias, task.stride)
+    return _route(task).forward(arranged(x, task.last), weight, bias, task.stride)
 
 
 def backward(
@@ -125,17 +103,12 @@ def backward(
     kernel = clip(weight, x.shape[2:])
     task = problem(x, kernel, stride)
     x, grad = arranged(x, task.last), arranged(grad, task.last)
-    grad_x = x.new_empty(0)
-    grad_weight = grad_bias = weight.new_empty(0)
-    if mask[0]:
-        route = next(each for each in ROUTES if each.input_gradient(task))
-        grad_x = route.run_input_gradient(grad, kernel, x, task.stride)
-    if mask[1] or mask[2]:
-        route = next(each for each in ROUTES if each.weight_gradient(task))
-        whole, bias = route.run_weight_gradient(grad, x, task.kernel, task.stride, mask[2])
-        grad_weight = unclip(whole, weight).to(weight.dtype) if mask[1] else grad_weight
-        grad_bias = bias.to(weight.dtype) if mask[2] else grad_bias
-    return grad_x, grad_weight, grad_bias
+    found = _route(task).backward(grad, x, kernel, task.stride, mask)
+    return (
+        found[0] if mask[0] else x.new_empty(0),
+        unclip(found[1], weight).to(weight.dtype) if mask[1] else weight.new_empty(0),
+        found[2].to(weight.dtype) if mask[2] else weight.new_empty(0),
+    )
 
 
 def unclip(grad_weight: Tensor, weight: Tensor) -> Tensor:

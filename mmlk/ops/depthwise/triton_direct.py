@@ -17,6 +17,7 @@ float32 for large kernels. Results depend on shapes and types only, not on the d
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -678,7 +679,7 @@ def _convolve_plain(
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
-    """`depthwise.Route.run_forward`."""
+    """`depthwise.Route.forward`."""
     n, c, h, w = x.shape
     last = channels_last(x)
     y = torch.empty(
@@ -691,8 +692,20 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, i
     return y
 
 
-def input_gradient(grad: Tensor, weight: Tensor, x: Tensor, stride: tuple[int, int]) -> Tensor:
-    """`depthwise.Route.run_input_gradient`."""
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], mask: Sequence[bool]
+) -> list[Tensor | None]:
+    """`depthwise.Route.backward`."""
+    results: list[Tensor | None] = [None, None, None]
+    if mask[0]:
+        results[0] = _input_gradient(grad, weight, x, stride)
+    if mask[1] or mask[2]:
+        results[1:] = _weight_gradient(grad, x, tuple(weight.shape[2:]), stride, mask[2])
+    return results
+
+
+def _input_gradient(grad: Tensor, weight: Tensor, x: Tensor, stride: tuple[int, int]) -> Tensor:
+    """Gradient of ``x``, of which only shape, type and layout count."""
     last = channels_last(x)
     grad_x = torch.empty(
         x.shape,
@@ -704,10 +717,10 @@ def input_gradient(grad: Tensor, weight: Tensor, x: Tensor, stride: tuple[int, i
     return grad_x
 
 
-def weight_gradient(
+def _weight_gradient(
     grad: Tensor, x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], wants_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """`depthwise.Route.run_weight_gradient`."""
+    """Gradients of weight (C, 1, kh, kw) and bias (C,) or None, in float32."""
     c = x.shape[1]
     last = channels_last(x)
     swap = last and swaps(kernel)

@@ -127,7 +127,7 @@ def _offsets(lengths: Sequence[int]) -> tuple[int, ...]:
 
 
 def convolutions(
-    maps: Sequence[Tensor],
+    maps: Sequence[Planes],
     weights: Sequence[Tensor],
     bias: Tensor | None,
     last: bool,
@@ -138,20 +138,19 @@ def convolutions(
     """Each map convolved with its kernel, summed or apart.
 
     Args:
-        maps: (N, C, H, W) each, of one type, any strides; the same one may stand there repeatedly.
+        maps: `planes` of maps (N, C, H, W) of one type; the same ones may stand there repeatedly.
         weights: As many kernels (C, 1, kh, kw), any strides and floating type.
         bias: (C,), added to the sum.
         last: Whether results are channels-last.
         flip: Turn the kernels by half a turn, as for the gradient of the map.
         apart: Return every result rather than the sum.
     """
-    x = maps[0]
+    x = maps[0].map
     n, c, h, w = x.shape
     weights = [_clip(each, (h, w)) for each in weights]
     kernels = tuple(tuple(each.shape[2:]) for each in weights)
     table, row, offsets = _tap_table(weights, kernels, x.dtype, flip)
-    sources = _all_planes(maps)
-    vector = min(each.vector for each in sources)
+    vector = min(each.vector for each in maps)
     # Other results are first written as planes with whole vectors in every row.
     direct = not last and w % 4 == 0
     width = w if direct else cdiv(w, PADDING) * PADDING
@@ -167,13 +166,13 @@ def convolutions(
         convolve,
         (cdiv(blocks, block_m) * len(results), c),
         table,
-        tuple(each.data for each in sources),
+        tuple(each.data for each in maps),
         bias,
         tuple(results),
         n,
         c,
         h,
-        *_strides(sources, vector),
+        *_strides(maps, vector),
         width // out_vector,
         w,
         row,
@@ -191,29 +190,28 @@ def convolutions(
         num_warps=8 if block_m * shape.rows * shape.columns > 8192 else 4,
         num_stages=3,
     )
-    return results if direct else [_arranged(each, w, last) for each in results]
+    return results if direct else _arranged(results, w, last)
 
 
 def weight_gradients(
-    grads: Sequence[Tensor],
-    maps: Sequence[Tensor],
+    grads: Sequence[Planes],
+    maps: Sequence[Planes],
     sizes: Sequence[tuple[int, int]],
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """Gradients of the kernels of `convolutions`, each (C, 1, kh, kw) in ``dtype``.
 
     Args:
-        grads: Gradients of the results, (N, C, H, W) each, any strides.
+        grads: `planes` of the gradients of the results, (N, C, H, W) each.
         maps: As there.
         sizes: Rows and columns of the kernels.
     """
-    x = maps[0]
+    x = maps[0].map
     n, c, h, w = x.shape
     kernels = tuple(clipped(size, (h, w)) for size in sizes)
     shape = tile(kernels, (h, w), 64)
     outputs = shape.rows * shape.columns
-    sources, targets = _all_planes(maps), _all_planes(grads)
-    vector = min(each.vector for each in (*sources, *targets))
+    vector = min(each.vector for each in (*maps, *grads))
     block_k, block_m = 128, 128 // x.element_size()
     counts = [
         cdiv((shape.rows + kh - 1) * width, block_k)
@@ -233,13 +231,13 @@ def weight_gradients(
         correlate,
         (firsts[-1], c, parts),
         partial,
-        tuple(each.data for each in sources),
-        tuple(each.data for each in targets),
+        tuple(each.data for each in maps),
+        tuple(each.data for each in grads),
         n,
         h,
         w,
-        *_strides(sources, vector),
-        *_strides(targets, vector),
+        *_strides(maps, vector),
+        *_strides(grads, vector),
         kernels,
         taps,
         total,
@@ -300,12 +298,6 @@ def _tap_table(
     return table, row, _offsets(lengths)
 
 
-def _all_planes(maps: Sequence[Tensor]) -> list[Planes]:
-    """`planes` of each map; a map that stands there repeatedly is copied once."""
-    made = {id(each): planes(each) for each in maps}
-    return [made[id(each)] for each in maps]
-
-
 def _strides(sources: Sequence[Planes], vector: int) -> tuple[tuple, tuple]:
     """Widths and strides in vectors, so that kernels know them to be multiples of it."""
     return (
@@ -314,16 +306,19 @@ def _strides(sources: Sequence[Planes], vector: int) -> tuple[tuple, tuple]:
     )
 
 
-def _arranged(x: Tensor, width: int, last: bool) -> Tensor:
+def _arranged(maps: Sequence[Tensor], width: int, last: bool) -> list[Tensor]:
     """The first ``width`` columns of padded planes, contiguous or channels-last."""
-    y = torch.empty(
-        (*x.shape[:3], width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
-    copy(x, y)
-    return y
+    found = [
+        torch.empty(
+            (*x.shape[:3], width),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last if last else torch.contiguous_format,
+        )
+        for x in maps
+    ]
+    copy(maps, found)
+    return found
 
 
 # --------------------------------------------------------------------------------- route
@@ -344,18 +339,22 @@ def takes(problem) -> bool:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
-    return convolutions([x], [weight], bias, channels_last(x))[0]
+    """`depthwise.Route.forward`."""
+    return convolutions(planes(x), [weight], bias, channels_last(x))[0]
 
 
-def input_gradient(grad: Tensor, weight: Tensor, x: Tensor, stride: tuple[int, int]) -> Tensor:
-    return convolutions([grad], [weight], None, channels_last(x), flip=True)[0]
-
-
-def weight_gradient(
-    grad: Tensor, x: Tensor, kernel: Sequence[int], stride: tuple[int, int], wants_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    (grad_weight,) = weight_gradients([grad], [x], [tuple(kernel)], torch.float32)
-    return grad_weight, bias_gradient(grad) if wants_bias else None
+def backward(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], mask: Sequence[bool]
+) -> list[Tensor | None]:
+    """`depthwise.Route.backward`."""
+    results: list[Tensor | None] = [None, None, bias_gradient(grad) if mask[2] else None]
+    if mask[0] or mask[1]:
+        target, *source = planes(grad, *([x] if mask[1] else []))
+    if mask[0]:
+        (results[0],) = convolutions([target], [weight], None, channels_last(x), flip=True)
+    if mask[1]:
+        (results[1],) = weight_gradients([target], source, [tuple(weight.shape[2:])], torch.float32)
+    return results
 
 
 def bias_gradient(grad: Tensor) -> Tensor:
@@ -374,9 +373,9 @@ def _example(
     def call():
         x, weight = meta(*size, dtype=dtype), meta(size[1], 1, *kernel, dtype=torch.float32)
         if gradient:
-            weight_gradients([x], [x], [kernel], torch.float32)
+            weight_gradients(planes(x), planes(x), [kernel], torch.float32)
         else:
-            convolutions([x], [weight], meta(size[1], dtype=torch.float32), False)
+            convolutions(planes(x), [weight], meta(size[1], dtype=torch.float32), False)
 
     return Example(
         name, call, 'correlate' if gradient else 'convolve', registers=registers, tensor_cores=True
@@ -397,14 +396,16 @@ EXAMPLES = (
     Example(
         'taps-k17',
         lambda: convolutions(
-            [meta(*_LARGE)], [meta(96, 1, 17, 17, dtype=torch.float32)], None, False
+            planes(meta(*_LARGE)), [meta(96, 1, 17, 17, dtype=torch.float32)], None, False
         ),
         'tap_vectors',
         registers=(64, 64),
     ),
     Example(
         'fold-k17',
-        lambda: weight_gradients([meta(*_LARGE)], [meta(*_LARGE)], [(17, 17)], torch.float32),
+        lambda: weight_gradients(
+            planes(meta(*_LARGE)), planes(meta(*_LARGE)), [(17, 17)], torch.float32
+        ),
         'fold',
         registers=(128, 128),
     ),

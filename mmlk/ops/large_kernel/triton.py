@@ -17,6 +17,7 @@ from torch import Tensor
 from mmlk.ops.depthwise import triton as depthwise
 from mmlk.ops.depthwise import triton_toeplitz as toeplitz
 from mmlk.ops.maps import channels_last
+from mmlk.ops.triton.planes import planes
 from mmlk.ops.triton.runtime import Example, meta
 
 
@@ -38,9 +39,8 @@ def branches(
     """`mmlk::large_kernel_branches`."""
     weights = _given(first, second, third)
     if _fused(x, weights):
-        parts = toeplitz.convolutions(
-            [x] * len(weights), weights, None, channels_last(x), apart=True
-        )
+        maps = planes(x) * len(weights)
+        parts = toeplitz.convolutions(maps, weights, None, channels_last(x), apart=True)
     else:
         parts = [depthwise.forward(x, each, None, [1, 1]) for each in weights]
     return *parts[:2], parts[2] if third is not None else x.new_empty(0)
@@ -52,7 +52,7 @@ def total(
     """`mmlk::large_kernel_sum`."""
     weights = _given(first, second, third)
     if _fused(x, weights):
-        return toeplitz.convolutions([x] * len(weights), weights, bias, channels_last(x))[0]
+        return toeplitz.convolutions(planes(x) * len(weights), weights, bias, channels_last(x))[0]
     y = depthwise.forward(x, first, bias, [1, 1])
     for each in weights[1:]:
         y += depthwise.forward(x, each, None, [1, 1])
@@ -74,13 +74,17 @@ def backward(
     grads = [grad_first, grad_second, grad_third][: len(weights)]
     results = [x.new_empty(0), *(first.new_empty(0) for _ in range(4))]
     if _fused(x, weights):
-        if mask[0]:
-            results[0] = toeplitz.convolutions(grads, weights, None, channels_last(x), flip=True)[0]
         wanted = [index for index in range(len(weights)) if mask[1 + index]]
+        if mask[0] or wanted:
+            *targets, source = planes(*grads, x)
+        if mask[0]:
+            (results[0],) = toeplitz.convolutions(
+                targets, weights, None, channels_last(x), flip=True
+            )
         if wanted:
             found = toeplitz.weight_gradients(
-                [grads[index] for index in wanted],
-                [x] * len(wanted),
+                [targets[index] for index in wanted],
+                [source] * len(wanted),
                 [tuple(weights[index].shape[2:]) for index in wanted],
                 first.dtype,
             )

@@ -12,6 +12,7 @@ directly is a scattered store per element, which spills registers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import gcd
 from typing import NamedTuple
 
@@ -29,85 +30,100 @@ class Planes(NamedTuple):
     """A map to be read in vectors.
 
     Args:
+        map: The map itself, (N, C, H, W).
         data: (N, C, H, width) with unit stride along rows; columns past the map's are zero.
         strides: Elements from one image, channel and row to the next.
         width: Readable columns of a row, at least those of the map.
         vector: Elements that can be read at once; divides the strides and the width.
     """
 
+    map: Tensor
     data: Tensor
     strides: tuple[int, int, int]
     width: int
     vector: int
 
 
-def planes(x: Tensor) -> Planes:
-    """``x`` itself if its rows can be read in vectors, otherwise a padded copy."""
+def planes(*maps: Tensor) -> list[Planes]:
+    """Each map, (N, C, H, W) of one shape, as planes: itself if its rows can be read in vectors,
+    otherwise a padded copy. All copies are one launch, and a map given twice is copied once."""
+    found = {id(x): _in_place(x) for x in maps}
+    others = list({id(x): x for x in maps if found[id(x)] is None}.values())
+    if others:
+        padded = cdiv(others[0].shape[3], PADDING) * PADDING
+        copies = [
+            torch.empty((*x.shape[:3], padded), dtype=x.dtype, device=x.device) for x in others
+        ]
+        copy(others, copies)
+        for x, data in zip(others, copies):
+            found[id(x)] = Planes(x, data, data.stride()[:3], padded, PADDING)
+    return [found[id(x)] for x in maps]
+
+
+def _in_place(x: Tensor) -> Planes | None:
+    """``x`` itself as planes, or None if vectors cannot be read from its rows."""
     strides, width = x.stride()[:3], x.shape[3]
     # Images may overlap (expanded batches); a single one has no stride that matters.
     vector = gcd(PADDING, width, x.storage_offset(), *strides)
-    if x.stride(3) == 1 and vector >= 4:
-        return Planes(x, strides, width, vector)
-    padded = cdiv(width, PADDING) * PADDING
-    data = torch.empty((*x.shape[:3], padded), dtype=x.dtype, device=x.device)
-    copy(x, data)
-    return Planes(data, data.stride()[:3], padded, PADDING)
+    return Planes(x, x, strides, width, vector) if x.stride(3) == 1 and vector >= 4 else None
 
 
-@jit(do_not_specialize=('height', 'width', 'channels', 'source_image', 'target_image'))
+@jit(do_not_specialize=('channels', 'height', 'width', 'blocks', 'images'))
 def copy_planes(
-    target,
-    source,
+    targets,
+    sources,
     channels,
     height,
     width,
     target_width,
-    source_image,
-    source_channel,
-    source_row,
-    source_column,
-    target_image,
-    target_channel,
-    target_row,
-    target_column,
+    blocks,
+    images,
+    strides,
     CHANNELS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """CHANNELS x COLUMNS elements of one row of one image, zero past the source's width."""
+    """CHANNELS x COLUMNS elements of one row of one image of one map, zero past the source's width.
+
+    ``images`` and ``strides`` of a map are those of its source, then those of its target.
+    """
     n = (tl.program_id(0) // height).to(tl.int64)
     h = (tl.program_id(0) % height).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    w = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    here = source + n * source_image + h * source_row
-    value = tl.load(
-        here + c[:, None] * source_channel + w[None, :] * source_column,
-        mask=(c < channels)[:, None] & (w < width)[None, :],
-        other=0.0,
-    )
-    there = target + n * target_image + h * target_row
-    tl.store(
-        there + c[:, None] * target_channel + w[None, :] * target_column,
-        value,
-        mask=(c < channels)[:, None] & (w < target_width)[None, :],
-    )
+    w = tl.program_id(2) % blocks * COLUMNS + tl.arange(0, COLUMNS)
+    for b in tl.static_range(len(sources)):
+        if tl.program_id(2) // blocks == b:
+            here = sources[b] + n * images[b][0] + h * strides[b][1]
+            value = tl.load(
+                here + c[:, None] * strides[b][0] + w[None, :] * strides[b][2],
+                mask=(c < channels)[:, None] & (w < width)[None, :],
+                other=0.0,
+            )
+            there = targets[b] + n * images[b][1] + h * strides[b][4]
+            tl.store(
+                there + c[:, None] * strides[b][3] + w[None, :] * strides[b][5],
+                value,
+                mask=(c < channels)[:, None] & (w < target_width)[None, :],
+            )
 
 
-def copy(source: Tensor, target: Tensor) -> None:
-    """Copy a map (N, C, H, W) to one that may be wider or narrower; new columns become 0."""
-    n, c, h, width = target.shape
+def copy(sources: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Copy maps (N, C, H, W) of one shape to wider or narrower ones; new columns become 0."""
+    n, c, h, width = targets[0].shape
     columns = min(64, max(16, power_of_2(width)))
     channels = min(2048 // columns, max(16, power_of_2(c)))
+    blocks = cdiv(width, columns)
     launch(
         copy_planes,
-        (n * h, cdiv(c, channels), cdiv(width, columns)),
-        target,
-        source,
+        (n * h, cdiv(c, channels), blocks * len(sources)),
+        tuple(targets),
+        tuple(sources),
         c,
         h,
-        min(source.shape[3], width),
+        min(sources[0].shape[3], width),
         width,
-        *source.stride(),
-        *target.stride(),
+        blocks,
+        tuple((x.stride(0), y.stride(0)) for x, y in zip(sources, targets)),
+        tuple((*x.stride()[1:], *y.stride()[1:]) for x, y in zip(sources, targets)),
         CHANNELS=channels,
         COLUMNS=columns,
         num_warps=4,

@@ -117,7 +117,7 @@ def launch(kernel, grid: Sequence[int], *args, **options) -> None:
     Args:
         kernel: Made by `jit`.
         grid: Programs per axis; none at all if one of them is 0.
-        args: Its run-time arguments, the first one a tensor.
+        args: Its run-time arguments, the first one a tensor or a tuple of them.
         options: Its constants, and num_warps, num_stages.
     """
     grid = tuple(grid)
@@ -126,7 +126,7 @@ def launch(kernel, grid: Sequence[int], *args, **options) -> None:
         return
     if 0 in grid:
         return
-    device = args[0].device
+    device = (args[0][0] if isinstance(args[0], tuple) else args[0]).device
     if device.type != 'cuda' or device.index == torch.cuda.current_device():
         kernel[grid](*args, **options)
         return

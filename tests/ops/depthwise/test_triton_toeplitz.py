@@ -102,8 +102,8 @@ def test_new_image_sizes_compile_little():
     def passes(height, width):
         x = runtime.meta(2, 96, height, width)
         weight = runtime.meta(96, 1, 17, 17, dtype=torch.float32)
-        toeplitz.convolutions([x], [weight], None, False)
-        toeplitz.weight_gradients([x], [x], [(17, 17)], torch.float32)
+        toeplitz.forward(x, weight, None, (1, 1))
+        toeplitz.backward(x, x, weight, (1, 1), [False, True, False])
 
     variants = set()
     for step in range(24):

@@ -30,7 +30,7 @@ def check_depthwise(shape, kernel, layout, dtype):
     y = toeplitz.forward(x, weight, bias, (1, 1))
     assert y.dtype == dtype
     assert_close('y', y, want, outputs)
-    grad_x = toeplitz.input_gradient(cotangent, weight, x, (1, 1))
+    grad_x, grad_weight, grad_bias = toeplitz.backward(cotangent, x, weight, (1, 1), [True] * 3)
     assert_close('grad_x', grad_x, grads[0], outputs)
     for result in (y, grad_x):
         assert result.is_contiguous(
@@ -40,7 +40,6 @@ def check_depthwise(shape, kernel, layout, dtype):
                 else torch.contiguous_format
             )
         )
-    grad_weight, grad_bias = toeplitz.weight_gradient(cotangent, x, kernel, (1, 1), True)
     assert grad_weight.dtype == grad_bias.dtype == torch.float32
     assert_close('grad_weight', grad_weight, grads[1], parameters)
     assert_close('grad_bias', grad_bias, grads[2], parameters)
@@ -53,7 +52,7 @@ def check_parts_of_the_weight_gradient(parts):
     torch.manual_seed(0)
     x, grad = torch.randn(9, 1, 10, 16), torch.randn(9, 1, 10, 16)
     toeplitz.splits = lambda *_args, **_kwargs: parts
-    got, _ = toeplitz.weight_gradient(grad, x, (9, 11), (1, 1), False)
+    _, got, _ = toeplitz.backward(grad, x, torch.empty(1, 1, 9, 11), (1, 1), [False, True, False])
     weight = torch.zeros(1, 1, 9, 11, dtype=torch.float64, requires_grad=True)
     (want,) = torch.autograd.grad(
         reference.depthwise_conv2d_reference(x.double(), weight), weight, grad.double()
