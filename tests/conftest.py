@@ -17,9 +17,17 @@ import torch
 import mmlk  # noqa: F401  (before mmdet, which looks for MMCV's operators when it is imported)
 from tests.isolation import isolated
 
+LONGEST = ('tools', 'detection', 'commands', 'classification')
+
 
 def pytest_configure(config):
     config.option.randomly_reset_seed = False  # random is the order alone
+
+
+def pytest_collection_modifyitems(config, items):
+    """In the order of the source, folders with whole runs begin, so that workers end together."""
+    if not config.pluginmanager.hasplugin('randomly'):
+        items.sort(key=lambda item: item.path.parent.name not in LONGEST)
 
 
 @pytest.hookimpl(wrapper=True)
