@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mmlk.checkpoints import zoo
+from mmlk.checkpoints.download import checksum, download
 from mmlk.checkpoints.files import EXPORTED, problem
 
 _GENERIC = ('model.safetensors', 'pytorch_model.bin', 'download', 'view', 'uc')
@@ -21,6 +21,8 @@ _GENERIC = ('model.safetensors', 'pytorch_model.bin', 'download', 'view', 'uc')
 
 def locate(source: str | PathLike, *, sha256: str | None = None) -> Path:
     """Local file of ``source``, downloading it into torch's hub cache if it is a URL.
+
+    A download that broke off goes on where it stopped (:mod:`mmlk.checkpoints.download`).
 
     Args:
         source: Path, URL, or ``mmlk://<name>``.
@@ -50,11 +52,7 @@ def locate(source: str | PathLike, *, sha256: str | None = None) -> Path:
 
 def sha256_of(path: str | PathLike) -> str:
     """Checksum of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return checksum(path)
 
 
 def _check_sum(path: Path, expected: str) -> None:
@@ -92,18 +90,12 @@ def _download(url: str, entry: zoo.Entry | None = None) -> Path:
     with _locked(path):
         if path.is_file():
             return path
-        part = path.with_name(f'{path.name}.part')
         try:
-            torch.hub.download_url_to_file(_direct(url), str(part), progress=False)
-        except (OSError, ValueError) as error:
+            download(_direct(url), path, check=problem)
+        except RuntimeError as error:
             raise RuntimeError(
                 f'read_checkpoint: {url} cannot be downloaded: {error}{by_hand}'
             ) from error
-        wrong = problem(part)
-        if wrong:
-            part.unlink()
-            raise RuntimeError(f'read_checkpoint: what {url} delivers {wrong}{by_hand}')
-        part.rename(path)
     return path
 
 
