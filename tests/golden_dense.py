@@ -59,7 +59,7 @@ class AuthorsNetwork:
     def load(self, folder: Path) -> nn.Module:
         """The network of our config with the authors' file, as ``tools/test.py`` loads it."""
         init_default_scope(self.config.default_scope)
-        with _random_values_replaced_by_nan():
+        with no_random_values():
             model = revert_sync_batchnorm(MODELS.build(drop_pretrained(self.config.model))).eval()
         loading.read_only_tensors()
         loading.require_coverage(model)
@@ -72,8 +72,8 @@ class AuthorsNetwork:
 
 
 @contextmanager
-def _random_values_replaced_by_nan() -> Iterator[None]:
-    """Every value has to come from the file; drawing those that it replaces takes seconds."""
+def no_random_values() -> Iterator[None]:
+    """New parameters are NaN: drawing values that are replaced or not looked at takes seconds."""
     names = ('kaiming_uniform_', 'kaiming_normal_', 'trunc_normal_', 'normal_', 'uniform_')
     with ExitStack() as stack:
         for name in names:

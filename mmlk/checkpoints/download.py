@@ -1,8 +1,8 @@
 """One file from the network, whole or not at all: resumed where the connection broke, then checked.
 
-What has arrived stays beside the target as ``<name>.part`` with ``<name>.part.json``, which says what the
-server called the file (its ETag or date). The next call goes on from there if the server still has that
-file, and starts anew otherwise. Only the standard library is needed.
+What has arrived stays beside the target as ``<name>.part`` with ``<name>.part.json``, which says what
+the server called the file (its ETag or date). The next call goes on from there if the server still has
+that file, and starts anew otherwise. Only the standard library is needed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def download(
     *,
     size: int | None = None,
     sha256: str | None = None,
-    md5: str | None = None,
+    sha1: str | None = None,
     check: Callable[[Path], str] = lambda path: '',
 ) -> Path:
     """Bring ``url`` to ``path``, unless a file is there already.
@@ -43,7 +43,7 @@ def download(
         path: File to write; its folder is made.
         size: Bytes that the file must have, if known. What the server announces is checked anyway.
         sha256: Expected checksum or its first characters, if known.
-        md5: The same for publishers that state this one.
+        sha1: The same for publishers that state this one.
         check: Says what is wrong with the file that arrived, '' if nothing is.
 
     Returns:
@@ -71,7 +71,7 @@ def download(
         arrived = part.stat().st_size if part.is_file() else 0
         _log.warning('download: %s broke off after %d bytes; trying again', url, arrived)
         time.sleep(wait)
-    wrong = _wrong(part, size, dict(sha256=sha256, md5=md5)) or check(part)
+    wrong = _wrong(part, size, dict(sha256=sha256, sha1=sha1)) or check(part)
     note.unlink(missing_ok=True)
     if wrong:
         part.unlink()

@@ -50,6 +50,13 @@ def locate(source: str | PathLike, *, sha256: str | None = None) -> Path:
     return path
 
 
+def cached(source: str) -> bool:
+    """Whether the file of a URL or zoo name lies in the cache already."""
+    name = source.removeprefix(zoo.SCHEME)
+    entry = zoo.find(name) if name != source else None
+    return _cache_path(entry.url if entry else source, entry).is_file()
+
+
 def sha256_of(path: str | PathLike) -> str:
     """Checksum of a file as 64 hexadecimal digits."""
     return checksum(path)
@@ -75,8 +82,12 @@ def _cache_name(url: str, entry: zoo.Entry | None = None) -> str:
     return '--'.join(parts[1:]).removesuffix(suffix) + suffix
 
 
+def _cache_path(url: str, entry: zoo.Entry | None = None) -> Path:
+    return Path(torch.hub.get_dir()) / 'checkpoints' / _cache_name(url, entry)
+
+
 def _download(url: str, entry: zoo.Entry | None = None) -> Path:
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / _cache_name(url, entry)
+    path = _cache_path(url, entry)
     if path.is_file():
         return path
     if path.suffix in EXPORTED or path.stem.endswith('_fused'):

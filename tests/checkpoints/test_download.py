@@ -75,7 +75,7 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server, tmp_path
     [
         (dict(size=5), 'has 1024000 bytes, not 5'),
         (dict(sha256='0123'), f'has sha256 {SHA256}, not 0123'),
-        (dict(md5='0123'), 'has md5 .*, not 0123'),
+        (dict(sha1='0123'), 'has sha1 .*, not 0123'),
         (dict(check=lambda path: 'is a web page'), 'is a web page'),
     ],
 )
