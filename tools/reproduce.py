@@ -30,13 +30,10 @@ from mmlk.cli.config import load_config
 from mmlk.cli.published import dense_rows, published_facts
 from mmlk.commands import test
 from mmlk.data.layout import DataError, check_datasets
+from mmlk.data.releases import RELEASES
 
 TOLERANCE = 0.1
 """Points: published figures are rounded to 0.1, and decoders of JPEG differ by less than the rest."""
-IMAGES = {
-    'ADE20K': dict(train_dataloader=20210, test_dataloader=2000),
-    'COCO': dict(train_dataloader=118287, test_dataloader=5000),
-}
 METRICS = {
     'mIoU': ('mIoU', 1),
     'aAcc': ('aAcc', 1),
@@ -92,12 +89,11 @@ def missing(row: Mapping, cfg: Config, trains: bool, file: zoo.Entry | None) -> 
 
 def too_few(row: Mapping, cfg: Config, loaders: tuple[str, ...]) -> Iterator[str]:
     """Folders whose number of images is not that of the release."""
+    release = RELEASES[row['Metadata']['Training Data'].lower()]
     for loader in loaders:
-        dataset = cfg[loader].dataset
-        prefix = dataset.data_prefix.get('img_path') or dataset.data_prefix.get('img')
-        folder = Path(dataset.data_root) / prefix
+        inside, expected = release.images[loader]
+        folder = Path(cfg[loader].dataset.data_root) / inside
         count = sum(path.suffix == '.jpg' for path in folder.iterdir())
-        expected = IMAGES[row['Metadata']['Training Data']][loader]
         if count != expected:
             yield f'{folder} holds {count} images, the release has {expected}'
 

@@ -16,6 +16,7 @@ from mmlk.checkpoints import download, zoo
 from mmlk.cli import batch
 from mmlk.cli.config import load_config
 from mmlk.cli.program import main as program
+from mmlk.data.releases import RELEASES
 from tests.configs.test_configs import zoo_entry
 from tests.file_server import serving
 from tests.golden_dense import AuthorsNetwork
@@ -44,7 +45,8 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def counts(monkeypatch):
-    monkeypatch.setitem(tool.IMAGES, 'ADE20K', dict(train_dataloader=1, test_dataloader=2))
+    images = dict(train_dataloader=('images/training', 1), test_dataloader=('images/validation', 2))
+    monkeypatch.setitem(tool.RELEASES, 'ade20k', RELEASES['ade20k']._replace(images=images))
 
 
 @pytest.fixture
