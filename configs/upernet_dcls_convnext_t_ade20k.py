@@ -36,6 +36,7 @@ default_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))
 # The authors' multi-scale test never shrinks the short side below the crop.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='mmlk.CheckSample'),
     dict(
         type='TestTimeAug',
         transforms=[

@@ -36,7 +36,8 @@ def golden_tensor(key: str, shape, dtype: torch.dtype) -> torch.Tensor:
     elif len(shape) <= 1:
         value = 1.0 + 0.1 * draw if key.endswith(('weight', 'gamma')) else 0.1 * draw
     else:
-        value = draw / np.sqrt(max(int(np.prod(shape[1:])), 1))
+        draw /= np.sqrt(max(int(np.prod(shape[1:])), 1))  # in place: most of a network is here
+        value = draw
     return torch.from_numpy(np.ascontiguousarray(value)).to(dtype).reshape(shape)
 
 

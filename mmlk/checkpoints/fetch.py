@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mmlk.checkpoints import zoo
+from mmlk.checkpoints.download import checksum, download
 from mmlk.checkpoints.files import EXPORTED, problem
 
 _GENERIC = ('model.safetensors', 'pytorch_model.bin', 'download', 'view', 'uc')
@@ -21,6 +21,8 @@ _GENERIC = ('model.safetensors', 'pytorch_model.bin', 'download', 'view', 'uc')
 
 def locate(source: str | PathLike, *, sha256: str | None = None) -> Path:
     """Local file of ``source``, downloading it into torch's hub cache if it is a URL.
+
+    A download that broke off goes on where it stopped (:mod:`mmlk.checkpoints.download`).
 
     Args:
         source: Path, URL, or ``mmlk://<name>``.
@@ -48,13 +50,16 @@ def locate(source: str | PathLike, *, sha256: str | None = None) -> Path:
     return path
 
 
+def cached(source: str) -> bool:
+    """Whether the file of a URL or zoo name lies in the cache already."""
+    name = source.removeprefix(zoo.SCHEME)
+    entry = zoo.find(name) if name != source else None
+    return _cache_path(entry.url if entry else source, entry).is_file()
+
+
 def sha256_of(path: str | PathLike) -> str:
     """Checksum of a file as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return checksum(path)
 
 
 def _check_sum(path: Path, expected: str) -> None:
@@ -77,8 +82,12 @@ def _cache_name(url: str, entry: zoo.Entry | None = None) -> str:
     return '--'.join(parts[1:]).removesuffix(suffix) + suffix
 
 
+def _cache_path(url: str, entry: zoo.Entry | None = None) -> Path:
+    return Path(torch.hub.get_dir()) / 'checkpoints' / _cache_name(url, entry)
+
+
 def _download(url: str, entry: zoo.Entry | None = None) -> Path:
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / _cache_name(url, entry)
+    path = _cache_path(url, entry)
     if path.is_file():
         return path
     if path.suffix in EXPORTED or path.stem.endswith('_fused'):
@@ -92,18 +101,12 @@ def _download(url: str, entry: zoo.Entry | None = None) -> Path:
     with _locked(path):
         if path.is_file():
             return path
-        part = path.with_name(f'{path.name}.part')
         try:
-            torch.hub.download_url_to_file(_direct(url), str(part), progress=False)
-        except (OSError, ValueError) as error:
+            download(_direct(url), path, check=problem)
+        except RuntimeError as error:
             raise RuntimeError(
                 f'read_checkpoint: {url} cannot be downloaded: {error}{by_hand}'
             ) from error
-        wrong = problem(part)
-        if wrong:
-            part.unlink()
-            raise RuntimeError(f'read_checkpoint: what {url} delivers {wrong}{by_hand}')
-        part.rename(path)
     return path
 
 

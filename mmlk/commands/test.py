@@ -46,22 +46,41 @@ def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
     return cfg, notes
 
 
+def evaluate(cfg: Config, notes: list[str], trust: bool = False) -> dict[str, float]:
+    """Build, load and test what :func:`prepare` made ready; returns the metrics.
+
+    Args:
+        cfg: Config of the run, checked by :func:`check`.
+        notes: Sentences for its log.
+        trust: Let the checkpoint run code while it is read.
+    """
+    from mmlk.cli import device, loading
+
+    loading.read_only_tensors(trust=trust)
+    runner = device.build_runner(cfg, notes)
+    loading.require_coverage(runner.model)
+    metrics = runner.test()
+    device.close_process_group()
+    return metrics
+
+
+def check(cfg: Config) -> list[str]:
+    """What has to be judged with torch at hand before :func:`evaluate`; sentences for its log."""
+    from mmlk.cli import device
+    from mmlk.cli.fit import check_fit
+
+    checks.check_types(cfg)
+    check_fit(cfg)
+    notes = device.limit_waiting(cfg) + device.adapt_to_device(cfg)
+    device.open_process_group(cfg)
+    return notes
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status."""
     arguments.export_local_rank(args.local_rank)
     with arguments.plain_errors(args.program):
         cfg, notes = prepare(args)
-        from mmlk.cli import device, loading
-        from mmlk.cli.fit import check_fit
-
-        checks.check_types(cfg)
-        check_fit(cfg)
-        notes += device.limit_waiting(cfg)
-        notes += device.adapt_to_device(cfg)
-        device.open_process_group(cfg)
-    loading.read_only_tensors(trust=args.unsafe_pickle)
-    runner = device.build_runner(cfg, notes)
-    loading.require_coverage(runner.model)
-    runner.test()
-    device.close_process_group()
+        notes += check(cfg)
+    evaluate(cfg, notes, trust=args.unsafe_pickle)
     return 0

@@ -12,7 +12,7 @@ import pickle
 import pytest
 import torch
 
-from mmlk.checkpoints import zoo
+from mmlk.checkpoints import fetch, zoo
 from mmlk.checkpoints.fetch import locate, sha256_of
 from mmlk.checkpoints.read import read_checkpoint
 
@@ -368,9 +368,9 @@ def test_zoo_names(hub, monkeypatch, name, address, file):
 
     def offline(url, *_, **__):
         asked.append(url)
-        raise OSError('no network')
+        raise RuntimeError('no network')
 
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
+    monkeypatch.setattr(fetch, 'download', offline)
     with pytest.raises(RuntimeError, match='cannot be downloaded: no network.*by hand') as caught:
         read_checkpoint(f'mmlk://{name}')
     assert asked == [address]

@@ -50,15 +50,6 @@ def test_detector_costs_what_the_model_zoo_states(name):
 
 
 @pytest.mark.parametrize(
-    ('size', 'millions', 'billions'), [('t', 86, 751), ('s', 108, 844), ('b', 146, 987)]
-)
-def test_cascade_dcls_costs_what_its_authors_publish(size, millions, billions):
-    stated = metafile_models()[f'cascade_mask_rcnn_dcls_convnext_{size}_coco']['Metadata']
-    assert round(stated['Parameters']) == millions
-    assert stated['FLOPs'] == pytest.approx(billions, abs=1)
-
-
-@pytest.mark.parametrize(
     ('name', 'case'),
     [
         ('mask_rcnn_dcls_convnext_t_coco.py', 2),
@@ -120,19 +111,8 @@ def test_recnext_recipe_is_plain(name):
     assert load(name).model.backbone.norm_eval is False
 
 
-@pytest.mark.parametrize(
-    ('name', 'drop_path'),
-    [
-        ('mask_rcnn_dcls_convnext_t_coco.py', 0.4),
-        ('cascade_mask_rcnn_dcls_convnext_t_coco.py', 0.4),
-        ('cascade_mask_rcnn_dcls_convnext_s_coco.py', 0.6),
-        ('cascade_mask_rcnn_dcls_convnext_b_coco.py', 0.7),
-        ('cascade_mask_rcnn_slak_t_coco.py', 0.4),
-        ('mask_rcnn_recnext_m3_coco.py', 0.0),
-    ],
-)
-def test_drop_path_is_the_authors(name, drop_path):
-    assert load(name).model.backbone.get('drop_path_rate', 0.0) == drop_path
+def test_drop_path_is_the_authors_where_they_published_no_result():
+    assert load('mask_rcnn_dcls_convnext_t_coco.py').model.backbone.drop_path_rate == 0.4
 
 
 @pytest.mark.parametrize('name', [name for name in PUBLISHED if name.startswith('cascade')])

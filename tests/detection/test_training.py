@@ -1,6 +1,8 @@
 """Every head on every family learns from, and is scored on, generated scenes; odd batches pass."""
 
+import importlib
 import json
+import types
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from mmengine.runner import Runner
 import mmlk
 from mmlk.cli import device
 from mmlk.cli.config import apply_overrides
+from mmlk.mmcv_ops import extension, importing
 from tests.detection.detectors import batch, build, on_scenes, small_config
 
 HEADS = ['mask_rcnn_inceptionnext_t_coco.py', 'cascade_mask_rcnn_slak_t_coco.py']
@@ -22,6 +25,30 @@ ALL = [
     'cascade_mask_rcnn_slak_t_coco.py',
     'cascade_mask_rcnn_dcls_convnext_t_coco.py',
 ]
+
+
+def reads_as_if_contiguous(features, rois, output, *others, **options):
+    """What MMCV's compiled RoIAlign does: it takes the memory of a map for a contiguous one."""
+    features = features.as_strided(features.shape, torch.empty(features.shape).stride())
+    return extension.roi_align_forward(features, rois, output, *others, **options)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('name', ALL)
+def test_compiled_roi_align_gets_the_maps_of_every_family_as_they_are(name, layout, monkeypatch):
+    compiled = types.SimpleNamespace(roi_align_forward=reads_as_if_contiguous)
+    importing._guard(compiled)
+    roi_align = importlib.import_module('mmcv.ops.roi_align')
+    detector = build(small_config(name)).eval()
+    extractor = detector.roi_head.mask_roi_extractor
+    extractor = extractor[0] if isinstance(extractor, torch.nn.ModuleList) else extractor
+    rois = torch.tensor([[0, 3.0, 4.0, 60.0, 40.0], [1, 10.0, 10.0, 90.0, 90.0]])
+    with torch.no_grad():
+        maps = detector.extract_feat(torch.randn(2, 3, 96, 96).contiguous(memory_format=layout))[:4]
+        assert layout is torch.contiguous_format or not maps[0].is_contiguous()
+        want = extractor(maps, rois)
+        monkeypatch.setattr(roi_align, 'ext_module', compiled)
+        assert torch.equal(extractor(maps, rois), want)
 
 
 @pytest.mark.parametrize('name', ALL)
