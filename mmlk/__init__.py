@@ -12,7 +12,11 @@ from mmlk.configs import config_path, install_config_resolver
 from mmlk.mmcv_ops import install as install_mmcv_operators
 
 __version__ = '0.2.0'
-_LAZY = {'load_model': 'mmlk.inference.load'}
+_LAZY = {
+    'create_model': 'mmlk.models.create',
+    'list_models': 'mmlk.models.names',
+    'load_model': 'mmlk.inference.load',
+}
 __all__ = ['__version__', 'config_path', *_LAZY]
 
 install_config_resolver()

@@ -25,19 +25,22 @@ def locate(source: str | PathLike, *, sha256: str | None = None) -> Path:
     A download that broke off goes on where it stopped (:mod:`mmlk.checkpoints.download`).
 
     Args:
-        source: Path, URL, or ``mmlk://<name>``.
+        source: Path, URL, ``mmlk://<name>``, or ``hf-hub:<owner>/<name>``.
         sha256: Expected checksum, or its first characters.
 
     Raises:
         FileNotFoundError: If a path does not exist.
         RuntimeError: If the download fails or the checksum differs.
-        ValueError: If the zoo name is unknown.
+        ValueError: If the zoo name is unknown, or that of the hub has another form.
     """
     text = os.fspath(source)
     if text.startswith(zoo.SCHEME):
         entry = zoo.find(text[len(zoo.SCHEME) :])
         sha256 = sha256 or entry.sha256
         path = _download(entry.url, entry)
+    elif text.startswith(zoo.HUB_SCHEME):
+        url = zoo.hub_url(text)
+        path = _download(url, next((e for e in zoo.ENTRIES.values() if e.url == url), None))
     elif re.match(r'\w+://', text):
         path = _download(text)
     else:

@@ -8,7 +8,7 @@ Two roads lead here and share :func:`plan`. :func:`load_into` takes a file or UR
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from os import PathLike
 
 import torch
@@ -19,7 +19,7 @@ from mmlk.checkpoints.read import read_checkpoint
 from mmlk.checkpoints.report import Report
 from mmlk.checkpoints.transforms import adapt_channels, transform
 
-__all__ = ['Report', 'convert_in_place', 'load_into', 'plan', 'read_checkpoint']
+__all__ = ['Report', 'convert_in_place', 'load_into', 'load_state', 'plan', 'read_checkpoint']
 
 State = Mapping[str, Tensor]
 
@@ -147,6 +147,47 @@ def load_into(
     content, info = read_checkpoint(
         source, prefer=prefer, sha256=sha256, unsafe=unsafe, map_location=map_location or 'cpu'
     )
+    return load_state(
+        module,
+        family,
+        content,
+        str(source),
+        prefix=prefix,
+        adapt_stem=adapt_stem,
+        notes=info.notes,
+        logger=logger,
+    )
+
+
+def load_state(
+    module: nn.Module,
+    family: str,
+    content: State,
+    source: str,
+    *,
+    prefix: str | None = '',
+    adapt_stem: str | None = None,
+    notes: Sequence[str] = (),
+    logger: logging.Logger | None = None,
+) -> Report:
+    """What :func:`load_into` does, with a state dict that has been read.
+
+    Args:
+        module: The backbone.
+        family: Name in :data:`mmlk.checkpoints.keymaps.FAMILIES`.
+        content: Key to tensor.
+        source: Where it came from, for messages.
+        prefix: Part of ``content`` to take.
+        adapt_stem: As in :func:`load_into`.
+        notes: What reading it had to say.
+        logger: Receives the report; the ``mmlk`` logger if None.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: If it does not cover the trunk. The module is untouched then.
+    """
     own = module.state_dict()
     tops = sorted({key.split('.', 1)[0] for key in content})
     prefix = f'{prefix}.' if prefix and not prefix.endswith('.') else prefix or ''
@@ -156,11 +197,11 @@ def load_into(
             f'load_into: no key of {source} starts with {prefix!r}; its keys start '
             f'with {", ".join(tops[:12])}'
         )
-    notes = list(info.notes)
+    notes = list(notes)
     if adapt_stem is not None:
         state = _with_stem(state, family, own, adapt_stem, notes)
     report = plan(family, state, own)
-    report.source = str(source)
+    report.source = source
     report.notes[:0] = notes
     if getattr(module, 'deployed', False):
         report.cause = 'the backbone was folded by switch_to_deploy; load before folding'

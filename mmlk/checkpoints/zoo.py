@@ -8,12 +8,15 @@ checksum, so ``sha256`` is None throughout: note it when you obtain a file, and 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 SCHEME = 'mmlk://'
+HUB_SCHEME = 'hf-hub:'
+"""``hf-hub:<owner>/<name>``, as in timm, means the safetensors file of that repository."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Entry:
         megabytes: Approximate size, None where unknown.
         sha256: Checksum, None where no one published it.
         note: What to know before the download, such as a link that probably no longer works.
+        tag: Of a classifier: what tells the weights of one ``arch`` apart, as in timm's ``name.tag``.
+        image_size: Of a classifier: side of the images that it was evaluated on.
     """
 
     name: str
@@ -46,6 +51,8 @@ class Entry:
     megabytes: float | None = None
     sha256: str | None = None
     note: str = ''
+    tag: str = ''
+    image_size: int = 224
 
 
 def _inceptionnext() -> Iterator[Entry]:
@@ -60,13 +67,16 @@ def _inceptionnext() -> Iterator[Entry]:
     for size, megabytes in sizes.items():
         arch, edge = size.split('_')[0], '384' if size.endswith('384') else '224'
         data = f'ImageNet-1K, {edge} x {edge}'
+        sized: dict[str, Any] = dict(
+            tag='sail_in1k_384' if edge == '384' else 'sail_in1k', image_size=int(edge), **common
+        )
         yield Entry(
             f'inceptionnext_{size}',
             f'{base}inceptionnext_{size}.pth',
             arch=arch,
             data=data,
             megabytes=megabytes,
-            **common,
+            **sized,
         )
         tag = f'timm/inception_next_{arch}.sail_in1k{"_384" if edge == "384" else ""}'
         yield Entry(
@@ -76,7 +86,7 @@ def _inceptionnext() -> Iterator[Entry]:
             data=data,
             megabytes=megabytes,
             note='timm form of the same weights',
-            **common,
+            **sized,
         )
     tag = 'whyu/inception_next_atto.sail_in1k'
     yield Entry(
@@ -86,6 +96,7 @@ def _inceptionnext() -> Iterator[Entry]:
         data='ImageNet-1K, 224 x 224',
         megabytes=16.7,
         note="the author's own copy in timm form",
+        tag='sail_in1k',
         **common,
     )
 
@@ -106,6 +117,7 @@ def _slak() -> Iterator[Entry]:
             arch=arch,
             task='classification',
             data='ImageNet-1K, 300 epochs, 40 % sparse',
+            tag='in1k_300e',
             note='Google Drive',
             **common,
         )
@@ -120,6 +132,7 @@ def _slak() -> Iterator[Entry]:
             arch=arch,
             task='classification',
             data='ImageNet-1K, 120 epochs, 40 % sparse',
+            tag='in1k_120e',
             note=gone,
             **common,
         )
@@ -180,7 +193,15 @@ def _dcls() -> Iterator[Entry]:
                 'COCO, Cascade Mask R-CNN, 36 epochs',
             ),
         ):
-            yield Entry(name, f'{base}{name}.pth', arch=size, task=task, data=data, **common)
+            yield Entry(
+                name,
+                f'{base}{name}.pth',
+                arch=size,
+                task=task,
+                data=data,
+                tag='in1k_ema' if task == 'classification' else '',
+                **common,
+            )
     name = 'convnext_dcls_gauss_tiny_1k_224_ema'
     yield Entry(
         name,
@@ -188,6 +209,7 @@ def _dcls() -> Iterator[Entry]:
         arch='tiny_gauss',
         task='classification',
         data='ImageNet-1K, 224 x 224, EMA; 23x23 window',
+        tag='in1k_ema',
         **common,
     )
 
@@ -204,15 +226,17 @@ def _recnext() -> Iterator[Entry]:
         for kind, hub in (('distill', 'dist'), ('without_distill', 'base')):
             name = f'recnext_{arch}_{kind}_300e'
             data = f'ImageNet-1K, 300 epochs, {kind.replace("_", " ")}'
+            weights = f'{hub}_300e_in1k'
             yield Entry(
                 name,
                 f'{base}{release}/{name}.pth',
                 arch=arch,
                 task='classification',
                 data=data,
+                tag=weights,
                 **common,
             )
-            tag = f'suous/recnext_{arch}.{hub}_300e_in1k'
+            tag = f'suous/recnext_{arch}.{weights}'
             yield Entry(
                 tag,
                 _hub(tag),
@@ -220,6 +244,7 @@ def _recnext() -> Iterator[Entry]:
                 task='classification',
                 data=data,
                 note='hub copy of the same weights',
+                tag=weights,
                 **common,
             )
     for arch in ('m3', 'm4', 'm5', 'a3', 'a4', 'a5'):
@@ -234,8 +259,27 @@ def _recnext() -> Iterator[Entry]:
             )
 
 
-def _hub(repository: str) -> str:
-    return f'https://huggingface.co/{repository}/resolve/main/model.safetensors'
+def _hub(repository: str, revision: str = 'main') -> str:
+    return f'https://huggingface.co/{repository}/resolve/{revision}/model.safetensors'
+
+
+def hub_url(source: str) -> str:
+    """Address behind ``hf-hub:<owner>/<name>``, after which ``@<revision>`` may follow.
+
+    Raises:
+        ValueError: If ``source`` has another form.
+    """
+    repository, _, revision = source.removeprefix(HUB_SCHEME).partition('@')
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repository):
+        raise ValueError(
+            f'zoo.hub_url: {source!r} is not {HUB_SCHEME}OWNER/NAME or {HUB_SCHEME}OWNER/NAME@REVISION'
+        )
+    return _hub(repository, revision or 'main')
+
+
+def is_remote(source: str) -> bool:
+    """Whether ``source`` names something to download: a URL, an entry, a repository of the hub."""
+    return source.startswith(HUB_SCHEME) or re.match(r'[\w-]+://', source) is not None
 
 
 ENTRIES: Mapping[str, Entry] = {

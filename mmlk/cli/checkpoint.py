@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,14 @@ def locate(checkpoint: str) -> str:
     """The file behind a checkpoint argument, whole; URLs are left to the download.
 
     Args:
-        checkpoint: File, URL, ``mmlk://<name>`` of a published file, or the ``last_checkpoint``
-            pointer which a run leaves in its folder.
+        checkpoint: File, URL, ``mmlk://<name>`` of a published file, ``hf-hub:<owner>/<name>``, or
+            the ``last_checkpoint`` pointer which a run leaves in its folder.
 
     Raises:
         ValueError: If the file is missing or damaged, with the checkpoints that lie beside it.
     """
     path = Path(checkpoint)
-    if checkpoint.startswith(zoo.SCHEME):
+    if checkpoint.startswith((zoo.SCHEME, zoo.HUB_SCHEME)):
         from mmlk.checkpoints import fetch  # needs torch, which this module does without
 
         path = fetch.locate(checkpoint)
@@ -91,7 +90,7 @@ def check_weights(cfg: Config) -> None:
     if cfg.get('load_from') and not cfg.get('resume'):
         cfg.load_from = sources['load_from'] = locate(cfg.load_from)
     for key, source in sources.items():
-        if isinstance(source, str) and not re.match(r'[\w-]+://', source):
+        if isinstance(source, str) and not zoo.is_remote(source):
             why = fault(Path(source).expanduser())
             known = f'; did you mean {zoo.SCHEME}{source}?' if source in zoo.ENTRIES else ''
             if why:

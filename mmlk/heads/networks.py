@@ -7,17 +7,23 @@ the ConvNeXt family are the same here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+import logging
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mmlk.checkpoints.classifiers import START_FROM_OTHER_TASK
+from mmlk.checkpoints.keymaps import is_counter
 from mmlk.layers.fold import norm_affine
 
 
 class Head(nn.Module):
     """Class scores from the last map.
+
+    Loading a state dict refuses one without the head, and says which layers another number of classes
+    leaves at their initial values.
 
     Args:
         in_channels: Channels C of the map.
@@ -30,6 +36,8 @@ class Head(nn.Module):
 
     class_layers: ClassVar[Sequence[str]]
     """Names of the layers whose width is the number of classes."""
+    drops: ClassVar[bool] = False
+    """Whether the constructor takes ``dropout``."""
 
     def __init__(self, in_channels: int, num_classes: int = 1000, **options):
         super().__init__(**options)
@@ -39,8 +47,11 @@ class Head(nn.Module):
                 'must be positive'
             )
         self.in_channels = in_channels
+        self.num_features = in_channels
+        """Width F of what the last layer multiplies."""
         self.num_classes = num_classes
         self.deployed = False
+        self._register_load_state_dict_pre_hook(_check_loaded_head, with_module=True)
 
     def pre_logits(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """(N, F) features that the last layer multiplies.
@@ -53,6 +64,72 @@ class Head(nn.Module):
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         """Scores (N, K) before the softmax; for ``x`` see :meth:`pre_logits`."""
         raise NotImplementedError
+
+    def class_modules(self) -> list[nn.Module]:
+        """The layers whose width is the number of classes."""
+        return [self.get_submodule(name) for name in self.class_layers]
+
+    def reset_classes(self, num_classes: int) -> None:
+        """New last layers for another number of classes, initialised as at first.
+
+        Args:
+            num_classes: 0 leaves the last layers out: the scores are then :meth:`pre_logits`.
+
+        Raises:
+            ValueError: If the number is negative.
+            RuntimeError: If the head was folded.
+        """
+        name = type(self).__name__
+        if num_classes < 0:
+            raise ValueError(f'{name}.reset_classes: num_classes {num_classes} is negative')
+        if self.deployed:
+            raise RuntimeError(f'{name}.reset_classes: the head was folded by switch_to_deploy')
+        for layer in self.class_layers:
+            parent, _, leaf = layer.rpartition('.')
+            new: nn.Module = nn.Identity()
+            if num_classes:
+                new = nn.Linear(self.num_features, num_classes)
+                new.to(next(self.parameters()))
+                _init_linear(new)
+            setattr(self.get_submodule(parent), leaf, new)
+        self.num_classes = num_classes
+
+    def loadable(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The part of ``state``, keys of this head, that can be loaded: all but resized class layers.
+
+        A warning names the class layers that keep their values because ``state`` has another number
+        of classes.
+
+        Raises:
+            ValueError: If a key is missing or has another shape for another reason.
+        """
+        name, own = type(self).__name__, self.state_dict()
+        if own and not own.keys() & state.keys():
+            raise ValueError(f'{name}: the file has no such head; {START_FROM_OTHER_TASK}')
+        missing = [key for key in own if key not in state and not is_counter(key)]
+        resized = [key for key in own if key in state and state[key].shape != own[key].shape]
+        problems = [f'{key} is missing' for key in missing] + [
+            f'{key} is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the module'
+            for key in resized
+        ]
+        if missing or not all(self._differs_in_classes(k, state[k], own[k]) for k in resized):
+            raise ValueError(
+                f'{name}: the file does not cover the head: {"; ".join(problems[:3])} '
+                f'({len(problems)} in all); choose the file of this variant'
+            )
+        if resized:
+            self._warn(
+                f'{name}: the file is for {len(state[resized[0]])} classes, the module for '
+                f'{self.num_classes}: {", ".join(resized)} keep their initial values'
+            )
+        return {key: value for key, value in state.items() if key not in resized}
+
+    def _differs_in_classes(self, key: str, theirs: Tensor, own: Tensor) -> bool:
+        """Whether a class layer has another number of classes, and nothing else is different."""
+        return key.rpartition('.')[0] in self.class_layers and theirs.shape[1:] == own.shape[1:]
+
+    def _warn(self, message: str) -> None:
+        logging.getLogger('mmlk').warning(message)
 
     def switch_to_deploy(self) -> Head:
         """Fold for inference, in place, and return the module in eval mode."""
@@ -72,11 +149,12 @@ class MlpHead(Head):
     """
 
     class_layers = ('fc2',)
+    drops = True
     MLP_RATIO = 3
 
     def __init__(self, in_channels: int, num_classes: int = 1000, dropout: float = 0.0, **options):
         super().__init__(in_channels, num_classes, **options)
-        hidden = self.MLP_RATIO * in_channels
+        self.num_features = hidden = self.MLP_RATIO * in_channels
         self.fc1 = nn.Linear(in_channels, hidden)
         self.act = nn.GELU()
         self.norm = nn.LayerNorm(hidden, eps=1e-6)
@@ -138,7 +216,15 @@ class TwoBranchHead(Head):
         features = self.pre_logits(x)
         return self.head(features), self.head_dist(features)
 
+    def reset_classes(self, num_classes: int) -> None:
+        super().reset_classes(num_classes)
+        for branch in (self.head, self.head_dist):
+            # without classes nothing computes with the norms, and training would wait for them
+            branch.norm.requires_grad_(num_classes > 0)
+
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        if not self.num_classes:
+            return self.pre_logits(x)
         if self.deployed:
             return self.head(self.pre_logits(x))
         labels, teacher = self.branches(x)
@@ -147,7 +233,7 @@ class TwoBranchHead(Head):
     @torch.no_grad()
     def switch_to_deploy(self) -> Head:
         """One linear layer in place of both branches; equal in eval mode up to rounding."""
-        if not self.deployed:
+        if self.num_classes and not self.deployed:
             forms = [branch.affine() for branch in (self.head, self.head_dist)]
             merged = nn.Linear(self.in_channels, self.num_classes).to(self.head.linear.weight)
             merged.weight.copy_(sum(weight for weight, _ in forms) / 2)
@@ -172,6 +258,19 @@ class _NormedLinear(nn.Module):
         scale, shift = norm_affine(self.norm)
         weight = self.linear.weight.double()
         return weight * scale, self.linear.bias.double() + weight @ shift
+
+
+def _check_loaded_head(
+    module: Head, state_dict: MutableMapping[str, Tensor], prefix: str, *_: Any
+) -> None:
+    """Before any load: every key in its shape, or the class layers alone in another width."""
+    if module.deployed:
+        return
+    given = {
+        key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
+    }
+    for key in given.keys() - module.loadable(given).keys():
+        del state_dict[prefix + key]
 
 
 def _pool(x: Tensor | Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,1 @@
+"""Classifiers and feature extractors by name, with timm's vocabulary; they need torch alone."""
