@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 MMENGINE = '0.10.4 to 0.10.12'
 """Versions of MMEngine, upstream's and OneDL's, on which the functions below were checked."""
 
+COMPILE_OPERATORS = (
+    'pip install --force-reinstall --no-deps --no-cache-dir --no-build-isolation --no-binary onedl-mmcv '
+    'onedl-mmcv'
+)
+"""Compiles MMCV's operators: half an hour, and a C++ compiler. With build isolation, or from
+the cache of such a build, the result has no operators, since the build did not see torch."""
+
 ConfigResolver = Callable[[str, str], tuple[str, str | None]]
 """``(path in a config, file of that config) -> (path of the file, scope or None)``."""
 
@@ -144,7 +151,7 @@ def roi_align_gradient(*arguments: Any) -> torch.Tensor:
     except AttributeError:
         raise RuntimeError(
             f'mmlk: {_installed("torchvision")} has no operator _roi_align_backward; install one that '
-            "mmlk was checked on, 0.26.0, or MMCV's compiled operators (make setup-ops)"
+            f"mmlk was checked on, 0.26.0, or compile MMCV's operators: {COMPILE_OPERATORS}"
         ) from None
     return operator(*arguments)
 

@@ -150,8 +150,8 @@ def _explain(path: Path, error: Exception, unsafe: bool) -> str:
         remedy = (
             'unset TORCH_FORCE_WEIGHTS_ONLY_LOAD, which forbids it here'
             if unsafe
-            else 'read it with unsafe=True (--unsafe-pickle of tools/train.py and tools/test.py), '
-            'or convert it once with tools/convert_checkpoint.py --unsafe-pickle'
+            else 'read it with unsafe=True (--unsafe-pickle of "mmlk train" and "mmlk test"), '
+            'or convert it once with "mmlk convert --unsafe-pickle"'
         )
         return (
             f'can only be read by running what it names ({named[1]}), '

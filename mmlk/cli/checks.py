@@ -105,7 +105,7 @@ def _import_errors_named(package: str) -> Iterator[None]:
     except Exception as error:
         raise ValueError(
             f'check_types: the modules of {package} cannot be imported: {type(error).__name__}: '
-            f'{error}; see tools/doctor.py'
+            f'{error}; see "mmlk doctor"'
         ) from error
 
 

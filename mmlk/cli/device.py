@@ -177,7 +177,7 @@ def open_process_group(cfg: Config) -> None:
     if missing:
         raise ValueError(
             f'--launcher {launcher}: environment variables {", ".join(missing)} are '
-            f'not set; start the tool through tools/dist_train.sh or the scheduler'
+            f'not set; start it by the scheduler, or by "torchrun --nproc-per-node=N -m mmlk ..."'
         )
     timeout = cfg.env_cfg.dist_cfg.get('timeout', _PATIENCE)
     torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(seconds=timeout))

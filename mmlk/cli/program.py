@@ -1,4 +1,4 @@
-"""The program ``mmlk``: its commands, and the scripts of ``tools/`` as doors to single ones.
+"""The program ``mmlk``: its commands, and the scripts of a checkout as doors to single ones.
 
 A command is a module of :mod:`mmlk.commands`: its docstring is the help text, ``add_arguments``
 defines the flags, ``run`` does the work and returns the exit status. Program and script build their
@@ -26,6 +26,10 @@ COMMANDS = {
     'predict': 'Predict images, folders or videos, and save pictures, labels and detections.',
     'export': 'Write a model as ONNX or torch.export, verified against the original.',
     'publish': 'Turn a training checkpoint into a small file that describes itself.',
+    'convert': (
+        'Turn a checkpoint into a file of plain tensors, under the names of this package, timm or its '
+        'authors.'
+    ),
     'check-data': 'Read every file of the data sets that a config names.',
     'generate-data': (
         'Generate scenes in the layout of ADE20K, of COCO 2017, or of both; '

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mmlk import mmcv_ops
+from mmlk import compat, mmcv_ops
 
 # import name -> (OneDL distribution, upstream distribution, purpose)
 PACKAGES = {
@@ -42,7 +42,7 @@ OPTIONAL = ('triton', 'llvmlite', 'timm', 'onnx', 'onnxscript', 'onnxruntime', '
 _OPERATORS = {
     'compiled': 'compiled',
     'torchvision': 'NMS and RoIAlign of torchvision: enough for Mask and Cascade R-CNN; '
-    'sh tools/setup_env.sh ops compiles all',
+    f'{compat.COMPILE_OPERATORS} compiles all',
 }
 
 
@@ -97,7 +97,7 @@ def operators_of_mmcv() -> tuple[str, str | None]:
         return answer, None
     return answer, (
         'detection needs them (segmentation does not): install the torchvision that belongs to this '
-        'torch, or compile them: sh tools/setup_env.sh ops'
+        f'torch, or compile them: {compat.COMPILE_OPERATORS}'
     )
 
 

@@ -24,7 +24,7 @@ Source: ImageNet-1K (ILSVRC 2012) from https://image-net.org/download; its valid
     one folder and have to be sorted into class folders, or listed in meta/val.txt
 Remedy: --cfg-options data_root=PATH, or set MMLK_IMAGENET_ROOT=PATH (configs ending in _mini:
     MMLK_MINI_ROOT=PATH) in the environment;
-    or generate pictures: python tools/generate_data.py PATH --format classes"""
+    or generate pictures: mmlk generate-data PATH --format classes"""
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 

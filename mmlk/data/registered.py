@@ -46,7 +46,7 @@ def registered_class(name: str | type, scope: str | None) -> type | None:
         except Exception as error:  # registries import their package when they are first asked
             raise DataError(
                 f'the data sets of {scope} cannot be imported: {type(error).__name__}: {error}; '
-                'see tools/doctor.py'
+                'see "mmlk doctor"'
             ) from error
     return name if isinstance(name, type) and issubclass(name, BaseDataset) else None
 

@@ -25,7 +25,7 @@ class CheckSample:
     step. Samples without files (arrays) and without labels pass.
 
     How labels are read (``reduce_zero_label``, ``label_map``) is what the data set states with each
-    sample. ``tools/train.py`` and ``tools/test.py`` fill in the other two from the heads; elsewhere,
+    sample. ``mmlk train`` and ``mmlk test`` fill in the other two from the heads; elsewhere,
     and where they are not given, every 8-bit value passes.
 
     Args:

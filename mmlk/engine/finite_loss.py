@@ -77,7 +77,7 @@ class FiniteLossHook(Hook):
             f'{found}. Continue from the last checkpoint (--resume) with a lower '
             'optim_wrapper.optimizer.lr, a longer warm-up or optim_wrapper.clip_grad.max_norm=1.0; '
             "in mixed precision, float32 or dtype='bfloat16'. If it happens at once, look for images "
-            'or labels that are no numbers (tools/check_dataset.py)'
+            'or labels that are no numbers (mmlk check-data)'
         )
 
 

@@ -209,7 +209,7 @@ def _not_here(operator: str) -> RuntimeError:
     return RuntimeError(
         f'mmcv.ops: {operator} is not available, because this mmcv has no compiled operators and '
         'mmlk supplies NMS, soft-NMS and RoIAlign (average) alone. Install a build that has it: '
-        '"sh tools/setup_env.sh ops" in a checkout of mmlk compiles that of onedl-mmcv, '
+        f'"{compat.COMPILE_OPERATORS}" compiles that of onedl-mmcv, '
         '"mim install mmcv" brings that of mmcv'
     )
 

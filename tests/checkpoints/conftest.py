@@ -1,16 +1,23 @@
 """The command that converts checkpoints, as a function."""
 
-import importlib.util
-from pathlib import Path
+import sys
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
+from mmlk.cli import program
 
 
 @pytest.fixture(scope='session')
 def convert():
-    spec = importlib.util.spec_from_file_location('convert_checkpoint', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *args: module.main([str(arg) for arg in args])
+    """Runs ``mmlk convert`` and returns its exit status, with the message of an error on stderr."""
+
+    def run(*words):
+        try:
+            return program.main(['convert', *map(str, words)])
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+                return 1
+            return stop.code
+
+    return run

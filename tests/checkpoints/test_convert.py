@@ -8,9 +8,13 @@ import os
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from mmlk.backbones import InceptionNeXt
 from mmlk.checkpoints import zoo
+from mmlk.cli import conversion
+from mmlk.networks import DCLSConvNeXt
+from tests.cases import MICRO_ARCHS
 from tests.checkpoints.cases import classifier, headless
 
 NETWORK = 'inceptionnext/atto'
@@ -44,6 +48,32 @@ def test_round_trip(convert, published, tmp_path, capsys):
     backbone.load_state_dict(content['state_dict'], strict=True)
     for key, value in headless(published, NETWORK).items():
         assert torch.equal(backbone.state_dict()[key], value), key
+
+
+def test_safetensors_hold_the_same_tensors_and_say_where_they_come_from(
+    convert, published, tmp_path, capsys
+):
+    torch.save(published, tmp_path / 'a.pth')
+    assert convert(tmp_path / 'a.pth', tmp_path / 'b.pth', '--to', 'authors') == 0
+    assert convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors', '--to', 'authors') == 0
+    with safe_open(tmp_path / 'b.safetensors', 'pt') as file:
+        assert file.metadata()['arch'] == 'atto'
+        found = {key: file.get_tensor(key) for key in file.keys()}
+    want = read(tmp_path / 'b.pth')['state_dict']
+    assert found.keys() == want.keys() == published.keys()
+    assert all(torch.equal(found[key], published[key]) for key in found)
+    assert convert(tmp_path / 'b.safetensors', tmp_path / 'c.pth') == 0
+    assert '220 of 220 keys matched' in capsys.readouterr().out
+
+
+def test_safetensors_of_shared_positions(convert, tmp_path):
+    """A format without shared tensors gets copies; the network shares them again."""
+    network = DCLSConvNeXt(MICRO_ARCHS['DCLSConvNeXt'], output_norm=False)
+    conversion._write(tmp_path / 'a.safetensors', {'x': network.state_dict(), 'meta': {}}, 'x')
+    other = DCLSConvNeXt(MICRO_ARCHS['DCLSConvNeXt'], output_norm=False)
+    other.load_pretrained(tmp_path / 'a.safetensors')
+    for key, value in network.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value), key
 
 
 def test_result_does_not_depend_on_place_or_time(convert, published, tmp_path):

@@ -20,6 +20,7 @@ SCRIPTS = {
     'train': 'train.py',
     'test': 'test.py',
     'export': 'export.py',
+    'convert': 'convert_checkpoint.py',
     'check-data': 'check_dataset.py',
     'generate-data': 'generate_data.py',
     'flops': 'get_flops.py',
