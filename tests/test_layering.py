@@ -108,7 +108,7 @@ FOLDERS = {
     'data': ('registry', 'compat'),
     'engine': ('checkpoints', 'registry', 'compat'),
     'export': ('cli',),
-    'inference': ('checkpoints', 'cli', 'configs', 'data', 'export'),
+    'inference': ('checkpoints', 'cli', 'configs', 'data', 'export', 'models'),
 }
 FIXED_NAMES = {'loops', 'triton'}
 

@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -25,6 +26,7 @@ COMMANDS = {
     'test': 'Evaluate a checkpoint on the test data of its config.',
     'predict': 'Predict images, folders or videos, and save pictures, labels and detections.',
     'export': 'Write a model as ONNX or torch.export, verified against the original.',
+    'benchmark': 'Time one model in every form in which it runs.',
     'publish': 'Turn a training checkpoint into a small file that describes itself.',
     'convert': (
         'Turn a checkpoint into a file of plain tensors, under the names of this package, timm or its '
@@ -36,7 +38,7 @@ COMMANDS = {
         'or pictures in class folders.'
     ),
     'flops': "Count a model's parameters and multiply-adds.",
-    'models': 'List the configs and the published checkpoints.',
+    'models': 'List the configs, the published checkpoints and the networks.',
     'doctor': 'Say what is installed, what is missing, and what to do about it.',
 }
 
@@ -53,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(parser)
+    first = next(iter(words), '')
+    close = [] if first in COMMANDS else get_close_matches(first, COMMANDS, n=3)
+    if close:
+        parser.error(f'there is no command {first!r}; closest names: {", ".join(close)}')
     args = parser.parse_args(words)
     return args.run(args)
 

@@ -1,8 +1,9 @@
-"""List the configs and the published checkpoints.
+"""List the configs, the published checkpoints and the networks.
 
 mmlk models                  configs, with size, cost and published accuracy
 mmlk models 'upernet_slak*'  those whose name fits a pattern
 mmlk models --weights        published checkpoints, for mmlk://NAME
+mmlk models --networks       names of mmlk.create_model, and the weights that it loads
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+from difflib import get_close_matches
 from typing import Any
 
 from mmlk.checkpoints import zoo
@@ -20,19 +22,29 @@ from mmlk.configs import config_root
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument('pattern', nargs='?', default='*', help='shell pattern of names')
-    parser.add_argument('--weights', action='store_true', help='checkpoints instead of configs')
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument('--weights', action='store_true', help='checkpoints instead of configs')
+    kinds.add_argument('--networks', action='store_true', help='networks instead of configs')
     parser.add_argument('--json', action='store_true', help='everything known, as JSON')
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; returns 1 if nothing fits the pattern."""
     with plain_errors(args.program):
-        rows = weight_rows() if args.weights else config_rows()
+        rows = _rows(args)
         found = [row for row in rows if fnmatch.fnmatch(row['name'], args.pattern)]
         if not found:
-            raise ValueError(f'no name fits {args.pattern!r}')
+            close = get_close_matches(args.pattern, [row['name'] for row in rows], n=5, cutoff=0.4)
+            hint = f'; closest names: {", ".join(close)}' if close else ''
+            raise ValueError(f'no name fits {args.pattern!r}{hint}')
     print(json.dumps(found, indent=1) if args.json else table(found))
     return 0
+
+
+def _rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+    if args.networks:
+        return network_rows()
+    return weight_rows() if args.weights else config_rows()
 
 
 def config_rows() -> list[dict[str, Any]]:
@@ -77,6 +89,17 @@ def weight_rows() -> list[dict[str, Any]]:
         }
         for entry in zoo.ENTRIES.values()
     ]
+
+
+def network_rows() -> list[dict[str, Any]]:
+    """Every name of :func:`mmlk.create_model`: the file that it loads, and what that was trained on."""
+    from mmlk.models import names
+
+    rows = []
+    for name in names.list_models(pretrained=True):
+        _, entry = names.find(name)
+        rows.append({'name': name, 'tag': entry.tag, 'weights': entry.name, 'data': entry.data})
+    return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -10,6 +10,8 @@ from types import MappingProxyType
 
 from mmlk.checkpoints import zoo
 from mmlk.configs import config_path, config_root
+from mmlk.models.names import VARIANTS
+from mmlk.models.names import find as find_network
 
 EXPORTED = ('.onnx', '.pt2')
 CHECKPOINTS = ('.pth', '.pt', '.safetensors')
@@ -70,7 +72,7 @@ def resolve(name: str, checkpoint: str | None) -> tuple[str | None, str]:
 
     Args:
         name: Config (file, ``mmlk::name`` or bare name), published model (``mmlk://name`` or its bare
-            name), or a checkpoint that holds its config.
+            name), name of :func:`mmlk.create_model`, or a checkpoint that holds its config.
         checkpoint: File, URL or ``mmlk://`` name; None for the published one.
 
     Returns:
@@ -87,6 +89,8 @@ def resolve(name: str, checkpoint: str | None) -> tuple[str | None, str]:
     published = name.removeprefix(zoo.SCHEME)
     if published in zoo.ENTRIES and not path.is_file():
         return _published(zoo.ENTRIES[published], checkpoint)
+    if name.partition('.')[0] in VARIANTS and not path.is_file():
+        return _published(find_network(name)[1], checkpoint)
     if path.suffix == '.py' and path.is_file():
         config = name
     elif (config_root() / f'{bare}.py').is_file():
@@ -115,6 +119,7 @@ def _published(entry: zoo.Entry, checkpoint: str | None) -> tuple[str, str]:
 
 def _unknown(name: str) -> str:
     known = {path.stem for path in config_root().glob('*.py')} | set(zoo.ENTRIES)
+    known |= set(VARIANTS)
     close = get_close_matches(Path(name).stem, known, n=5, cutoff=0.4)
     hint = f'; closest names: {", ".join(close)}' if close else '; "mmlk models" lists the names'
     return f'load_model: {name!r} is neither a file nor a model of this package{hint}'

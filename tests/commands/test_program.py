@@ -74,8 +74,10 @@ def test_script_and_command_have_the_same_flags(name, script, monkeypatch, capsy
     [
         (['--version'], 0, 'stdout', mmlk.__version__),
         ([], 2, 'stderr', 'COMMAND'),
-        (['predcit'], 2, 'stderr', 'invalid choice'),
-        (['models', 'nothing-like-this'], 1, 'stderr', "mmlk models: error: no name fits 'nothing"),
+        (['predcit'], 2, 'stderr', "no command 'predcit'; closest names: predict"),
+        (['qqqq'], 2, 'stderr', 'invalid choice'),
+        (['models', '####'], 1, 'stderr', "mmlk models: error: no name fits '####'\n"),
+        (['models', 'upernet_slak_tiny'], 1, 'stderr', 'closest names: upernet_slak_t_ade20k'),
         (['flops', 'absent.py'], 1, 'stderr', 'mmlk flops: error: load_config: there is no config'),
         (['flops', 'x.py', '--shape', '1', '2', '3'], 2, 'stderr', 'one or two numbers, not 3'),
         (['train'], 2, 'stderr', 'the following arguments are required: config'),
@@ -125,6 +127,15 @@ def test_published_checkpoints_are_listed(capsys):
     assert program.main(['models', '--weights', 'recnext_m3_*']) == 0
     out = capsys.readouterr().out
     assert 'recnext_m3_ade20k' in out and 'Apache-2.0' in out and 'slak' not in out
+
+
+def test_networks_are_listed_with_what_they_load(capsys):
+    assert program.main(['models', '--networks', '--json', 'recnext_m3*']) == 0
+    rows = {row['name']: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == ['recnext_m3', 'recnext_m3.base_300e_in1k']
+    assert rows['recnext_m3']['weights'] == 'recnext_m3_distill_300e'
+    with pytest.raises(SystemExit, match='closest names: recnext_m3, recnext'):
+        program.main(['models', '--networks', 'recnext_m33'])
 
 
 def test_messages_carry_the_name_that_was_typed(monkeypatch, tmp_path):

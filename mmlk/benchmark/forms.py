@@ -1,0 +1,145 @@
+"""The forms of a model: how each is built and called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mmlk.export.graph import Graph
+
+# A layer scale at its initial 1e-6 would let a wrong block agree with a right one.
+_LAYER_SCALE = 0.1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is timed, as the process of a form is told.
+
+    Attributes:
+        model: Config, name or file.
+        config: Config file; None for a name of :func:`mmlk.create_model`, an exported file, or a
+            checkpoint that holds its config.
+        checkpoint: File of the weights; None where they are random or exported.
+        part: Part of the model, None for the whole.
+        batch_size: Images per call.
+        shape: Height and width.
+        device: ``cpu``, or a GPU for the forms of torch.
+        threads: Threads of every form.
+        unsafe_pickle: Let the checkpoint run code while it is read.
+    """
+
+    model: str
+    config: str | None
+    checkpoint: str | None
+    part: str | None
+    batch_size: int
+    shape: tuple[int, int] | None
+    device: str
+    threads: int
+    unsafe_pickle: bool = False
+
+
+def caller(
+    form: str, task: Task, folder: Path, source: Path | None, image: np.ndarray
+) -> tuple[Callable[[], list[np.ndarray]], Callable[[], float]]:
+    """A function that computes the outputs, and one that tells the largest memory in MB."""
+    if form == 'onnxruntime':
+        return _onnxruntime(str(source), task.threads, image), _peak_of_process
+    if form == 'openvino':
+        return _openvino(str(source), task.threads, image), _peak_of_process
+    import torch
+
+    torch.set_num_threads(task.threads)
+    x = torch.from_numpy(image)
+    if form == 'torch.export':
+        from mmlk.export.write import runner
+
+        run = runner(Path(task.model))[0]
+        return lambda: [value.numpy() for value in run(x)], _peak_of_process
+    graph = build_graph(task)
+    graph.load_state_dict(torch.load(folder / 'weights.pth', weights_only=True))
+    graph = graph if form == 'eager' else graph.folded()
+    graph, x = graph.to(task.device), x.to(task.device)
+    call = torch.compile(graph) if form == 'compiled' else graph
+
+    def run_torch() -> list[np.ndarray]:
+        with torch.no_grad():
+            y = call(x)
+        return [value.cpu().numpy() for value in ([y] if isinstance(y, torch.Tensor) else y)]
+
+    if torch.device(task.device).type == 'cuda':
+        return run_torch, lambda: torch.cuda.max_memory_allocated(task.device) / 2**20
+    return run_torch, _peak_of_process
+
+
+def _onnxruntime(path: str, threads: int, image: np.ndarray) -> Callable[[], list[np.ndarray]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    name = session.get_inputs()[0].name
+    return lambda: session.run(None, {name: image})
+
+
+def _openvino(path: str, threads: int, image: np.ndarray) -> Callable[[], list[np.ndarray]]:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape(list(image.shape))
+    settings = {
+        'INFERENCE_NUM_THREADS': threads,
+        'PERFORMANCE_HINT': 'LATENCY',
+        # it takes 16-bit numbers where the processor has them, and deviates
+        'INFERENCE_PRECISION_HINT': 'f32',
+    }
+    compiled = core.compile_model(model, 'CPU', settings)
+    return lambda: [np.array(value) for value in compiled([image]).values()]
+
+
+def build_graph(task: Task) -> Graph:
+    """The unfolded network as a function of the image, with random weights if none are given."""
+    import torch
+
+    from mmlk.export.graph import Graph, part_of
+    from mmlk.models.names import VARIANTS
+
+    torch.manual_seed(0)
+    if task.model.partition('.')[0] in VARIANTS and task.config is None and not task.checkpoint:
+        from mmlk.models.create import create_model
+
+        network, whole = create_model(task.model), 'classifier'
+        if task.part == 'backbone':
+            network = create_model(task.model, features_only=True)
+        cfg = SimpleNamespace(model=dict(data_preprocessor=dict(bgr_to_rgb=True)))
+    else:
+        from mmlk.inference.checkpointed import network_and_classes
+
+        network, cfg, _ = network_and_classes(task.config, task.checkpoint, task.unsafe_pickle)
+        whole = part_of(network)
+    if task.checkpoint is None:
+        with torch.no_grad():
+            for name, value in network.named_parameters():
+                if name.endswith('.gamma'):
+                    value.fill_(_LAYER_SCALE)
+    return Graph(network, cfg, task.part or whole).eval()
+
+
+def _peak_of_process() -> float:
+    status = Path('/proc/self/status')
+    if status.is_file():
+        # what getrusage tells under Linux includes the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
+        return int(line.split()[1]) / 2**10
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == 'darwin' else 2**10)

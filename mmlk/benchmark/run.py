@@ -1,0 +1,212 @@
+"""Latency, throughput and memory of one model in every form in which it can run.
+
+Every form has a process of its own, as its users have it, so that memory can be told apart and no
+library changes another one's threads. The processes take their turns one after the other, and none is
+timed before its outputs have been compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmlk.benchmark.forms import Task, build_graph
+from mmlk.benchmark.process import FormProcess, first_line
+from mmlk.benchmark.report import processor, versions
+
+if TYPE_CHECKING:
+    from mmlk.export.graph import Graph
+
+EXPORTED = ('.onnx', '.pt2')
+_FORMS = ('eager', 'folded', 'compiled', 'onnxruntime', 'openvino', 'torch.export')
+_SIDES = dict(segmentor=512, classifier=224, backbone=224)
+_PACKAGES = {
+    'onnxruntime': ('onnx', 'onnxscript', 'onnxruntime'),
+    'openvino': ('onnx', 'onnxscript', 'onnxruntime', 'openvino'),
+}
+
+
+def benchmark(task: Task, rounds: int, compiled: bool = False) -> dict[str, Any]:
+    """Compare the outputs of all forms, then time them in turns.
+
+    Args:
+        task: Model and circumstances; ``shape`` None stands for 224 x 224, of a segmentor 512 x 512.
+        rounds: Timed calls per form.
+        compiled: Include torch.compile, which takes minutes to compile.
+
+    Returns:
+        ``rows``, one per form: milliseconds ``p50`` and ``p90``, ``images_per_second``,
+        ``peak_megabytes`` of its process (on a GPU, of torch's allocator) and ``deviation`` from the
+        first form relative to the largest value, or a ``note`` why there are none; and what they
+        depend on.
+
+    Raises:
+        ValueError: If the model is unknown or of a kind that cannot be timed.
+        RuntimeError: If the outputs of a form differ from those of the first.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        forms, notes, task, about = _prepare(task, Path(folder), compiled)
+        with contextlib.ExitStack() as stack:
+            running = {
+                form: stack.enter_context(FormProcess(form, task, Path(folder), source))
+                for form, source in forms.items()
+            }
+            deviations = _verify(running, notes)
+            times: dict[str, list[float]] = {form: [] for form in deviations}
+            for _ in range(rounds):
+                for form in times:
+                    times[form].append(running[form].step())
+            peaks = {form: running[form].peak() for form in times}
+    rows = []
+    for form in (form for form in _FORMS if form in {*forms, *notes}):
+        row: dict[str, Any] = dict(form=form)
+        if form in notes:
+            row.update(note=notes[form])
+        else:
+            spent = sorted(1e3 * seconds for seconds in times[form])
+            row.update(
+                p50=statistics.median(spent),
+                p90=float(np.percentile(spent, 90)),
+                images_per_second=1e3 * task.batch_size / statistics.mean(spent),
+                peak_megabytes=peaks[form],
+                deviation=deviations[form],
+            )
+        rows.append(row)
+    settings = {key: value for key, value in asdict(task).items() if key != 'unsafe_pickle'}
+    return dict(
+        **{**settings, **about},
+        rounds=rounds,
+        processor=processor(task.device),
+        versions=versions(),
+        rows=rows,
+    )
+
+
+def _prepare(
+    task: Task, folder: Path, compiled: bool
+) -> tuple[dict[str, Path | None], dict[str, str], Task, dict[str, Any]]:
+    """Forms that can run with their file, notes on the others, the task with its shape, and facts."""
+    notes: dict[str, str] = {}
+    scale = 1.0
+    if task.model.endswith(EXPORTED):
+        forms, description = _exported_forms(Path(task.model), task.device)
+        entry = description['input']
+        fixed = entry['shape']
+        side = _SIDES.get(description['part'], 512)
+        shape = tuple(fixed[2:]) if fixed else task.shape or (side, side)
+        given = (task.batch_size, task.shape or shape)
+        if fixed and given != (fixed[0], shape):
+            raise ValueError(
+                f'benchmark: {task.model} is fixed to {fixed[0]} picture of {shape[0]} x {shape[1]}; '
+                f'leave --batch-size and --shape out'
+            )
+        scale = 255.0 if entry['values'] == '0 to 255' else 1.0
+        channels, about = 3, dict(part=description['part'], weights='exported')
+        task = replace(task, shape=shape)
+    else:
+        import torch
+
+        graph = build_graph(task)
+        side = _SIDES.get(graph.part, 512)
+        task = replace(task, shape=task.shape or (side, side))
+        channels = graph.backbone.in_channels
+        about = dict(part=graph.part, weights='loaded' if task.checkpoint else 'random')
+        torch.save(graph.state_dict(), folder / 'weights.pth')
+        forms = dict(eager=None, folded=None, **(dict(compiled=None) if compiled else {}))
+        if not compiled:
+            notes['compiled'] = 'not asked for: --compile'
+        _add_exported(forms, notes, graph, task, folder)
+    generator = np.random.default_rng(0)
+    size = (task.batch_size, channels, *task.shape)
+    noise = generator.random(size) if scale > 1 else generator.standard_normal(size)
+    np.save(folder / 'image.npy', (scale * noise).astype(np.float32))
+    for form, packages in _PACKAGES.items():
+        missing = [name for name in packages if find_spec(name) is None]
+        # a file that is there needs no more than what runs it
+        missing = [n for n in missing if n == form] if task.model.endswith('.onnx') else missing
+        if missing and form in {**forms, **notes}:
+            forms.pop(form, None)
+            notes[form] = f'not installed: pip install {" ".join(missing)}'
+    return forms, notes, task, about
+
+
+def _exported_forms(path: Path, device: str) -> tuple[dict[str, Path | None], dict[str, Any]]:
+    from mmlk.export.write import runner
+
+    if not path.is_file():
+        raise ValueError(f'benchmark: there is no file {str(path)!r}')
+    if device != 'cpu':
+        raise ValueError(f'benchmark: exported files run on the CPU here, not on {device}')
+    names = ('onnxruntime', 'openvino') if path.suffix == '.onnx' else ('torch.export',)
+    return dict.fromkeys(names, path), runner(path)[1]
+
+
+def _add_exported(
+    forms: dict[str, Path | None],
+    notes: dict[str, str],
+    graph: Graph,
+    task: Task,
+    folder: Path,
+) -> None:
+    """Write the ONNX file, and add the forms that run it or why there are none."""
+    from mmlk.export.write import export_model
+
+    why = ''
+    if task.device != 'cpu':
+        why = f'runs on CPUs here, not on {task.device}'
+    elif all(find_spec(name) for name in _PACKAGES['onnxruntime']):
+        try:
+            export_model(graph, folder / 'model.onnx', {}, sizes=(task.shape,))
+        except (ValueError, RuntimeError) as error:
+            why = f'cannot be exported: {first_line(error)}'
+    for form in _PACKAGES:
+        if why:
+            notes[form] = why
+        else:
+            forms[form] = folder / 'model.onnx'
+
+
+def _verify(running: dict[str, FormProcess], notes: dict[str, str]) -> dict[str, float]:
+    """Deviation from the first form of each one that runs; a form that fails gets a note.
+
+    Raises:
+        RuntimeError: If outputs differ, or nothing runs.
+    """
+    deviations: dict[str, float] = {}
+    reference: list[np.ndarray] | None = None
+    for form, process in running.items():
+        outputs = process.outputs()
+        if isinstance(outputs, str):
+            notes[form] = f'failed: {outputs}'
+            continue
+        reference = reference or outputs
+        deviations[form] = _deviation(form, outputs, reference)
+    if not deviations:
+        raise RuntimeError(f'benchmark: no form runs: {"; ".join(notes.values())}')
+    return deviations
+
+
+def _deviation(form: str, found: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    from mmlk.export.write import DISAGREEMENT, TOLERANCE
+
+    worst = 0.0
+    for got, want in zip(found, expected, strict=True):
+        same = got.shape == want.shape
+        if same and want.dtype.kind == 'f':
+            error, bound = np.abs(got - want).max() / max(np.abs(want).max(), 1e-6), TOLERANCE
+        else:
+            error, bound = (got != want).mean() if same else np.inf, DISAGREEMENT
+        if not error <= bound:
+            raise RuntimeError(
+                f'benchmark: outputs of the form {form!r} differ from the first by {error:.3g}, more '
+                f'than {bound:g}; nothing was timed'
+            )
+        worst = max(worst, float(error))
+    return worst
