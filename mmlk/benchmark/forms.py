@@ -110,10 +110,10 @@ def build_graph(task: Task) -> Graph:
     import torch
 
     from mmlk.export.graph import Graph, part_of
-    from mmlk.models.names import VARIANTS
+    from mmlk.models.names import is_model
 
     torch.manual_seed(0)
-    if task.model.partition('.')[0] in VARIANTS and task.config is None and not task.checkpoint:
+    if task.config is None and task.checkpoint is None and is_model(task.model):
         from mmlk.models.create import create_model
 
         network, whole = create_model(task.model), 'classifier'

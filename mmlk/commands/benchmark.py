@@ -81,13 +81,13 @@ def run(args: argparse.Namespace) -> int:
 def _resolve(model: str, checkpoint: str | None) -> tuple[str | None, str | None]:
     """Config and checkpoint of a model, None for what there is not."""
     from mmlk.inference import names
-    from mmlk.models.names import VARIANTS
+    from mmlk.models.names import is_model
 
     if Path(model).suffix in names.EXPORTED:
         if checkpoint:
             raise ValueError(f'{model} is an exported model, which takes no checkpoint')
         return None, None
-    if checkpoint is None and model.partition('.')[0] in VARIANTS:
+    if checkpoint is None and is_model(model) and not Path(model).is_file():
         return None, None
     config, weights = names.resolve(model, checkpoint or 'none')
     if config is not None and checkpoint is None:

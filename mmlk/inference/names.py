@@ -10,8 +10,7 @@ from types import MappingProxyType
 
 from mmlk.checkpoints import zoo
 from mmlk.configs import config_path, config_root
-from mmlk.models.names import VARIANTS
-from mmlk.models.names import find as find_network
+from mmlk.models import names as networks
 
 EXPORTED = ('.onnx', '.pt2')
 CHECKPOINTS = ('.pth', '.pt', '.safetensors')
@@ -89,8 +88,8 @@ def resolve(name: str, checkpoint: str | None) -> tuple[str | None, str]:
     published = name.removeprefix(zoo.SCHEME)
     if published in zoo.ENTRIES and not path.is_file():
         return _published(zoo.ENTRIES[published], checkpoint)
-    if name.partition('.')[0] in VARIANTS and not path.is_file():
-        return _published(find_network(name)[1], checkpoint)
+    if networks.is_model(name) and not path.is_file():
+        return _published(networks.find(name)[1], checkpoint)
     if path.suffix == '.py' and path.is_file():
         config = name
     elif (config_root() / f'{bare}.py').is_file():
@@ -119,7 +118,7 @@ def _published(entry: zoo.Entry, checkpoint: str | None) -> tuple[str, str]:
 
 def _unknown(name: str) -> str:
     known = {path.stem for path in config_root().glob('*.py')} | set(zoo.ENTRIES)
-    known |= set(VARIANTS)
+    known |= set(networks.VARIANTS)
     close = get_close_matches(Path(name).stem, known, n=5, cutoff=0.4)
     hint = f'; closest names: {", ".join(close)}' if close else '; "mmlk models" lists the names'
     return f'load_model: {name!r} is neither a file nor a model of this package{hint}'

@@ -72,6 +72,12 @@ def list_models(pattern: str | Iterable[str] = '*', pretrained: bool = False) ->
     return found
 
 
+def is_model(name: str) -> bool:
+    """Whether :func:`mmlk.create_model` knows ``name``, with or without a tag."""
+    plain, dot, tag = name.partition('.')
+    return plain in VARIANTS and (not dot or tag in VARIANTS[plain].weights)
+
+
 def find(name: str) -> tuple[Variant, zoo.Entry]:
     """The network called ``name`` or ``name.tag``, and its published weights of that tag.
 

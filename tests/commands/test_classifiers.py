@@ -24,6 +24,7 @@ from mmlk.export.graph import Graph, part_of
 from mmlk.inference import names
 from mmlk.inference.exported import resize
 from mmlk.inference.prediction import Prediction
+from mmlk.models import names as networks
 from tests.cases import MICRO_ARCHS
 from tests.classification.models import FAMILIES, classifier, published
 
@@ -185,6 +186,9 @@ def test_every_published_classifier_is_found_with_its_config():
             assert ('384' in entry.data) == (cfg.test_pipeline[2]['crop_size'] == 384)
             distilled = cfg.model.type == 'mmlk.DistilledClassifier'
             assert distilled == (entry.data.endswith(', distill'))
+    for name in mmlk.list_models(pretrained=True):
+        entry = networks.find(name)[1]
+        assert names.resolve(name, None) == names.resolve(entry.name, None)
     same = names.resolve('timm/inception_next_tiny.sail_in1k', None)
     assert Path(same[0]).stem == 'inceptionnext_t_in1k'
     with pytest.raises(ValueError, match='no config of this package fits convnext_l2s_tiny'):

@@ -351,6 +351,11 @@ def test_recomputation_changes_no_gradient():
     assert_close('stem', *gradients, EXACT)
 
 
+def test_torch_hub_has_the_networks():
+    model = torch.hub.load(str(ROOT), 'recnext_m0', source='local', num_classes=3)
+    assert model.num_classes == 3 and model.default_cfg['architecture'] == 'recnext_m0'
+
+
 ALONE = """
 import importlib.abc, sys
 
