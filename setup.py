@@ -34,8 +34,11 @@ OPENMMLAB = [
 CPU = ['llvmlite>=0.45']
 # Exports ONNX files, checks them, and runs them.
 EXPORT = ['onnx>=1.17', 'onnxscript>=0.5.4', 'onnxruntime>=1.20']
+# Shows predictions in a browser.
+SERVE = ['starlette>=0.40', 'uvicorn>=0.30']
 TEST = [
     *EXPORT,
+    *SERVE,
     'pytest',
     'pytest-randomly>=4',
     'tifffile',
@@ -73,10 +76,12 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmlk', 'mmlk.*']),
-    package_data=dict(mmlk=['py.typed']),
+    package_data=dict(mmlk=['py.typed', 'serve/page.html']),
     python_requires='>=3.10',
     install_requires=['torch>=2.4', 'numpy', 'argcomplete>=3'],
     entry_points=dict(console_scripts=['mmlk = mmlk.cli.program:main']),
-    extras_require=dict(cpu=CPU, export=EXPORT, onedl=ONEDL, openmmlab=OPENMMLAB, test=TEST),
+    extras_require=dict(
+        cpu=CPU, export=EXPORT, onedl=ONEDL, openmmlab=OPENMMLAB, serve=SERVE, test=TEST
+    ),
     cmdclass=dict(build_py=BuildWithConfigs),
 )

@@ -110,6 +110,7 @@ def test_wheel_holds_configs_and_tools_and_is_pure_python(wheel):
         assert f'mmlk/.mim/configs/{path.relative_to(ROOT / "configs").as_posix()}' in names
     assert {
         'mmlk/py.typed',
+        'mmlk/serve/page.html',
         'mmlk/.mim/tools/train.py',
         'mmlk/.mim/tools/dist_train.sh',
         'mmlk/.mim/model-index.yml',

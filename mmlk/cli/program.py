@@ -27,6 +27,7 @@ COMMANDS = {
     'predict': 'Predict images, folders or videos, and save pictures, labels and detections.',
     'export': 'Write a model as ONNX or torch.export, verified against the original.',
     'benchmark': 'Time one model in every form in which it runs.',
+    'serve': 'Show a web page that predicts the pictures which are dropped on it.',
     'publish': 'Turn a training checkpoint into a small file that describes itself.',
     'convert': (
         'Turn a checkpoint into a file of plain tensors, under the names of this package, timm or its '

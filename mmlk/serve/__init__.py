@@ -1,0 +1,1 @@
+"""A web page that predicts pictures, behind ``mmlk serve``; it needs Starlette and Uvicorn."""

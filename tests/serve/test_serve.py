@@ -1,0 +1,185 @@
+"""The web page's server over HTTP, with models whose answers are known."""
+
+import base64
+import io
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmlk.cli import program
+from mmlk.inference.model import Model
+
+pytest.importorskip('starlette')
+uvicorn = pytest.importorskip('uvicorn')
+
+from mmlk.commands import serve  # noqa: E402
+from mmlk.serve import app  # noqa: E402
+
+CLASSES, PALETTE = ('ground', 'disc', 'sky'), [(90, 60, 30), (250, 200, 40), (80, 160, 250)]
+
+
+class Fixed(Model):
+    """Predicts the same for every picture: disc in the left quarter, ground elsewhere."""
+
+    def _prepare(self, image):
+        return image, image.shape
+
+    def _forward(self, samples):
+        height, width = samples[0].shape[:2]
+        if self.task == 'segmentation':
+            labels = np.zeros((height, width), np.int32)
+            labels[:, : width // 4] = 1
+            return [dict(labels=labels)]
+        if self.task == 'classification':
+            return [dict(class_scores=np.array([0.1, 0.7, 0.2]))]
+        boxes = np.array([[0, 0, width / 2, height], [1, 1, 5, 5]], np.float32)
+        return [dict(boxes=boxes, scores=np.array([0.9, 0.2]), box_labels=np.array([2, 1]))]
+
+
+def broken():
+    raise RuntimeError('the checkpoint belongs to another config')
+
+
+@pytest.fixture(scope='module')
+def address():
+    loads = []
+
+    def loader(task):
+        def load():
+            loads.append(task)
+            return Fixed(task, CLASSES, PALETTE)
+
+        return load
+
+    models = {task: loader(task) for task in ('segmentation', 'classification', 'detection')}
+    application = app.application(app.Models({**models, 'broken': broken}))
+    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level='error'))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    address = f'http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}'
+    yield address, loads
+    server.should_exit = True
+    thread.join()
+
+
+def get(url, body=None):
+    """Status and content of an answer."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body)) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def png(height=40, width=60, **options):
+    buffer = io.BytesIO()
+    Image.new('RGB', (width, height), (10, 120, 200)).save(buffer, 'PNG', **options)
+    return buffer.getvalue()
+
+
+def test_page_names_the_parts_that_it_asks_for(address):
+    status, content = get(address[0] + '/')
+    page = content.decode()
+    assert status == 200 and page.startswith('<!doctype html>')
+    assert "fetch('models')" in page and "fetch('predict?'" in page
+    for part in ('model', 'threshold', 'drop', 'file', 'status', 'error', 'picture', 'found'):
+        assert f'id="{part}"' in page and f"part('{part}')" in page
+    assert 'http' not in page, 'the page needs another server'
+
+
+def test_models_are_listed_in_their_order(address):
+    status, content = get(address[0] + '/models')
+    assert status == 200
+    assert json.loads(content) == ['segmentation', 'classification', 'detection', 'broken']
+
+
+@pytest.mark.parametrize(
+    'query, found',
+    [
+        ('', [dict(name='ground', share=0.75), dict(name='disc', share=0.25)]),
+        (
+            '?model=classification',
+            [
+                dict(name='disc', score=0.7),
+                dict(name='sky', score=0.2),
+                dict(name='ground', score=0.1),
+            ],
+        ),
+        ('?model=detection', [dict(name='sky', score=0.9)]),
+        (
+            '?model=detection&threshold=0.1',
+            [dict(name='sky', score=0.9), dict(name='disc', score=0.2)],
+        ),
+    ],
+)
+def test_a_picture_is_predicted(address, query, found):
+    status, content = get(f'{address[0]}/predict{query}', png())
+    answer = json.loads(content)
+    assert status == 200, answer
+    assert answer['found'] == found and answer['seconds'] >= 0
+    kind, _, data = answer['picture'].partition(',')
+    drawn = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert kind == 'data:image/jpeg;base64' and drawn.width >= 60 and drawn.height > 40
+    # the blue picture under the yellow of the disc, and as it was beside it
+    if answer['task'] == 'segmentation':
+        red = np.asarray(drawn)[:40, :60, 0].astype(int)
+        assert red[:, 2:12].mean() > red[:, 20:].mean() + 40
+
+
+def test_a_model_is_loaded_once(address):
+    url, loads = address
+    for _ in range(2):
+        assert get(f'{url}/predict?model=segmentation', png())[0] == 200
+    assert loads.count('segmentation') == 1
+
+
+@pytest.mark.parametrize(
+    'query, body, status, message',
+    [
+        ('', lambda: b'no picture', 400, 'no picture that can be read'),
+        ('', lambda: png()[:60], 400, 'no picture that can be read'),
+        ('', lambda: png(2000, 1001), 400, '1001 x 2000 pixels, more than 2 million'),
+        ('', lambda: b'x' * (2**20 + 1), 413, 'larger than 1 MB'),
+        ('?model=x', png, 400, "there is no model 'x'; there are segmentation, classification"),
+        ('?threshold=high', png, 400, "could not convert string to float: 'high'"),
+        ('?model=broken', png, 400, 'the checkpoint belongs to another config'),
+    ],
+)
+def test_bad_input_is_told(address, query, body, status, message, monkeypatch):
+    monkeypatch.setattr(app, 'MAX_BYTES', 2**20)
+    monkeypatch.setattr(app, 'MAX_PIXELS', 2_000_000)
+    got, content = get(f'{address[0]}/predict{query}', body())
+    assert got == status and message in json.loads(content)['error']
+
+
+def test_pictures_are_turned_as_cameras_say():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert app.read(png(exif=exif)).shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        (['upernet_slak_tt_ade20k'], 'closest names: upernet_slak_t_ade20k'),
+        (['absent.onnx'], "there is no file 'absent.onnx'"),
+    ],
+)
+def test_names_are_looked_up_before_the_server_starts(words, message):
+    with pytest.raises(SystemExit, match=message):
+        program.main(['serve', *words])
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(serve, 'find_spec', lambda name: None)
+    with pytest.raises(SystemExit, match=r'starlette and uvicorn are missing: pip install "mmlk'):
+        program.main(['serve', 'recnext_m3'])
