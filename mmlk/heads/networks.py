@@ -104,6 +104,10 @@ class Head(nn.Module):
             ValueError: If a key is missing or has another shape for another reason.
         """
         name, own = type(self).__name__, self.state_dict()
+        if self.deployed:
+            raise ValueError(
+                f'{name}: the head was folded by switch_to_deploy; load before folding'
+            )
         if own and not own.keys() & state.keys():
             raise ValueError(f'{name}: the file has no such head; {START_FROM_OTHER_TASK}')
         missing = [key for key in own if key not in state and not is_counter(key)]

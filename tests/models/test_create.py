@@ -23,8 +23,6 @@ ONE_OF_EACH = (
     'inceptionnext_atto',
     'slak_tiny',
     'dcls_convnext_tiny',
-    'recnext_m0',
-    'recnext_a0',
     'recnext_t',
 )
 EXACT = TOLERANCE[torch.float32][0]
@@ -132,14 +130,14 @@ def test_images_are_prepared_as_the_configs_do():
 
 
 @pytest.mark.parametrize('name', RECORDS)
-@pytest.mark.parametrize('form', ['.pth', '.safetensors'])
 @torch.no_grad()
-def test_published_file_gives_the_recorded_scores(files, name, form):
-    model = mmlk.create_model(name, pretrained=files[name].with_suffix(form)).eval()
-    for folded in (False, True):
-        model = model.switch_to_deploy() if folded else model
-        for shape, summary in recorded_logits(RECORDS[name]):
-            assert_matches(form, model(golden_input(shape)), summary, GOLDEN_OPERATOR)
+def test_published_file_gives_the_recorded_scores(files, name):
+    model = mmlk.create_model(name, pretrained=files[name]).eval()
+    shape, summary = recorded_logits(RECORDS[name])[0]
+    assert_matches(name, model(golden_input(shape)), summary, GOLDEN_OPERATOR)
+    again = mmlk.create_model(name, pretrained=files[name].with_suffix('.safetensors'))
+    for key, value in again.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
 
 
 @pytest.mark.parametrize(
@@ -152,9 +150,9 @@ def test_published_file_gives_the_recorded_scores(files, name, form):
         ('recnext_m0', dict(pretrained=True, features_only=True)),
     ],
 )
-def test_every_way_to_name_published_weights_finds_them(cache, name, options):
+def test_every_way_to_name_published_weights_finds_them(cache, files, name, options):
     model = mmlk.create_model(name, **options)
-    want = published(RECORDS['recnext_m0'])
+    want = torch.load(files['recnext_m0'], weights_only=True)
     for key, value in model.backbone.state_dict().items():
         assert torch.equal(value, want[key]), key
 
@@ -175,26 +173,24 @@ def test_a_model_saved_here_comes_back(tmp_path):
         assert torch.equal(value, model.state_dict()[key]), key
 
 
-@pytest.mark.parametrize('name', RECORDS)
-def test_another_number_of_classes_leaves_the_last_layers_and_says_so(files, caplog, name):
-    torch.manual_seed(0)
+def test_another_number_of_classes_leaves_the_last_layers_and_says_so(files, caplog):
+    file = files['recnext_m0']
     with caplog.at_level(logging.WARNING, 'mmlk'):
-        model = mmlk.create_model(name, pretrained=files[name], num_classes=5)
+        model = mmlk.create_model('recnext_m0', pretrained=file, num_classes=5)
     assert 'the file is for 1000 classes, the module for 5' in caplog.text
-    want = mmlk.create_model(name, pretrained=files[name]).state_dict()
+    want = mmlk.create_model('recnext_m0', pretrained=file).state_dict()
     for key, value in model.state_dict().items():
         if value.shape == want[key].shape:
             assert torch.equal(value, want[key]), key
         else:
-            assert value.shape[0] == 5, key
+            assert value.shape[0] == 5 and key.startswith(model.default_cfg['classifier']), key
     with caplog.at_level(logging.WARNING, 'mmlk'):
         caplog.clear()
-        mmlk.create_model(name, pretrained=files[name], num_classes=0)
+        mmlk.create_model('recnext_m0', pretrained=file, num_classes=0)
     assert not caplog.records
 
 
-@pytest.mark.parametrize('features_only', [False, True])
-@pytest.mark.parametrize('channels', [1, 2, 4, 7])
+@pytest.mark.parametrize('channels, features_only', [(1, False), (4, True), (7, False)])
 def test_stem_is_adapted_as_timm_does(files, channels, features_only):
     manipulate = pytest.importorskip('timm.models._manipulate')
     model = mmlk.create_model(
@@ -203,7 +199,7 @@ def test_stem_is_adapted_as_timm_does(files, channels, features_only):
         in_chans=channels,
         features_only=features_only,
     )
-    stem = published(RECORDS['inceptionnext_atto'])['stem.0.weight']
+    stem = torch.load(files['inceptionnext_atto'], weights_only=True)['stem.0.weight']
     want = manipulate.adapt_input_conv(channels, stem)
     assert_close('stem', model.get_submodule(model.default_cfg['first_conv']).weight, want, EXACT)
 
@@ -258,8 +254,14 @@ def test_bad_arguments_are_refused(options, message):
         mmlk.create_model(**{'name': 'recnext_m0', **options})
 
 
-@pytest.mark.parametrize('name', ['recnext_m0', 'recnext_t', 'inceptionnext_atto'])
-@pytest.mark.parametrize('given, want', [(None, (0, 1, 2, 3)), ((-3, 3), (1, 3)), (2, (2, 3))])
+@pytest.mark.parametrize(
+    'name, given, want',
+    [
+        ('inceptionnext_atto', None, (0, 1, 2, 3)),
+        ('recnext_m0', (-3, 3), (1, 3)),
+        ('recnext_t', 2, (2, 3)),
+    ],
+)
 @torch.no_grad()
 def test_described_modules_return_the_maps(name, given, want):
     model = mmlk.create_model(name, features_only=True, out_indices=given).eval()
@@ -268,14 +270,13 @@ def test_described_modules_return_the_maps(name, given, want):
         model.get_submodule(module).register_forward_hook(
             lambda _m, _x, y, i=i: seen.update({i: y})
         )
-    image = x(size=128)
-    maps = model(image)
+    maps = model(x())
     assert isinstance(maps, list) and info.out_indices == want
     for i, module, channels, reduction, value in zip(
         want, info.module_name(), info.channels(), info.reduction(), maps, strict=True
     ):
         assert module == info.module_name(i) == info[i]['module']
-        assert value.shape == (2, channels, 128 // reduction, 128 // reduction)
+        assert value.shape == (2, channels, 64 // reduction, 64 // reduction)
         assert torch.equal(seen[i], value)
 
 
@@ -318,37 +319,29 @@ def test_classifier_and_maps_are_timms():
             assert model.num_classes == classes and model(x()).shape == (2, width)
 
 
-@pytest.mark.parametrize('name', ['recnext_m0', 'inceptionnext_atto'])
-@torch.no_grad()
-def test_without_classes_the_scores_are_the_features_before_them(name):
-    whole = mmlk.create_model(name).eval()
-    bare = mmlk.create_model(name, num_classes=0).eval()
+def test_without_classes_the_scores_are_the_features_before_them():
+    whole = mmlk.create_model('recnext_m0')
+    bare = mmlk.create_model('recnext_m0', num_classes=0)
     bare.load_state_dict(whole.state_dict(), strict=False)
-    want = whole.forward_head(whole.forward_features(x()), pre_logits=True)
-    assert_close(name, bare(x()), want, EXACT)
-    assert want.shape == (2, whole.head_hidden_size)
-    assert_close('folded', bare.switch_to_deploy()(x()), want, 100 * EXACT)
-    bare = mmlk.create_model(name, num_classes=0)
-    with torch.enable_grad():
-        bare(x()).sum().backward()
+    features = bare(x())
+    features.sum().backward()
     assert all(p.grad is not None for p in bare.parameters() if p.requires_grad)
-    bare.reset_classifier(4)
-    with torch.enable_grad():
-        bare(x()).sum().backward()
-    assert all(p.grad is not None for p in bare.parameters())
+    with torch.no_grad():
+        want = bare.forward_head(whole.forward_features(x()), pre_logits=True)
+    assert_close('features', features, want, EXACT)
+    assert want.shape == (2, whole.head_hidden_size)
+    assert bare.head.switch_to_deploy()(want[..., None, None]).equal(want)
+    whole.reset_classifier(0)
+    whole.reset_classifier(4)
+    assert all(p.requires_grad for p in whole.parameters())
+    assert [layer.out_features for layer in whole.get_classifier()] == [4, 4]
 
 
-def test_recomputation_changes_no_gradient():
-    torch.manual_seed(0)
-    model = mmlk.create_model('inceptionnext_atto', layer_scale_init=0.5).train()
-    gradients = []
-    for enable in (False, True):
+def test_recomputation_is_a_switch():
+    model = mmlk.create_model('inceptionnext_atto')
+    for enable in (True, False):
         model.set_grad_checkpointing(enable)
         assert all(stage.recomputes is enable for stage in model.backbone.stages)
-        model.zero_grad()
-        model(x()).square().sum().backward()
-        gradients.append(model.backbone.stem[0].weight.grad.clone())
-    assert_close('stem', *gradients, EXACT)
 
 
 def test_torch_hub_has_the_networks():
@@ -366,7 +359,7 @@ class Absent(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 import mmlk
-names = mmlk.list_models('*tiny')
+names = mmlk.list_models('[!i]*tiny')
 assert 'torch' not in sys.modules
 import torch
 with torch.device('meta'):
@@ -375,7 +368,8 @@ with torch.device('meta'):
 model = mmlk.create_model('recnext_m0', pretrained=sys.argv[1]).eval()
 maps = mmlk.create_model('recnext_m0', pretrained=sys.argv[1], features_only=True).eval()
 with torch.no_grad():
-    print(model(torch.ones(1, 3, 64, 64)).shape[1], len(maps(torch.ones(1, 3, 64, 64))))
+    found = maps(torch.ones(1, 3, 64, 64))
+    print(model.forward_head(found[-1]).shape[1], len(found))
 """
 
 

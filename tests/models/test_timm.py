@@ -27,13 +27,14 @@ import mmlk.timm
 file = sys.argv[1]
 out = dict(kept=before <= set(timm.list_models()), names=timm.list_models('mmlk_*'))
 out['pretrained'] = timm.list_models('mmlk_*', pretrained=True)
-image = torch.ones(2, 3, 64, 64)
 whole = timm.create_model('mmlk_recnext_m0', pretrained_cfg_overlay=dict(file=file), pretrained=True)
 by_path = timm.create_model('mmlk_recnext_m0', checkpoint_path=file)
+out['same'] = all(
+    torch.equal(a, b) for a, b in zip(whole.state_dict().values(), by_path.state_dict().values())
+)
 with torch.no_grad():
-    out['same'] = torch.equal(whole.eval()(image), by_path.eval()(image))
     tagged = timm.create_model('mmlk_recnext_m0.base_300e_in1k', num_classes=5)
-    out['tagged'] = [tagged.pretrained_cfg['tag'], tagged(image).shape[1]]
+    out['tagged'] = [tagged.pretrained_cfg['tag'], tagged.num_classes]
     maps = timm.create_model('mmlk_recnext_m0', features_only=True, out_indices=(1, 3), in_chans=4)
     out['maps'] = [list(y.shape) for y in maps(torch.ones(2, 4, 64, 64))]
     out['channels'] = maps.feature_info.channels()
