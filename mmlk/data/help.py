@@ -13,7 +13,7 @@ Expected layout:
 Source: the 2016 scene parsing challenge release (20,210 + 2,000 images),
     http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip
     The full ADE20K data set is another release, with other folders and labels; it does not fit.
-    "python tools/prepare_data.py ade20k" downloads and unpacks it.
+    the tool prepare_data of a checkout (argument ade20k) downloads and unpacks it.
 Remedy: --cfg-options data_root=PATH, or set MMLK_ADE20K_ROOT=PATH (configs ending in _mini:
     MMLK_MINI_ROOT=PATH) in the environment;
     or generate scenes: mmlk generate-data PATH --format ade20k"""
@@ -24,7 +24,7 @@ Expected layout:
         train2017/*.jpg    val2017/*.jpg
         annotations/instances_train2017.json    annotations/instances_val2017.json
 Source: COCO 2017 from https://cocodataset.org/#download (2017 Train images, 2017 Val images,
-    2017 Train/Val annotations); "python tools/prepare_data.py coco" downloads and unpacks them.
+    2017 Train/Val annotations); the tool prepare_data of a checkout (argument coco) unpacks them.
 Remedy: --cfg-options data_root=PATH, or set MMLK_COCO_ROOT=PATH (configs ending in _mini:
     MMLK_MINI_ROOT=PATH) in the environment;
     or generate scenes: mmlk generate-data PATH --format coco"""
