@@ -7,7 +7,7 @@ MODEL is a config (file or name), a published model's name, or a checkpoint that
 The file holds the folded network in standard operators, for any number of pictures of any size,
 with its weights, class names and preparation inside. Input "image" is (N, 3, H, W), RGB, normalised,
 or with --normalize from 0 to 255. Before the file appears it is run at three sizes with one picture
-and with two, and compared with the unfolded network.
+and with two, and compared with the unfolded network. A detector takes one picture at a time.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', type=Path, required=True, help='.onnx, or .pt2 (torch.export)')
     parser.add_argument(
         '--part',
-        choices=['segmentor', 'classifier', 'backbone'],
-        help='what to export (default: the whole segmentor or classifier)',
+        choices=['segmentor', 'classifier', 'detector', 'backbone'],
+        help='what to export (default: the whole model)',
     )
     parser.add_argument(
         '--shape',
@@ -48,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--output',
         choices=OUTPUTS,
-        default='logits',
         help='of a segmentor: logits at the stride of the head, or probabilities or labels at the '
         'size of the image; of a classifier: one row or label per picture (default: logits)',
     )
@@ -69,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         graph, description = _build(args)
         deviation = export_model(graph, args.out, description, args.shape)
     at = f'{args.shape[0]} x {args.shape[1]}, one picture' if args.shape else 'any size and number'
+    at = at if args.shape or graph.any_batch else 'one picture of any size'
     of = 'of the labels' if args.output == 'labels' else 'of the largest value'
     print(
         f'{args.out}: {graph.part} for {at}, {args.out.stat().st_size / 1e6:.1f} MB; '
@@ -83,6 +83,7 @@ def _build(args: argparse.Namespace):
     """The graph that the flags ask for, and its description."""
     from mmlk.cli.checkpoint import locate
     from mmlk.export.describe import describe
+    from mmlk.export.detector import DetectorGraph
     from mmlk.export.graph import Graph, part_of
     from mmlk.inference import checkpointed, names
 
@@ -93,5 +94,11 @@ def _build(args: argparse.Namespace):
         config, None if args.random else locate(weights), args.unsafe_pickle, args.cfg_options
     )
     part = args.part or part_of(network)
-    graph = Graph(network, cfg, part, args.normalize, args.output).eval()
+    if args.output and part in ('backbone', 'detector'):
+        raise ValueError(f'--output {args.output} is for segmentors and classifiers, not a {part}')
+    if part == 'detector':
+        graph = DetectorGraph(network, cfg, args.normalize)
+    else:
+        graph = Graph(network, cfg, part, args.normalize, args.output or 'logits')
+    graph.eval()
     return graph, describe(graph, cfg, classes, args.shape)

@@ -16,7 +16,7 @@ from torch import nn
 
 import mmlk
 from mmlk.cli import program
-from mmlk.export import write
+from mmlk.export import compare, write
 from mmlk.export.describe import describe, size_steps
 from mmlk.export.graph import Graph, MatrixPool, WholeUpsample
 from mmlk.inference.exported import resize
@@ -76,7 +76,7 @@ def test_file_computes_what_the_unfolded_network_does(family, method, part, suff
             expected = write._flat(graph(image))
         for got, want in zip(run(image), expected, strict=True):
             assert got.shape == want.shape
-            assert (got - want).abs().max() <= write.TOLERANCE * want.abs().max()
+            assert (got - want).abs().max() <= compare.TOLERANCE * want.abs().max()
     assert [path.name for path in tmp_path.iterdir()] == [out.name], 'more than one file'
 
 
