@@ -56,12 +56,8 @@ class ExportedModel(Model):
         super().__init__(task, classes, self.description['palette'])
 
     def _prepare(self, image: np.ndarray) -> tuple[tuple[torch.Tensor, tuple], Any]:
-        resized = resize(image, self.description['resize'])
+        tensor = prepare(image, self.description)
         entry = self.description['input']
-        tensor = torch.from_numpy(np.ascontiguousarray(resized[..., ::-1])).permute(2, 0, 1).float()
-        if entry['values'] != '0 to 255' and entry['mean']:
-            mean, std = (torch.tensor(entry[key])[:, None, None] for key in ('mean', 'std'))
-            tensor = (tensor - mean) / std
         # a graph of fixed shape, or of a detector, takes one picture at a time
         alone = object() if entry['shape'] else None
         return (tensor, image.shape[:2]), (tuple(tensor.shape), image.shape[:2], alone)
@@ -98,6 +94,17 @@ class ExportedModel(Model):
                 masks[0], boxes, size, self.description['mask_threshold']
             ).numpy()
         return found
+
+
+def prepare(image: np.ndarray, description: dict[str, Any]) -> torch.Tensor:
+    """A BGR picture (H, W, 3) of uint8 as the input (3, H', W') of an exported file."""
+    resized = resize(image, description['resize'])
+    entry = description['input']
+    tensor = torch.from_numpy(np.ascontiguousarray(resized[..., ::-1])).permute(2, 0, 1).float()
+    if entry['values'] == '0 to 255' or not entry['mean']:
+        return tensor
+    mean, std = (torch.tensor(entry[key])[:, None, None] for key in ('mean', 'std'))
+    return (tensor - mean) / std
 
 
 def resize(image: np.ndarray, steps: list[dict[str, Any]]) -> np.ndarray:
