@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from mmengine.config import Config
@@ -294,7 +295,6 @@ def onnx_file(trained):
 
 @pytest.mark.slow
 def test_openvino_computes_what_onnx_runtime_does(onnx_file):
-    openvino = pytest.importorskip('openvino')
     compiled = openvino.Core().compile_model(
         str(onnx_file), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'}
     )

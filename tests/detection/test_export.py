@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 
 import mmlk
 from mmlk.cli import program
-from mmlk.export import compare, write
+from mmlk.export import compare
 from mmlk.export.detector import DetectorGraph
 from mmlk.inference.masks import paste
 from tests.detection.detectors import build, small_config
@@ -37,7 +37,7 @@ def detector(kind):
     for head in heads if isinstance(heads, torch.nn.ModuleList) else [heads]:
         torch.nn.init.normal_(head.fc_cls.weight, std=0.5)
         torch.nn.init.normal_(head.fc_reg.weight, std=0.05)
-    for value in [*network.parameters(), *network.buffers()]:
+    for value in [*network.backbone.parameters(), *network.backbone.buffers()]:
         if value.ndim == 1 and value.is_floating_point():
             torch.nn.init.uniform_(value, 0.5, 1.5)  # folding constants must show
     return network, config
@@ -92,7 +92,6 @@ def test_graph_without_masks_finds_the_same_boxes():
 def trained(tmp_path_factory):
     """Checkpoint of the small Mask R-CNN, whose pictures are resized by 2/3."""
     network, config = detector('mask')
-    config.test_cfg = config.get('test_cfg')
     network.roi_head.test_cfg.score_thr = config.model.test_cfg.rcnn.score_thr = 0.05
     meta = dict(
         dataset_meta=dict(classes=('person', 'car', 'stop sign', 'sports ball', 'dining table')),
@@ -155,20 +154,6 @@ def test_file_is_of_standard_operators_and_open_in_size(exported):
     }
     assert counts[np.float32(0.0)] >= counts[np.float32(0.05)] > counts[np.float32(1.0)] == 0
     assert len(session.run(['scores'], dict(image=image))[0]) == counts[np.float32(0.05)]
-
-
-@pytest.mark.slow
-def test_torch_export_finds_the_same(trained, tmp_path):
-    from mmlk.inference.checkpointed import network_and_classes
-
-    network, config, _ = network_and_classes(None, str(trained))
-    graph = DetectorGraph(network, config).eval()
-    out = tmp_path / 'model.pt2'
-    assert write.export_model(graph, out, dict(part='detector'), sizes=SIZES) <= compare.TOLERANCE
-    run, _ = write.runner(out)
-    with torch.no_grad():
-        image = torch.randn(1, 3, 160, 72)
-        assert compare.detections(run(image), graph(image), out) <= compare.TOLERANCE
 
 
 def found(count, **changes):
