@@ -191,6 +191,7 @@ def _refuse_unknown(model: nn.Module) -> None:
     extractors += _as_list(roi.mask_roi_extractor) if roi.with_mask else []
     coders = [rpn.bbox_coder, *(head.bbox_coder for head in boxes)]
     suppressions = [rpn.test_cfg.nms, roi.test_cfg.nms]
+    counts = [rpn.test_cfg.nms_pre, rpn.test_cfg.max_per_img, roi.test_cfg.max_per_img]
     wrong = [
         *_others(model.neck, 'FPN'),
         *_others(rpn, 'RPNHead'),
@@ -204,6 +205,7 @@ def _refuse_unknown(model: nn.Module) -> None:
         *(f'nms={dict(one)}' for one in suppressions if one.get('type') != 'nms'),
         *('clip_border=False' for one in coders if not one.clip_border),
         *('a classification loss of its own' for one in boxes if one.custom_cls_channels),
+        *('a count of boxes without a limit' for count in counts if count <= 0),
         *('shared_head' for _ in [0] if roi.with_shared_head),
         *('use_sigmoid=False in rpn_head' for _ in [0] if not rpn.use_sigmoid_cls),
         *(

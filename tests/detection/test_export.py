@@ -230,6 +230,10 @@ def unclipped(network):
     network.rpn_head.bbox_coder.clip_border = False
 
 
+def unlimited(network):
+    network.roi_head.test_cfg.max_per_img = -1
+
+
 def without_rpn(network):
     network.rpn_head = None
 
@@ -241,6 +245,7 @@ def without_rpn(network):
         (largest, "pool_mode='max'"),
         (other_neck, 'the detector has PAFPN'),
         (unclipped, 'clip_border=False'),
+        (unlimited, 'a count of boxes without a limit'),
         (without_rpn, 'MaskRCNN is no detector of backbone, neck, rpn_head and roi_head'),
     ],
 )
