@@ -1,4 +1,4 @@
-"""Exported ONNX files with weights and computation in 16 or 8 bits."""
+"""Exported ONNX files with weights and computation in 16 or 8 bits; needs onnx and onnxruntime."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
+from onnxruntime import quantization
+from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from mmlk.cli.files import complete
 from mmlk.export.write import KEY, runner
@@ -52,17 +55,12 @@ def write_smaller(
 
 
 def _to_float16(source: Path, out: Path) -> None:
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # names weights that are smaller than float16 can hold
         onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), out)
 
 
 def _to_int8(source: Path, out: Path, pictures: Sequence[torch.Tensor]) -> None:
-    from onnxruntime import quantization
-
     class Reader(quantization.CalibrationDataReader):
         """Hands the pictures over one by one."""
 
@@ -95,8 +93,6 @@ def _to_int8(source: Path, out: Path, pictures: Sequence[torch.Tensor]) -> None:
 
 def _describe(path: Path, description: dict) -> None:
     """Put the description into a file whose maker may have dropped it."""
-    import onnx
-
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {KEY: json.dumps(description)})
     onnx.save(model, path)
