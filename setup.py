@@ -42,6 +42,7 @@ TEST = [
     'pytest',
     'pytest-randomly>=4',
     'tifffile',
+    'openvino',
     'timm>=1.0.22',
     'ftfy',
     'regex',

@@ -25,7 +25,7 @@ JIT='llvmlite==0.50.0'
 # The least that setup.py requires; make test-minimum runs on it.
 MINIMUM='torch==2.4.0 llvmlite==0.45.0'
 # Exports ONNX files and runs them; completes words of the command in a shell.
-EXPORT='onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 argcomplete==3.7.2'
+EXPORT='onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 openvino==2026.4.1 argcomplete==3.7.2'
 # Shows predictions in a browser.
 SERVE='starlette==1.10.0 uvicorn==0.54.0'
 # The last upstream mmengine, kept aside for the tests that inherit configs on it.

@@ -19,7 +19,12 @@ _SIZE_STEPS = {
 }
 # Of these, no other setting can be expressed.
 _STRICT = ('ResizeEdge', 'CenterCrop')
-_TASKS = dict(segmentor='segmentation', classifier='classification', backbone='features')
+_TASKS = dict(
+    segmentor='segmentation',
+    detector='detection',
+    classifier='classification',
+    backbone='features',
+)
 # Steps that leave the picture as it is.
 _OTHER_STEPS = (
     'LoadImageFromFile',
@@ -42,6 +47,10 @@ def describe(
         classes: Class names and palette.
         shape: Height and width if the graph is fixed to one picture of that size.
 
+    Returns:
+        The description. ``input.shape`` has a None for each side that is open, and is None as a whole
+        where the number of pictures is open too.
+
     Raises:
         ValueError: If the test pipeline prepares pictures in a way that cannot be described.
     """
@@ -61,9 +70,10 @@ def describe(
             values='0 to 255' if graph.normalize else 'normalised by mean and std',
             mean=_in_rgb(graph, settings.get('mean')),
             std=_in_rgb(graph, settings.get('std')),
-            shape=[1, 3, *shape] if shape else None,
+            shape=[1, 3, *(shape or (None, None))] if shape or not graph.any_batch else None,
         ),
         outputs=graph.output_names,
+        mask_threshold=getattr(graph, 'mask_threshold', None),
         align_corners=bool(getattr(getattr(graph, 'decode_head', None), 'align_corners', False)),
         resize=size_steps(cfg) if shape is None else _steps_to(cfg, shape),
     )

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from torch import nn
 from torch.nn import functional as F
 
+from mmlk.export import compare
+
 OUTPUTS = ('logits', 'probabilities', 'labels')
 
 
 def part_of(model: nn.Module) -> str:
-    """The ``part`` of :class:`Graph` that is the whole model."""
+    """What the whole model is: the ``part`` of :class:`Graph`, or ``detector``."""
+    if hasattr(model, 'roi_head'):
+        return 'detector'
     return 'classifier' if hasattr(model, 'head') else 'segmentor'
 
 
@@ -32,7 +38,12 @@ class Graph(nn.Module):
 
     Raises:
         ValueError: If the model has no such part, or the output has no meaning for it.
+
+    Attributes:
+        any_batch: Whether the graph takes any number of pictures, else one.
     """
+
+    any_batch = True
 
     def __init__(
         self,
@@ -78,12 +89,14 @@ class Graph(nn.Module):
             return [self.output]
         return [f'stride{stride}' for stride in self.backbone.out_strides]
 
+    def prepare(self, image: torch.Tensor) -> torch.Tensor:
+        """The image (N, 3, H, W), RGB, as the network wants it."""
+        x = image.flip(1) if self.flip else image
+        return (x - self.mean) / self.std if self.normalize else x
+
     def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Image (N, 3, H, W), RGB, to what the arguments ask for."""
-        x = image.flip(1) if self.flip else image
-        if self.normalize:
-            x = (x - self.mean) / self.std
-        maps = self.backbone(x)
+        maps = self.backbone(self.prepare(image))
         if self.part == 'backbone':
             return maps
         whole = self.part == 'classifier'
@@ -94,6 +107,15 @@ class Graph(nn.Module):
             align = self.decode_head.align_corners
             logits = F.interpolate(logits, image.shape[2:], mode='bilinear', align_corners=align)
         return logits.argmax(1) if self.output == 'labels' else logits.softmax(1)
+
+    def compare(
+        self, run: Callable[[torch.Tensor], list[torch.Tensor]], image: torch.Tensor, out: Path
+    ) -> float:
+        """Deviation of ``run``, the file ``out``, from this graph; see :func:`compare.maps`."""
+        expected = self(image)
+        return compare.maps(
+            run(image), [expected] if isinstance(expected, torch.Tensor) else expected, out
+        )
 
     def folded(self) -> Graph:
         """A copy that computes the same with standard operators of any image size."""

@@ -1,4 +1,4 @@
-"""A segmentor or classifier in a file of ``mmlk export``, used as the file describes."""
+"""A segmentor, detector or classifier in a file of ``mmlk export``, used as the file describes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mmlk.export.write import runner
+from mmlk.inference.masks import paste
 from mmlk.inference.model import Model
 
 _INTERPOLATIONS = dict(
@@ -55,18 +56,17 @@ class ExportedModel(Model):
         super().__init__(task, classes, self.description['palette'])
 
     def _prepare(self, image: np.ndarray) -> tuple[tuple[torch.Tensor, tuple], Any]:
-        resized = resize(image, self.description['resize'])
+        tensor = prepare(image, self.description)
         entry = self.description['input']
-        tensor = torch.from_numpy(np.ascontiguousarray(resized[..., ::-1])).permute(2, 0, 1).float()
-        if entry['values'] != '0 to 255' and entry['mean']:
-            mean, std = (torch.tensor(entry[key])[:, None, None] for key in ('mean', 'std'))
-            tensor = (tensor - mean) / std
-        # a graph of fixed shape takes one picture at a time
+        # a graph of fixed shape, or of a detector, takes one picture at a time
         alone = object() if entry['shape'] else None
         return (tensor, image.shape[:2]), (tuple(tensor.shape), image.shape[:2], alone)
 
     def _forward(self, samples: list[tuple[torch.Tensor, tuple]]) -> list[dict[str, np.ndarray]]:
-        (output,) = self._graph(torch.stack([tensor for tensor, _ in samples]))
+        outputs = self._graph(torch.stack([tensor for tensor, _ in samples]))
+        if self.task == 'detection':
+            return [self._objects(outputs, *samples[0])]
+        (output,) = outputs
         inner, size = samples[0][0].shape[1:], samples[0][1]
         kind = self.description['outputs'][0]
         if self.task == 'classification':
@@ -80,6 +80,31 @@ class ExportedModel(Model):
                 output = F.interpolate(output, inner, **options)
             labels = F.interpolate(output, size, **options).argmax(1)
         return [dict(labels=one.numpy().astype(np.int32)) for one in labels]
+
+    def _objects(
+        self, outputs: list[torch.Tensor], seen: torch.Tensor, size: tuple[int, int]
+    ) -> dict[str, np.ndarray]:
+        """What a detector found, in pixels of the picture before it was resized to ``seen``."""
+        boxes, scores, labels, *masks = outputs
+        height, width = (side / inner for side, inner in zip(size, seen.shape[1:], strict=True))
+        boxes = boxes * torch.tensor([width, height, width, height])
+        found = dict(boxes=boxes.numpy(), scores=scores.numpy(), box_labels=labels.numpy())
+        if masks:
+            found['masks'] = paste(
+                masks[0], boxes, size, self.description['mask_threshold']
+            ).numpy()
+        return found
+
+
+def prepare(image: np.ndarray, description: dict[str, Any]) -> torch.Tensor:
+    """A BGR picture (H, W, 3) of uint8 as the input (3, H', W') of an exported file."""
+    resized = resize(image, description['resize'])
+    entry = description['input']
+    tensor = torch.from_numpy(np.ascontiguousarray(resized[..., ::-1])).permute(2, 0, 1).float()
+    if entry['values'] == '0 to 255' or not entry['mean']:
+        return tensor
+    mean, std = (torch.tensor(entry[key])[:, None, None] for key in ('mean', 'std'))
+    return (tensor - mean) / std
 
 
 def resize(image: np.ndarray, steps: list[dict[str, Any]]) -> np.ndarray:

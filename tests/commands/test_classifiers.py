@@ -18,7 +18,7 @@ from torch import nn
 import mmlk
 from mmlk.checkpoints import zoo
 from mmlk.cli import program
-from mmlk.export import write
+from mmlk.export import compare, write
 from mmlk.export.describe import describe, size_steps
 from mmlk.export.graph import Graph, part_of
 from mmlk.inference import names
@@ -233,7 +233,7 @@ def test_exported_file_computes_what_the_unfolded_classifier_does(
         assert output == 'logits' or want.max() < 0.98
         (got,) = run(image)
         assert got.shape == want.shape == (shape[0], 6)
-        assert (got - want).abs().max() <= write.TOLERANCE * want.abs().max()
+        assert (got - want).abs().max() <= compare.TOLERANCE * want.abs().max()
 
 
 @pytest.mark.slow

@@ -7,54 +7,22 @@ import sys
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import nn
 
 import mmlk
 from mmlk.cli import program
-from mmlk.export import write
+from mmlk.export import compare, smaller, write
 from mmlk.export.describe import describe, size_steps
 from mmlk.export.graph import Graph, MatrixPool, WholeUpsample
 from mmlk.inference.exported import resize
-from tests.cases import MICRO_ARCHS
-from tests.commands.conftest import CLASSES, PALETTE
-
-WIDTH = 8
-DESCRIBED = dict(classes=CLASSES, palette=PALETTE)
-
-
-def segmentor(method, backbone):
-    """A config of UperNet or Semantic FPN with a micro backbone, and its network."""
-    cfg = Config.fromfile(mmlk.config_path(f'_base_/models/{method}.py'))
-    cfg.merge_from_dict(Config.fromfile(mmlk.config_path('_base_/datasets/ade20k.py'))._cfg_dict)
-    trunk = dict(type=f'mmlk.{backbone}', arch=MICRO_ARCHS[backbone])
-    trunk.update(output_norm=method == 'upernet')
-    channels = list(MODELS.build(dict(trunk)).out_channels)
-    cfg.model.backbone = trunk
-    if method == 'upernet':
-        cfg.model.decode_head.update(in_channels=channels, channels=WIDTH, num_classes=4)
-    else:
-        cfg.model.neck.update(in_channels=channels, out_channels=WIDTH)
-        cfg.model.decode_head.update(in_channels=[WIDTH] * 4, channels=WIDTH, num_classes=4)
-    cfg.model.auxiliary_head = None
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        from mmengine.model import revert_sync_batchnorm
-
-        network = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-    for value in [*network.parameters(), *network.buffers()]:
-        if value.ndim == 1 and value.is_floating_point():
-            nn.init.uniform_(value, 0.5, 1.5)  # folding constants must show
-    return network, cfg
-
-
-METHODS = dict(
-    InceptionNeXt='upernet', SLaK='upernet', DCLSConvNeXt='upernet', RecNeXt='semantic_fpn'
-)
+from tests.commands.conftest import CLASSES
+from tests.commands.export_table import DESCRIBED, METHODS, SIZES, segmentor
 
 
 @pytest.mark.slow
@@ -66,8 +34,7 @@ def test_file_computes_what_the_unfolded_network_does(family, method, part, suff
     network, cfg = segmentor(method, family)
     graph = Graph(network, cfg, part).eval()
     out = tmp_path / f'model{suffix}'
-    sizes = ((160, 192), (131, 227))
-    deviation = write.export_model(graph, out, describe(graph, cfg, DESCRIBED, None), sizes=sizes)
+    deviation = write.export_model(graph, out, describe(graph, cfg, DESCRIBED, None), sizes=SIZES)
     assert 0 < deviation <= 1e-5
     run, _ = write.runner(out)
     for shape in ((1, 3, 96, 256), (3, 3, 197, 133)):
@@ -76,7 +43,7 @@ def test_file_computes_what_the_unfolded_network_does(family, method, part, suff
             expected = write._flat(graph(image))
         for got, want in zip(run(image), expected, strict=True):
             assert got.shape == want.shape
-            assert (got - want).abs().max() <= write.TOLERANCE * want.abs().max()
+            assert (got - want).abs().max() <= compare.TOLERANCE * want.abs().max()
     assert [path.name for path in tmp_path.iterdir()] == [out.name], 'more than one file'
 
 
@@ -263,6 +230,19 @@ def test_step_that_cannot_be_described_is_refused():
         (['--out', 'iter_4.pth/model.pt2'], 'is no folder'),
         (['x.pth', '--out', 'model.pt2', '--random'], '--random takes no checkpoint'),
         (['--out', 'model.pt2', '--shape', '16', '16'], 'smaller than 32 x 32'),
+        (['--out', 'model.pt2', '--dtype', 'fp16'], '--dtype fp16 is for .onnx files'),
+        (['--out', 'model.onnx', '--dtype', 'int8'], 'int8 needs --calibrate FOLDER'),
+        (['--out', 'model.onnx', '--calibrate', '.'], '--calibrate belongs to --dtype'),
+        (
+            ['--out', 'model.onnx', '--dtype', 'int8', '--calibrate', 'absent'],
+            '--calibrate absent is no folder with pictures',
+        ),
+        (
+            ['--out', 'model.onnx', '--part', 'backbone', '--output', 'labels'],
+            '--output labels is for segmentors and classifiers, not a backbone',
+        ),
+        (['--out', 'model.onnx', '--part', 'detector'], 'is no detector of backbone, neck'),
+        (['--out', 'model.onnx', '--part', 'classifier'], 'is no classifier of backbone and head'),
     ],
 )
 def test_bad_input_is_one_message_and_no_file(words, message, trained, tmp_path, monkeypatch):
@@ -301,3 +281,57 @@ def test_picture_of_a_prediction_is_one(trained, photos):
     drawn = np.asarray(prediction.picture())
     assert drawn.shape[0] > 48
     assert not np.array_equal(drawn[:48, :64], np.asarray(Image.open(photos / 'a.png')))
+
+
+@pytest.fixture(scope='module')
+def onnx_file(trained):
+    """The whole segmentor with its normalisation, as logits."""
+    out = trained / 'whole.onnx'
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        words = ['export', str(trained / 'iter_4.pth'), '--out', str(out), '--normalize']
+        assert program.main(words) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_openvino_computes_what_onnx_runtime_does(onnx_file):
+    compiled = openvino.Core().compile_model(
+        str(onnx_file), 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'}
+    )
+    run, _ = write.runner(onnx_file)
+    for shape in ((1, 3, 64, 96), (2, 3, 75, 51)):
+        image = torch.rand(shape) * 255
+        found = torch.from_numpy(compiled([image.numpy()])[0].copy())
+        assert compare.maps([found], run(image), onnx_file) <= compare.TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype, bound', [('fp16', 1e-2), ('int8', 0.2)])
+def test_smaller_numbers_change_little(dtype, bound, onnx_file, tmp_path):
+    """The file is smaller, still open in size and batch, and described; its input is float32."""
+    out = tmp_path / 'small.onnx'
+    pictures = [torch.rand(1, 3, *size) * 255 for size in ((64, 96), (75, 51))]
+    worst, equal = smaller.write_smaller(onnx_file, out, dtype, pictures)
+    assert 0 < worst < bound and 0.9 < equal <= 1
+    types = {tensor.data_type for tensor in onnx.load(out).graph.initializer}
+    expected = dict(fp16=onnx.TensorProto.FLOAT16, int8=onnx.TensorProto.INT8)[dtype]
+    assert expected in types
+    run, about = write.runner(out)
+    assert about['dtype'] == dtype and about['classes'] == list(CLASSES)
+    image = torch.rand(2, 3, 80, 64) * 255
+    before, after = write.runner(onnx_file)[0](image)[0], run(image)[0]
+    assert (after - before).abs().max() < bound * before.abs().max()
+    assert [path.name for path in tmp_path.iterdir()] == ['small.onnx']
+
+
+@pytest.mark.slow
+def test_command_calibrates_on_a_folder(trained, photos, tmp_path, capsys):
+    (photos / 'broken.jpg').unlink()
+    out = tmp_path / 'small.onnx'
+    words = ['export', str(trained / 'iter_4.pth'), '--out', str(out), '--output', 'labels']
+    assert program.main([*words, '--dtype', 'int8', '--calibrate', str(photos)]) == 0
+    printed = capsys.readouterr().out
+    assert 'in int8' in printed and '4 picture(s)' in printed and 'keep their label' in printed
+    labels = mmlk.load_model(out, device='cpu').predict(photos / 'a.png')[0].labels
+    expected = mmlk.load_model(trained / 'iter_4.pth', device='cpu').predict(photos / 'a.png')[0]
+    assert (labels == expected.labels).mean() > 0.9
