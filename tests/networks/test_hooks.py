@@ -5,6 +5,7 @@ The number of calls is known without running anything: every module with a forwa
 modules all carry a hook, so that nothing can be computed in one, on the reference backend.
 """
 
+import contextlib
 import copy
 import re
 
@@ -34,11 +35,19 @@ def called_modules(model):
 
 
 def places(model):
-    """One name of each place a module can have: stages differ in their widths alone, but for those
-    with modules that others lack."""
-    found = {
-        re.sub(r'(stages|downsample_layers)\.\d', '', name): name for name in called_modules(model)
-    }
+    """One name of each place a module can have.
+
+    Stages differ in their widths alone, and so do blocks of one class that keep their attention or
+    borrow it; the last of each is taken, but those with modules that others lack are kept.
+    """
+
+    def block(match):
+        return f'blocks.{getattr(model.get_submodule(match.group()), "shares", "")}'
+
+    found = {}
+    for name in called_modules(model):
+        place = re.sub(r'^.*?blocks\.\d+', block, name)
+        found[re.sub(r'(stages|downsample_layers)\.\d', '', place)] = name
     return list(found.values())
 
 
@@ -53,10 +62,13 @@ def every_hook(model, register):
         register(name, model.get_submodule(name))
 
 
-def truth(model, x, monkeypatch):
-    """Outputs of the network with every module called, on the reference backend."""
-    model = copy.deepcopy(model)
+def all_called(model):
+    """``model`` with hooks on all modules, so that nothing is computed in one."""
     every_hook(model, lambda _, module: module.register_forward_hook(lambda *_: None))
+    return model
+
+
+def on_the_reference(model, x, monkeypatch):
     with monkeypatch.context() as patch, torch.no_grad():
         patch.setenv('MMLK_BACKEND', 'reference')
         return model(x)
@@ -73,7 +85,7 @@ def assert_same(got, want):
 @pytest.mark.parametrize('kind', ['forward', 'forward_pre', 'full_backward'])
 def test_hooks_on_all_modules_fire(family, folded, layout, kind, monkeypatch):
     model, x = build(family, folded, drop_path_rate=0.0), images(family, layout)
-    want = truth(model, x, monkeypatch)
+    want = on_the_reference(all_called(copy.deepcopy(model)), x, monkeypatch)
     found = dict.fromkeys(called_modules(model), 0)
 
     def register(name, module):
@@ -112,13 +124,17 @@ def doubled(y):
     return tuple(doubled(each) for each in y) if isinstance(y, tuple) else 2 * y
 
 
-def replace_forward(model, name):
+@contextlib.contextmanager
+def replaced_forward(model, name):
     module = model.get_submodule(name)
     plain = module.forward
     module.forward = lambda *args, **options: doubled(plain(*args, **options))
+    yield
+    del module.forward
 
 
-def swap_for_subclass(model, name):
+@contextlib.contextmanager
+def swapped_for_subclass(model, name):
     module = model.get_submodule(name)
     kind = type(module)
 
@@ -127,6 +143,8 @@ def swap_for_subclass(model, name):
             return doubled(kind.forward(self, *args, **options))
 
     module.__class__ = Doubled
+    yield
+    module.__class__ = kind
 
 
 class Wrapper(nn.Module):
@@ -140,39 +158,49 @@ class Wrapper(nn.Module):
         return doubled(self.inner(*args))
 
 
-def swap_for_wrapper(model, name):
+@contextlib.contextmanager
+def swapped_for_wrapper(model, name):
     parent, _, last = name.rpartition('.')
-    setattr(model.get_submodule(parent), last, Wrapper(model.get_submodule(name)))
+    parent, module = model.get_submodule(parent), model.get_submodule(name)
+    setattr(parent, last, Wrapper(module))
+    yield
+    setattr(parent, last, module)
+
+
+CHANGES = (replaced_forward, swapped_for_subclass, swapped_for_wrapper)
 
 
 @pytest.mark.slow
 @families
 @forms
-@layouts
-@pytest.mark.parametrize('change', [replace_forward, swap_for_subclass, swap_for_wrapper])
-def test_a_replaced_module_is_used(family, folded, layout, change, monkeypatch):
-    """Compared with a forward hook that doubles the output, everything called one by one."""
-    plain = build(family, folded, drop_path_rate=0.0)
-    x = images(family, layout)
-    for name in places(plain):
-        if not name or isinstance(plain.get_submodule(name), (nn.Identity, DropPath)) and folded:
+def test_a_replaced_module_is_used(family, folded, monkeypatch):
+    """Compared with a forward hook that doubles the output, everything called one by one.
+
+    The network has been called before and is changed back after each place.
+    """
+    model, x = build(family, folded, drop_path_rate=0.0), images(family, 'channels_last')
+    expected = all_called(copy.deepcopy(model))
+    plain = run(model, x, folded)
+    for name in places(model):
+        module = model.get_submodule(name)
+        if not name or isinstance(module, (nn.Identity, DropPath)) and folded:
             continue
-        if change is swap_for_wrapper and _takes_more(plain, name):
-            continue
-        expected = copy.deepcopy(plain)
-        expected.get_submodule(name).register_forward_hook(lambda _m, _i, y: doubled(y))
-        want = truth(expected, x, monkeypatch)
-        model = copy.deepcopy(plain)
-        change(model, name)
-        try:
-            assert_same(run(model, x, folded), want)
-        except Exception as error:
-            raise AssertionError(f'{name}: {error}') from error
+        handle = expected.get_submodule(name).register_forward_hook(lambda _m, _i, y: doubled(y))
+        want = on_the_reference(expected, x, monkeypatch)
+        handle.remove()
+        for change in CHANGES:
+            if change is swapped_for_wrapper and _takes_more(module):
+                continue
+            try:
+                with change(model, name):
+                    assert_same(run(model, x, folded), want)
+            except Exception as error:
+                raise AssertionError(f'{change.__name__}, {name}: {error}') from error
+    assert_same(run(model, x, folded), plain)
 
 
-def _takes_more(model, name):
+def _takes_more(module):
     """Modules whose attributes other code of the network reads, or that take more than a map."""
-    module = model.get_submodule(name)
     return type(module).__name__ == 'Stride8Block' and module.shares
 
 

@@ -14,7 +14,7 @@ from tests.networks import first_calls
 @pytest.mark.skipif(jit.refusal() is not None, reason=f'no compiled loops: {jit.refusal()}')
 def test_first_calls_from_several_threads():
     """``MMLK_TEST_PROCESSES`` takes another number of processes."""
-    processes = os.environ.get('MMLK_TEST_PROCESSES', str(len(first_calls.CASES)))
+    processes = os.environ.get('MMLK_TEST_PROCESSES', str(first_calls.SHARE))
     run = subprocess.run(
         [sys.executable, '-m', first_calls.__name__, '--processes', processes],
         capture_output=True,
