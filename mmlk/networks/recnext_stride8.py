@@ -104,17 +104,29 @@ class Stride8Block(nn.Module):
         )
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, attended: list[Tensor] | None = None) -> Tensor:
-        """The block's output; ``attended`` is added to, or used up and emptied."""
+    def forward(
+        self, x: Tensor, attended: tuple[Tensor, ...] | None = None
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """The block's output; with ``attended``, also what the next block is to get.
+
+        Args:
+            x: (N, C, H, W).
+            attended: What the blocks before have attended, (N, C / 4, H, W) each; None where no later
+                block adds it.
+
+        Returns:
+            (N, C, H, W), and ``attended`` with this block's own, or empty once it has been added.
+            Nothing is handed on by a write to an argument: offloading and data-parallel libraries
+            copy the arguments of a call.
+        """
         x = self.rep_mixer(x)
         if self.shares:
-            mixed = x + torch.cat(attended, 1)
-            attended.clear()
+            mixed, attended = x + torch.cat(attended, 1), ()
         else:
             mixed, latest = self.token_mixer(x)
-            if attended is not None:
-                attended.append(latest)
-        return add_conv_norm_mlp(x, mixed, self.channel_mixer, drop_path=self.drop_path)
+            attended = None if attended is None else (*attended, latest)
+        y = add_conv_norm_mlp(x, mixed, self.channel_mixer, drop_path=self.drop_path)
+        return y if attended is None else (y, attended)
 
     def fold(self) -> None:
         """Fold every norm and the three local branches."""
@@ -131,9 +143,9 @@ class _SharingBlocks(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        attended: list[Tensor] = []
+        attended: tuple[Tensor, ...] = ()
         for block in self.blocks:
-            x = block(x, attended)
+            x, attended = block(x, attended)
         return x
 
 

@@ -189,19 +189,12 @@ def test_a_replaced_module_is_used(family, folded, monkeypatch):
         want = on_the_reference(expected, x, monkeypatch)
         handle.remove()
         for change in CHANGES:
-            if change is swapped_for_wrapper and _takes_more(module):
-                continue
             try:
                 with change(model, name):
                     assert_same(run(model, x, folded), want)
             except Exception as error:
                 raise AssertionError(f'{change.__name__}, {name}: {error}') from error
     assert_same(run(model, x, folded), plain)
-
-
-def _takes_more(module):
-    """Modules whose attributes other code of the network reads, or that take more than a map."""
-    return type(module).__name__ == 'Stride8Block' and module.shares
 
 
 @families

@@ -6,6 +6,7 @@ Every change is made to two equal networks; one computes with ``MMLK_BACKEND=ref
 import copy
 import warnings
 
+import accelerate
 import pytest
 import torch
 from torch import nn
@@ -108,30 +109,8 @@ def adapted(model):
 
 
 def offloaded(model):
-    """Values come with a call and go after it; between them parameters are on meta.
-
-    As accelerate does it: the ``forward`` of every module that holds a parameter is replaced.
-    """
-    for module in model.modules():
-        if module._parameters and any(each is not None for each in module._parameters.values()):
-            _offload(module)
-    return model
-
-
-def _offload(module):
-    kept = {name: each for name, each in module._parameters.items() if each is not None}
-    absent = {name: nn.Parameter(each.to('meta')) for name, each in kept.items()}
-    plain = module.forward
-
-    def forward(*args, **options):
-        module._parameters.update({name: nn.Parameter(each.clone()) for name, each in kept.items()})
-        try:
-            return plain(*args, **options)
-        finally:
-            module._parameters.update(absent)
-
-    module.forward = forward
-    module._parameters.update(absent)
+    """Values come with a call of a layer and go after it; between them parameters are on meta."""
+    return accelerate.cpu_offload(model)
 
 
 def freed(model):
@@ -231,6 +210,27 @@ def assert_gradients(model, got, other, want):
         if theirs.grad is not None:
             error = (mine.grad - theirs.grad).abs().max().item()
             assert error <= bound * largest, f'{name}: {error:.3g} of {largest:.3g}'
+
+
+@families
+@pytest.mark.parametrize('form', ['eval', 'folded'])
+def test_weights_on_disk(family, form, tmp_path):
+    """Parts of the network on disk and parts in memory, as a map of devices says."""
+    model, x = network(family, form), images(family, 'channels_last')
+    places = {name: 'disk' if name == 'stages' else 'cpu' for name, _ in model.named_children()}
+    own = [name for name, _ in model.named_parameters() if '.' not in name]
+    with torch.no_grad():
+        want = model(x)
+        model = accelerate.dispatch_model(
+            model,
+            {**places, **dict.fromkeys(own, 'cpu')},
+            main_device='cpu',
+            offload_dir=tmp_path,
+            force_hooks=True,
+        )
+        assert any(each.is_meta for each in model.parameters())
+        for _ in range(2):
+            assert_same(model(x), want)
 
 
 @families
