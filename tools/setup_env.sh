@@ -19,7 +19,7 @@ BUILD='setuptools==80.9.0 wheel ninja psutil'
 MMCV=2.3.6
 OPENMMLAB='onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2 onedl-mmdetection==3.5.1 onedl-mmpretrain==1.3.6'
 # Test tools, and the text packages that mmpretrain and mmseg import without requiring them.
-EXTRAS='pytest==9.2.0 pytest-xdist==3.8.0 pytest-randomly==5.1.0 timm==1.0.31 ruff==0.14.5 mypy==2.4.1 ftfy regex tifffile==2026.3.3'
+EXTRAS='pytest==9.2.0 pytest-xdist==3.8.0 pytest-randomly==5.1.0 timm==1.0.31 ruff==0.14.5 mypy==2.4.1 ftfy regex tifffile==2026.3.3 fvcore==0.1.5.post20221221 thop==0.1.1.post2209072238 accelerate==1.15.0'
 # Compiles the loops of the CPU operators at run time.
 JIT='llvmlite==0.50.0'
 # The least that setup.py requires; make test-minimum runs on it.

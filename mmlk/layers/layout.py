@@ -6,14 +6,8 @@ import torch
 from torch import Tensor
 
 
-class _ChannelsLastGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad.contiguous(memory_format=torch.channels_last)
+def _to_channels_last(grad: Tensor) -> Tensor:
+    return grad.contiguous(memory_format=torch.channels_last)
 
 
 def channels_last_gradient(x: Tensor) -> Tensor:
@@ -25,4 +19,6 @@ def channels_last_gradient(x: Tensor) -> Tensor:
     """
     if not x.requires_grad or torch.compiler.is_compiling():
         return x
-    return _ChannelsLastGradient.apply(x)
+    y = x.view_as(x)  # not by a function of its own, whose result could not be written in place
+    y.register_hook(_to_channels_last)
+    return y

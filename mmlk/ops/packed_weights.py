@@ -7,7 +7,6 @@ that torch's compiler uses; they have no gradients.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -47,7 +46,7 @@ class PackedWeights:
 class Snapshot:
     """State of a tensor, to be asked later whether it is still the same.
 
-    Another tensor, other memory and every write that autograd counts are seen. Averaging hooks and
+    Other memory, another shape and every write that autograd counts are seen. Averaging hooks and
     adapters write through ``.data``, which is not counted: for these, elements are compared. Up to
     `WHOLE` of them all are; of a larger tensor one in ``numel // WHOLE``, because reading all weights
     in each call took a tenth of the time of a folded RecNeXt, and 4,096 of each a twentieth. A write
@@ -59,18 +58,22 @@ class Snapshot:
     WHOLE = 256
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor = weakref.ref(tensor)
-        self._memory = tensor.data_ptr(), tensor._version
+        # An alias keeps the memory from being used for another tensor and counts writes through others
+        # that share it. A reference to the parameter, weak ones too, would keep torch from swapping it.
+        self._alias = tensor.detach()
+        self._state = _state(tensor), self._alias._version
         self._bits = _bits(tensor, self.WHOLE)
         self._seen = self._bits.clone()
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is the one of the snapshot, in the same state."""
-        return (
-            self._tensor() is tensor
-            and self._memory == (tensor.data_ptr(), tensor._version)
-            and torch.equal(self._seen, self._bits)
+        """Whether ``tensor`` has the memory of the snapshot, in the same state."""
+        return self._state == (_state(tensor), self._alias._version) and torch.equal(
+            self._seen, self._bits
         )
+
+
+def _state(tensor: Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor._version
 
 
 def _bits(tensor: Tensor, most: int) -> Tensor:
