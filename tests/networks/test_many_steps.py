@@ -13,7 +13,7 @@ from tests.networks import many_steps
 @pytest.mark.skipif(sys.platform != 'linux', reason='memory of the process is read from /proc')
 def test_many_steps_of_varying_sizes_stay_in_bounds():
     """``MMLK_TEST_STEPS`` takes another number of steps."""
-    steps = os.environ.get('MMLK_TEST_STEPS', '56')
+    steps = os.environ.get('MMLK_TEST_STEPS', '28')
     run = subprocess.run(
         [sys.executable, '-m', many_steps.__name__, '--steps', steps],
         capture_output=True,
