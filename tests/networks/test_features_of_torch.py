@@ -94,6 +94,26 @@ def test_results_may_be_written_in_place(family, layout):
         assert (mine - theirs).abs().max() <= 1e-4 * largest
 
 
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+def test_two_passes_before_one_gradient(family, layout):
+    """As two views of an image in one loss: gradients are the sums of those of either."""
+    model, first = build(family, drop_path_rate=0.0), images(family, layout)
+    second, found = 0.5 * first.flip(0), []
+    for together in (True, False):
+        model.zero_grad()
+        losses = []
+        for x in (first, second):
+            losses.append(sum(y.square().mean() for y in model(x)))
+            if not together:
+                losses.pop().backward()
+        if together:
+            sum(losses).backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    largest = max(each.abs().max().item() for each in found[1])
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine - theirs).abs().max() <= 1e-5 * largest
+
+
 @folded
 @torch.no_grad()
 def test_threads_of_a_server(family, folded):

@@ -126,9 +126,14 @@ class _DCLS(NotScriptable, nn.Module):
     @torch.no_grad()
     def clamp_parameters(self) -> None:
         """Move positions that left the window back to its border; nothing to do for shared ones."""
-        if self.owns_positions:
-            for component, limit in zip(self.P, self.position_limits):
-                component.clamp_(-limit, limit)
+        self._kept = None
+        if not self.owns_positions:
+            return
+        # Past the count of writes, so that two forward passes may come before one backward pass: the
+        # second one finds all positions inside, and those of a step between are counted by the step.
+        counts = _traced() or compat.top_transform() is not None
+        for component, limit in zip(self.P if counts else self.P.data, self.position_limits):
+            component.clamp_(-limit, limit)
 
     def repulsive_loss(self) -> Tensor:
         """Mean overlap of this layer's elements, see `repulsive_loss`."""
