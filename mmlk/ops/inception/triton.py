@@ -171,6 +171,7 @@ def _convolve(
         COPIED=COPIED,
         SPLITS=TOGETHER,
         num_warps=1,
+        maxnreg=REGISTERS,
     )
 
 
@@ -313,6 +314,15 @@ EXAMPLES = (
         'forward-plain-fp16',
         'inception_plain',
         torch.float16,
+        False,
+        registers=(152, 152),
+        ffma=0.33,
+        slow=True,
+    ),
+    _example(
+        'gradient-plain-bf16',
+        'inception_plain',
+        torch.bfloat16,
         False,
         registers=(152, 152),
         ffma=0.33,
