@@ -153,7 +153,7 @@ def test_command_ends_well_without_broken_files(trained, photos, tmp_path):
     'words, message',
     [
         (['upernet_slak_tt_ade20k', 'a.png'], 'closest names: upernet_slak_t_ade20k'),
-        (['upernet_recnext_m3_ade20k', 'a.png'], 'nobody has published weights'),
+        (['upernet_recnext_m3_ade20k', 'a.png'], 'no weights are published'),
         (['CHECKPOINT', 'absent.png'], "'.*absent.png' is no file, no folder, and no pattern"),
         (['CHECKPOINT', 'a.png', '--out', 'a.png'], 'a.png cannot be written to: .* is no folder'),
         (['CHECKPOINT', 'a.png', '--batch-size', '0'], 'batch size 0 must be at least 1'),
