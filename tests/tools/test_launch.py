@@ -246,7 +246,7 @@ def test_group_without_a_launcher_says_how_to_start(cfg, device, monkeypatch):
     monkeypatch.setenv('MASTER_PORT', '29500')
     cfg.launcher = 'pytorch'
     launch.adapt_to_device(cfg)
-    with pytest.raises(ValueError, match='RANK.*dist_train.sh'):
+    with pytest.raises(ValueError, match='RANK.*torchrun'):
         launch.open_process_group(cfg)
 
 
