@@ -40,8 +40,8 @@ def publish(
         out: Folder of the result.
         config: Config of the model; None takes the one inside the checkpoint.
         name: Name of the file; by default that of the config or the experiment.
-        metrics: Measured accuracy, such as ``{'mIoU': 47.6}``.
-        licence: Licence of the weights, an SPDX identifier.
+        metrics: Measured accuracy, such as ``{'mIoU': 47.6}``; None keeps that of a published file.
+        licence: Licence of the weights, an SPDX identifier; empty keeps that of a published file.
         unsafe_pickle: Let the checkpoint run code while it is read.
 
     Returns:
@@ -62,8 +62,10 @@ def publish(
     described = dict(
         dataset_meta=classes,
         cfg=cfg.pretty_text,
-        metrics={key: float(value) for key, value in (metrics or {}).items()},
-        licence=licence,
+        metrics={
+            key: float(value) for key, value in (metrics or meta.get('metrics') or {}).items()
+        },
+        licence=licence or meta.get('licence') or '',
         versions=_versions(),
         epoch=meta.get('epoch'),
         iter=meta.get('iter'),
@@ -81,7 +83,8 @@ def _name(checkpoint: str, config: str | None, meta: dict[str, Any]) -> str:
     if config is not None:
         return Path(config.removeprefix('mmlk::')).stem
     experiment = re.sub(r'_\d{8}_\d{6}$', '', str(meta.get('experiment_name') or ''))
-    return experiment or Path(checkpoint).stem
+    # The checksum of a file that is published again is another.
+    return experiment or re.sub(r'-[0-9a-f]{8}$', '', Path(checkpoint).stem)
 
 
 def _versions() -> dict[str, str]:

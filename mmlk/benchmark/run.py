@@ -194,7 +194,7 @@ def _verify(running: dict[str, FormProcess], notes: dict[str, str]) -> dict[str,
 
 
 def _deviation(form: str, found: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    from mmlk.export.write import DISAGREEMENT, TOLERANCE
+    from mmlk.export.compare import DISAGREEMENT, TOLERANCE
 
     worst = 0.0
     for got, want in zip(found, expected, strict=True):

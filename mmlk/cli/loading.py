@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmlk.checkpoints import keymaps, zoo
@@ -110,6 +112,24 @@ def plain_state(state: dict, notes: list[str]) -> OrderedDict:
         plain._metadata['backbone'] = dict(absent=True)
         notes.append(f'holds {", ".join(tops)} alone; the backbone keeps the weights that it has')
     return plain
+
+
+class ClassNames(Hook):
+    """Warns where a checkpoint was trained on classes of other names than those it is tested on."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the checkpoint's class names with the test data's, in their order."""
+        meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+        trained = list(meta.get('classes') or meta.get('CLASSES') or ())
+        tested = list(runner.test_loop.dataloader.dataset.metainfo.get('classes') or ())
+        pairs = enumerate(zip(trained, tested))
+        odd = next(((index, *pair) for index, pair in pairs if pair[0] != pair[1]), None)
+        if odd:
+            runner.logger.warning(
+                'class %d is %r in the checkpoint and %r in the test data: figures mean nothing '
+                'unless both are one class',
+                *odd,
+            )
 
 
 def require_coverage(model: torch.nn.Module) -> None:

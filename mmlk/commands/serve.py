@@ -12,6 +12,7 @@ there is no password.
 from __future__ import annotations
 
 import argparse
+import socket
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,9 +41,26 @@ def run(args: argparse.Namespace) -> int:
         application = build(args)
         import uvicorn
 
-        print(f'http://{args.host}:{args.port} (Ctrl-C ends it)', flush=True)
-    uvicorn.run(application, host=args.host, port=args.port, log_level='warning')
+        listening = _listen(args.host, args.port)
+    print(f'http://{args.host}:{args.port} (Ctrl-C ends it)', flush=True)
+    config = uvicorn.Config(application, log_level='warning')
+    uvicorn.Server(config).run(sockets=[listening])
     return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections at this address.
+
+    Raises:
+        ValueError: If it cannot be had.
+    """
+    family = socket.AF_INET6 if ':' in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f'cannot listen on {host}, port {port}: {error}; give another --host or --port'
+        ) from None
 
 
 def build(args: argparse.Namespace):

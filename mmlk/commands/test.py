@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mmengine.config import Config
 
 from mmlk.cli import arguments, checks, evaluation
 from mmlk.cli.checkpoint import locate
 from mmlk.cli.config import load_config
+from mmlk.cli.files import check_writable
 from mmlk.data.layout import check_datasets
 
 
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
     """The config of the run and sentences for its log; all that can be judged without torch."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    check_writable(Path(cfg.work_dir))
     cfg.launcher = args.launcher
     cfg.load_from, cfg.resume = locate(args.checkpoint), False
     checks.check_packages(cfg)
@@ -59,6 +62,7 @@ def evaluate(cfg: Config, notes: list[str], trust: bool = False) -> dict[str, fl
     loading.read_only_tensors(trust=trust)
     runner = device.build_runner(cfg, notes)
     loading.require_coverage(runner.model)
+    runner.register_hook(loading.ClassNames())
     metrics = runner.test()
     device.close_process_group()
     return metrics

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mmengine.config import Config
 
 from mmlk.cli import arguments, batch, checks
 from mmlk.cli.checkpoint import check_weights, set_resume
 from mmlk.cli.config import load_config
+from mmlk.cli.files import check_writable
 from mmlk.data.layout import check_datasets
 
 
@@ -41,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
     """The config of the run and sentences for its log; all that can be judged without torch."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    check_writable(Path(cfg.work_dir))
     cfg.launcher = args.launcher
     checks.check_packages(cfg)
     notes = check_datasets(cfg, ('train_dataloader', 'val_dataloader'))

@@ -103,16 +103,17 @@ def _check_agreement(classes_of: Mapping[str, list[str]], num_classes: int | Non
     """Check that all sets number the same classes, as many as the head has."""
     first = next(iter(classes_of), None)
     for loader, classes in classes_of.items():
-        if num_classes is not None and len(classes) != num_classes:
-            raise DataError(
-                f'{loader}: there are {len(classes)} class folders, but model.head.num_classes is '
-                f'{num_classes}; set it and data_preprocessor.num_classes, or name another folder'
-            )
         odd = sorted({*classes} ^ {*classes_of[first]})
         if odd:
             raise DataError(
                 f'{first} and {loader} have different class folders, {odd[0]!r} for one; their '
                 'labels would mean different classes'
+            )
+    for loader, classes in classes_of.items():
+        if num_classes is not None and len(classes) != num_classes:
+            raise DataError(
+                f'{loader}: there are {len(classes)} class folders, but model.head.num_classes is '
+                f'{num_classes}; set it and data_preprocessor.num_classes, or name another folder'
             )
 
 

@@ -43,7 +43,7 @@ def load_model(
     if Path(name).suffix in names.EXPORTED:
         from mmlk.inference.exported import ExportedModel
 
-        for given, flag in ((checkpoint, 'a checkpoint'), (tta, 'test-time augmentation')):
+        for given, flag in ((checkpoint, 'checkpoint'), (tta, 'test-time augmentation')):
             if given:
                 raise ValueError(f'load_model: {name} is an exported model, which takes no {flag}')
         return ExportedModel(name, device)

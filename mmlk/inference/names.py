@@ -80,10 +80,17 @@ def resolve(name: str, checkpoint: str | None) -> tuple[str | None, str]:
     Raises:
         ValueError: If nothing has that name, with the closest names, or if no weights are known.
     """
+    if Path(name).name == 'last_checkpoint' and Path(name).is_file():
+        from mmlk.cli.checkpoint import locate  # follows the pointer
+
+        name = locate(name)
     path, bare = Path(name), name.removeprefix('mmlk::').removesuffix('.py')
     if path.suffix in CHECKPOINTS and path.is_file():
         if checkpoint:
-            raise ValueError(f'load_model: {name} and {checkpoint} are two checkpoints; give one')
+            raise ValueError(
+                f'load_model: {name} and {checkpoint} are two checkpoints; name the config in '
+                'place of the first, or leave out the second'
+            )
         return None, name
     published = name.removeprefix(zoo.SCHEME)
     if published in zoo.ENTRIES and not path.is_file():
@@ -117,6 +124,11 @@ def _published(entry: zoo.Entry, checkpoint: str | None) -> tuple[str, str]:
 
 
 def _unknown(name: str) -> str:
+    if Path(name).is_file():
+        return (
+            f'load_model: {name!r} is neither a config (.py) nor a checkpoint '
+            f'({", ".join(CHECKPOINTS)}) nor an exported model ({", ".join(EXPORTED)})'
+        )
     known = {path.stem for path in config_root().glob('*.py')} | set(zoo.ENTRIES)
     known |= set(networks.VARIANTS)
     close = get_close_matches(Path(name).stem, known, n=5, cutoff=0.4)

@@ -136,6 +136,8 @@ class Network(NotScriptable, nn.Module):
             )
         if frozen_stages not in range(-1, stages + 1):
             raise ValueError(f'{name}: frozen_stages {frozen_stages} must be within -1..{stages}')
+        if in_channels < 1:
+            raise ValueError(f'{name}: in_channels {in_channels} must be at least 1')
         self.in_channels = in_channels
         self.dims = tuple(dims)
         self.out_indices = out_indices

@@ -151,6 +151,13 @@ def test_published_file_is_tested_by_its_config_and_a_wrong_one_refused(
         workbench.call_tool(
             'test.py', config[0], 'author.pth', *config[1:], '--out', 'folder', **call
         )
+    renamed = dict(state_dict=eight, meta=dict(dataset_meta=dict(classes=['x', *CLASSES[1:]])))
+    torch.save(renamed, tmp_path / 'renamed.pth')
+    workbench.call_tool('test.py', config[0], 'renamed.pth', *config[1:], '--work-dir', 'c', **call)
+    (log,) = (tmp_path / 'c').glob('*/*.log')
+    assert (
+        f"class 0 is 'x' in the checkpoint and {CLASSES[0]!r} in the test data" in log.read_text()
+    )
     torch.save(published('inceptionnext/atto'), tmp_path / 'thousand.pth')
     with pytest.raises(RuntimeError, match='lacks 2 of the model.s tensors, first head.fc2.weight'):
         workbench.call_tool(

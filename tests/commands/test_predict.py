@@ -149,6 +149,13 @@ def test_command_ends_well_without_broken_files(trained, photos, tmp_path):
     assert not (tmp_path / 'out/pictures').exists()
 
 
+def test_pointer_of_a_run_is_followed(trained):
+    assert names.resolve(str(trained / 'last_checkpoint'), None) == (
+        None,
+        str(trained / 'iter_4.pth'),
+    )
+
+
 @pytest.mark.parametrize(
     'words, message',
     [
@@ -161,6 +168,7 @@ def test_command_ends_well_without_broken_files(trained, photos, tmp_path):
         (['CHECKPOINT', 'broken.jpg'], 'no picture of .*broken.jpg could be read'),
         (['fpn_recnext_m3_ade20k', 'a.png', '--checkpoint', 'CHECKPOINT'], 'belongs|other shapes'),
         (['absent.onnx', 'a.png'], 'there is no file'),
+        (['a.png', 'a.png'], r"'a.png' is neither a config \(.py\) nor a checkpoint"),
     ],
 )
 def test_bad_input_is_one_message_and_no_output(words, message, trained, photos, monkeypatch):

@@ -38,6 +38,14 @@ def test_file_describes_itself(published, trained):
     assert all(torch.equal(content['state_dict'][key], before[key]) for key in before)
 
 
+def test_a_file_published_again_keeps_what_is_known_of_it(published, tmp_path):
+    assert program.main(['publish', str(published), '--out', str(tmp_path / 'again')]) == 0
+    (again,) = (tmp_path / 'again').iterdir()
+    assert re.fullmatch(r'tiny-[0-9a-f]{8}\.pth', again.name)
+    before, after = (torch.load(each, weights_only=True)['meta'] for each in (published, again))
+    assert after['metrics'] == before['metrics'] and after['licence'] == 'Apache-2.0'
+
+
 def test_the_same_predictions_with_and_without_the_config(published, trained, photos):
     original = mmlk.load_model(trained / 'tiny.py', trained / 'iter_4.pth', device='cpu')
     alone = mmlk.load_model(published, device='cpu')

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import mmlk
 from mmlk import networks
-from mmlk.checkpoints import zoo
+from mmlk.checkpoints import download, zoo
 from mmlk.models import names
 from mmlk.models.create import pretrained_cfg
 from tests.cases import GOLDEN_OPERATOR, TOLERANCE, assert_close
@@ -50,11 +50,12 @@ def files(tmp_path_factory):
 def cache(files, monkeypatch):
     """torch's cache holds the files, and nothing can be downloaded."""
 
-    def refuse(url, *_, **__):
-        raise OSError(f'no network in tests: {url}')
+    def refuse(request, *_, **__):
+        raise OSError(f'no network in tests: {request.full_url}')
 
     monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(files['recnext_m0'].parents[1]))
-    monkeypatch.setattr(torch.hub, 'download_url_to_file', refuse)
+    monkeypatch.setattr(download.urllib.request, 'urlopen', refuse)
+    monkeypatch.setattr(download, '_WAITS', ())
 
 
 def x(channels=3, size=64):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -177,6 +178,15 @@ def test_pictures_are_turned_as_cameras_say():
 def test_names_are_looked_up_before_the_server_starts(words, message):
     with pytest.raises(SystemExit, match=message):
         program.main(['serve', *words])
+
+
+@pytest.mark.parametrize('port', ['used', '99999'])
+def test_a_port_that_cannot_be_had_is_one_message(port, capsys):
+    with socket.create_server(('127.0.0.1', 0)) as used:
+        port = str(used.getsockname()[1]) if port == 'used' else port
+        with pytest.raises(SystemExit, match=f'cannot listen on 127.0.0.1, port {port}: .*--port'):
+            program.main(['serve', 'recnext_m3', '--port', port])
+    assert not capsys.readouterr().out
 
 
 def test_missing_packages_are_named(monkeypatch):
