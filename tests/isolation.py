@@ -203,6 +203,19 @@ def _forget_compiled_graphs(_: None) -> None:
         torch._dynamo.reset()
 
 
+def _restore_safe_globals(saved: list) -> None:
+    """Names that pickles may hold; those that importing a package has added stay."""
+    known = {id(each) for each in saved}
+    added = [
+        each
+        for each in torch.serialization.get_safe_globals()
+        if id(each) not in known
+        and str(getattr(each, '__module__', '')).startswith(('torch', 'accelerate'))
+    ]
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([*saved, *added])
+
+
 def _save_mmlk() -> list[tuple[dict, dict, list[tuple[dict, dict]]]]:
     """Names of every loaded module of mmlk, and the entries of its module-level tables."""
     modules = [vars(each) for name, each in sys.modules.items() if name.startswith('mmlk')]
@@ -264,6 +277,7 @@ STATES = {
     'precision of products': State(
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
     ),
+    'what pickles may hold': State(torch.serialization.get_safe_globals, _restore_safe_globals),
     'compiled graphs': State(lambda: None, _forget_compiled_graphs),
     "mmlk's modules and their tables": State(_save_mmlk, _restore_mmlk),
 }

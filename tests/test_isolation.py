@@ -107,6 +107,16 @@ CHANGES = {
             lambda: torch.backends.mkldnn.enabled,
         ),
     ],
+    'what pickles may hold': [
+        (
+            lambda: torch.serialization.add_safe_globals([Path]),
+            lambda: Path in torch.serialization.get_safe_globals(),
+        ),
+        (
+            torch.serialization.clear_safe_globals,
+            lambda: len(torch.serialization.get_safe_globals()),
+        ),
+    ],
     'compiled graphs': [],  # see below
     "mmlk's modules and their tables": [
         (replace_backends, lambda: dispatch.backends('depthwise_conv2d')),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -177,3 +178,6 @@ def _write(output: Path, content: dict, entry: str) -> None:
             tensors[key] = value.clone() if value.data_ptr() in seen else value
             seen.add(value.data_ptr())
         save_file(tensors, partial, {key: str(value) for key, value in content['meta'].items()})
+        mask = os.umask(0)  # can only be read by setting it
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)  # save_file makes a file for its owner alone

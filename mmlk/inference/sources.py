@@ -131,7 +131,7 @@ def _common_folder(paths: list[Path]) -> Path:
 def _array(picture: Any) -> np.ndarray:
     """BGR array of a PIL image or an RGB array."""
     array = np.asarray(picture.convert('RGB') if hasattr(picture, 'convert') else picture)
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
         raise ValueError(
             f'predict: a picture as an array must be uint8 (H, W, 3) in RGB order, '
             f'not {array.dtype} {array.shape}'

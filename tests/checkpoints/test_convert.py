@@ -63,6 +63,8 @@ def test_safetensors_hold_the_same_tensors_and_say_where_they_come_from(
     assert found.keys() == want.keys() == published.keys()
     assert all(torch.equal(found[key], published[key]) for key in found)
     assert convert(tmp_path / 'b.safetensors', tmp_path / 'c.pth') == 0
+    modes = [(tmp_path / name).stat().st_mode for name in ('b.safetensors', 'c.pth')]
+    assert modes[0] == modes[1], 'others may read one and not the other'
     assert '220 of 220 keys matched' in capsys.readouterr().out
 
 

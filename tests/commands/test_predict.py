@@ -149,6 +149,13 @@ def test_command_ends_well_without_broken_files(trained, photos, tmp_path):
     assert not (tmp_path / 'out/pictures').exists()
 
 
+@pytest.mark.parametrize('shape', [(0, 5, 3), (5, 0, 3), (5, 5), (5, 5, 4)])
+def test_arrays_that_are_no_picture_are_refused(shape, trained):
+    model = mmlk.load_model(trained / 'iter_4.pth', device='cpu')
+    with pytest.raises(ValueError, match=r'must be uint8 \(H, W, 3\) in RGB order, not uint8'):
+        model.predict(np.zeros(shape, np.uint8))
+
+
 def test_pointer_of_a_run_is_followed(trained):
     assert names.resolve(str(trained / 'last_checkpoint'), None) == (
         None,
