@@ -80,8 +80,8 @@ def check_weights(cfg: Config) -> None:
     """Check the local files that a config starts from, before anything is built.
 
     Args:
-        cfg: ``load_from`` and every ``init_cfg`` of type ``Pretrained`` are looked at; URLs are left
-            to the download, which checks what it delivers. A pointer in ``load_from`` is followed.
+        cfg: ``load_from``, a teacher and every ``init_cfg`` of type ``Pretrained`` are looked at;
+            URLs are left to the download, which checks what it delivers. A pointer in ``load_from`` is followed.
 
     Raises:
         ValueError: Naming the key, the file and what is wrong with it.
@@ -89,6 +89,14 @@ def check_weights(cfg: Config) -> None:
     sources = dict(_pretrained(cfg.get('model'), 'model'))
     if cfg.get('load_from') and not cfg.get('resume'):
         cfg.load_from = sources['load_from'] = locate(cfg.load_from)
+    model = cfg.get('model') or {}
+    if str(model.get('type')).rpartition('.')[2] == 'DistilledClassifier':
+        sources['model.teacher_checkpoint'] = model.get('teacher_checkpoint')
+        if not model.get('teacher_checkpoint'):
+            raise ValueError(
+                'model.teacher_checkpoint is missing; a teacher with random weights teaches nothing. '
+                'Name its file, or train without a teacher (*_without_distill_in1k.py)'
+            )
     for key, source in sources.items():
         if isinstance(source, str) and not zoo.is_remote(source):
             why = fault(Path(source).expanduser())

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from mmlk.cli.checkpoint import check_weights
 from tests.cases import assert_close
 from tests.golden_weights import golden_input
 
@@ -131,3 +133,16 @@ def test_weight_of_the_teacher_is_a_share(teacher_file, alpha):
 def test_head_without_branches_is_refused(teacher_file):
     with pytest.raises(ValueError, match='MlpClsHead has no branches; use mmlk.TwoBranchClsHead'):
         build(teacher_file[0], head='mmlk.MlpClsHead')
+
+
+@pytest.mark.parametrize(
+    'teacher, message',
+    [
+        (None, 'model.teacher_checkpoint is missing.*without a teacher'),
+        ('absent.pth', 'model.teacher_checkpoint: checkpoint absent.pth'),
+    ],
+)
+def test_a_teacher_without_weights_is_told_before_anything_is_built(teacher, message):
+    model = dict(type='mmlk.DistilledClassifier', teacher_checkpoint=teacher)
+    with pytest.raises(ValueError, match=message):
+        check_weights(Config(dict(model=model)))
