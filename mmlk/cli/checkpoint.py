@@ -81,7 +81,8 @@ def check_weights(cfg: Config) -> None:
 
     Args:
         cfg: ``load_from``, a teacher and every ``init_cfg`` of type ``Pretrained`` are looked at;
-            URLs are left to the download, which checks what it delivers. A pointer in ``load_from`` is followed.
+            URLs are left to the download, which checks what it delivers. A pointer in ``load_from``
+            is followed.
 
     Raises:
         ValueError: Naming the key, the file and what is wrong with it.
