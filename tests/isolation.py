@@ -170,6 +170,17 @@ def _is_local(value: object) -> bool:
     return '<locals>' in getattr(value, '__qualname__', '')
 
 
+def _save_readers() -> OrderedDict | None:
+    """How MMEngine reads checkpoints, by the beginning of their address."""
+    loaded = sys.modules.get('mmengine.runner.checkpoint')
+    return loaded.CheckpointLoader._schemes.copy() if loaded else None
+
+
+def _restore_readers(saved: OrderedDict | None) -> None:
+    if saved is not None:
+        sys.modules['mmengine.runner.checkpoint'].CheckpointLoader._schemes = saved
+
+
 # -------------------------------------------------------------------------------------- torch, mmlk
 
 
@@ -253,6 +264,7 @@ STATES = {
     "OpenCV's threads": _setting(_opencv_threads, _set_opencv_threads),
     "MMEngine's named instances": State(_save_instances, _restore_instances),
     "MMEngine's registries": State(_save_registries, _restore_registries),
+    "MMEngine's readers of checkpoints": State(_save_readers, _restore_readers),
     'default dtype': _setting(torch.get_default_dtype, torch.set_default_dtype),
     'default device': _setting(torch.get_default_device, _set_default_device),
     'number of threads': _setting(torch.get_num_threads, torch.set_num_threads),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import HOOKS, MODELS, DefaultScope, init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmlk.ops import dispatch
 from tests.isolation import STATES, isolated
@@ -73,6 +74,16 @@ CHANGES = {
     "MMEngine's registries": [
         (register_model, lambda: 'OfThisTest' in MODELS.module_dict),
         (lambda: HOOKS.module_dict.pop('EMAHook'), lambda: HOOKS.module_dict.get('EMAHook')),
+    ],
+    "MMEngine's readers of checkpoints": [
+        (
+            lambda: CheckpointLoader.register_scheme('', lambda *_: {}, force=True),
+            lambda: CheckpointLoader._schemes[''],
+        ),
+        (
+            lambda: CheckpointLoader.register_scheme('x://', lambda *_: {}),
+            lambda: 'x://' in CheckpointLoader._schemes,
+        ),
     ],
     'default dtype': [(lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype)],
     'default device': [(lambda: torch.set_default_device('meta'), lambda: torch.empty(1).device)],

@@ -121,7 +121,8 @@ class ClassNames(Hook):
         """Compare the checkpoint's class names with the test data's, in their order."""
         meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
         trained = list(meta.get('classes') or meta.get('CLASSES') or ())
-        tested = list(runner.test_loop.dataloader.dataset.metainfo.get('classes') or ())
+        tested = getattr(runner.test_loop.dataloader.dataset, 'metainfo', {})
+        tested = list(tested.get('classes') or ())  # a plain data set of torch names none
         pairs = enumerate(zip(trained, tested))
         odd = next(((index, *pair) for index, pair in pairs if pair[0] != pair[1]), None)
         if odd:

@@ -109,7 +109,7 @@ def application(models: Models) -> Starlette:
                 return _refusal(f'the file is larger than {MAX_BYTES // 2**20} MB', 413)
         query = request.query_params
         try:
-            threshold = float(query.get('threshold', '0.3'))
+            threshold = _threshold(query.get('threshold', '0.3'))
             image = read(body)
             answer = await run_in_threadpool(
                 models.predict, query.get('model', models.names[0]), image, threshold
@@ -125,6 +125,16 @@ def application(models: Models) -> Starlette:
             Route('/predict', predict, methods=['POST']),
         ]
     )
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f'threshold {text!r} must be a number from 0 to 1')
+    return value
 
 
 def read(body: bytes | bytearray) -> np.ndarray:

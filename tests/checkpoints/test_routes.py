@@ -6,14 +6,16 @@ anywhere, safetensors in 7 states, whole models in 6 wrappings, heads alone, fil
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModule
-from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
+from mmengine.runner.checkpoint import load_checkpoint
 
 from mmlk.checkpoints.read import read_checkpoint
 from mmlk.cli import loading
@@ -23,14 +25,9 @@ from tests.checkpoints.test_wrappings import Model, build
 
 @pytest.fixture(autouse=True)
 def reader(monkeypatch):
-    """The process as the tools prepare it, restored afterwards."""
-    allowed = torch.serialization.get_safe_globals()
+    """The process as the tools prepare it."""
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
     loading.read_only_tensors()
-    yield
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(allowed)
 
 
 def initialise(path):
@@ -239,3 +236,27 @@ def test_a_published_file_loads_by_name(tmp_path, monkeypatch):
     prepared(tmp_path / 'checkpoints' / 'upernet_slak_tiny.pth', dict(state_dict=full(source)))
     load_checkpoint(target, 'mmlk://upernet_slak_tiny', map_location='cpu', strict=True)
     assert torch.equal(target.decode_head.weight, source.decode_head.weight)
+
+
+@pytest.mark.parametrize(
+    'trained, dataset, warned',
+    [
+        (
+            ['a', 'b'],
+            {'metainfo': {'classes': ('a', 'c')}},
+            "class 1 is 'b' in the checkpoint and 'c'",
+        ),
+        (['a', 'b'], {'metainfo': {'classes': ('a', 'b')}}, None),
+        (['a', 'b'], {}, None),
+        (None, {'metainfo': {'classes': ('a', 'b')}}, None),
+    ],
+)
+def test_class_names_of_checkpoint_and_data_are_compared(trained, dataset, warned, caplog):
+    runner = SimpleNamespace(
+        test_loop=SimpleNamespace(dataloader=SimpleNamespace(dataset=SimpleNamespace(**dataset))),
+        logger=logging.getLogger('names'),
+    )
+    meta = dict(dataset_meta=dict(classes=trained)) if trained else {}
+    with caplog.at_level(logging.WARNING, 'names'):
+        loading.ClassNames().after_load_checkpoint(runner, dict(meta=meta))
+    assert caplog.text == '' if warned is None else warned in caplog.text

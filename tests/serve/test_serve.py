@@ -151,7 +151,9 @@ def test_a_model_is_loaded_once(address):
         ('', lambda: png(2000, 1001), 400, '1001 x 2000 pixels, more than 2 million'),
         ('', lambda: b'x' * (2**20 + 1), 413, 'larger than 1 MB'),
         ('?model=x', png, 400, "there is no model 'x'; there are segmentation, classification"),
-        ('?threshold=high', png, 400, "could not convert string to float: 'high'"),
+        ('?threshold=high', png, 400, "threshold 'high' must be a number from 0 to 1"),
+        ('?threshold=7', png, 400, "threshold '7' must be a number from 0 to 1"),
+        ('?threshold=nan', png, 400, "threshold 'nan' must be a number from 0 to 1"),
         ('?model=broken', png, 400, 'the checkpoint belongs to another config'),
     ],
 )

@@ -7,7 +7,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmlk.cli import loading
 from mmlk.cli.checkpoint import fault, locate, set_resume
@@ -21,16 +20,6 @@ def cfg(config, tmp_path):
     loaded.work_dir = str(tmp_path / 'run')
     (tmp_path / 'run').mkdir()
     return loaded
-
-
-@pytest.fixture(autouse=True)
-def _restored_readers(monkeypatch):
-    """What a process may read is process-wide: it comes back after each test."""
-    allowed = torch.serialization.get_safe_globals()
-    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
-    yield
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(allowed)
 
 
 def save(cfg, name, age=0):

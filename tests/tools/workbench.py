@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 
 from tests.isolation import forget_instances
@@ -169,7 +168,6 @@ def call_tool(tool: str, *args, monkeypatch, cwd: Path) -> None:
         patch.setenv('LOCAL_RANK', '0')
         # Undone with the context, unlike what the tool itself sets.
         patch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
-        patch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
         forget_instances()
         spec.loader.exec_module(module)
         module.main()
