@@ -1,12 +1,15 @@
 """The registries of scope ``mmlk``; MMEngine imports this module when a type starts with ``mmlk.``.
 
 Each registry is a child of MMEngine's root registry of the same purpose, so that
-``type='mmlk.InceptionNeXt'`` builds under any default scope without ``custom_imports``.
+``type='mmlk.InceptionNeXt'`` builds under any default scope without ``custom_imports``. MMEngine's
+loader learns to read ``mmlk://<name>``, the published files that configs and metafiles name.
 """
 
+import contextlib
 from importlib import import_module
 
 from mmengine import registry as _root
+from mmengine.runner import CheckpointLoader
 
 _CLASSIFICATION = frozenset(
     {'DistilledClassifier', 'MlpClsHead', 'NormLinearClsHead', 'TwoBranchClsHead'}
@@ -36,3 +39,14 @@ OPTIM_WRAPPER_CONSTRUCTORS = _root.Registry(
 TRANSFORMS = _root.Registry(
     'transform', parent=_root.TRANSFORMS, scope='mmlk', locations=['mmlk.data.transforms']
 )
+
+
+def _load_published(name: str, map_location: str | None = None, **_) -> dict:
+    """A published file as MMEngine's loader returns it."""
+    from mmlk.checkpoints.read import read_checkpoint
+
+    return dict(state_dict=read_checkpoint(name, map_location=map_location or 'cpu')[0])
+
+
+with contextlib.suppress(KeyError):  # the commands may have registered their reader already
+    CheckpointLoader.register_scheme('mmlk://', _load_published)

@@ -178,7 +178,13 @@ def _save_readers() -> OrderedDict | None:
 
 def _restore_readers(saved: OrderedDict | None) -> None:
     if saved is not None:
-        sys.modules['mmengine.runner.checkpoint'].CheckpointLoader._schemes = saved
+        loader = sys.modules['mmengine.runner.checkpoint'].CheckpointLoader
+        imported = {
+            key: read
+            for key, read in loader._schemes.items()
+            if key not in saved and not _is_local(read)
+        }
+        loader._schemes = OrderedDict(sorted({**saved, **imported}.items(), reverse=True))
 
 
 # -------------------------------------------------------------------------------------- torch, mmlk

@@ -157,6 +157,20 @@ def test_what_a_test_changed_comes_back(change, look):
     assert look() == before
 
 
+def read_nothing(*_):
+    return {}
+
+
+def test_readers_that_an_import_registers_stay():
+    with isolated():
+        with isolated():  # as an import in the middle of a test
+            CheckpointLoader.register_scheme('xyz://', read_nothing)
+        assert CheckpointLoader._schemes['xyz://'] is read_nothing
+        order = list(CheckpointLoader._schemes)
+        assert order == sorted(order, reverse=True)
+        del CheckpointLoader._schemes['xyz://']
+
+
 def test_random_numbers_go_on_where_they_were():
     with isolated():
         first = draw()
