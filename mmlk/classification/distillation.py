@@ -77,14 +77,13 @@ class DistilledClassifier(ImageClassifier):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             teacher = CLASSIFIERS.build(self.teacher_cfg)
         state, _ = read_checkpoint(self.teacher_checkpoint)
-        try:
-            # TimmClassifier keeps timm's network one level down and maps its names itself.
-            teacher.load_state_dict(state, strict=True)
-        except RuntimeError as error:
+        faults = _load_completely(teacher, state)
+        if faults:
             raise RuntimeError(
                 f'DistilledClassifier: {self.teacher_checkpoint} does not fit the teacher '
-                f'{self.teacher_cfg}: {error}'
-            ) from error
+                f'{self.teacher_cfg}: {"; ".join(faults)}. Name a file of this network, or another '
+                'teacher'
+            )
         return teacher.requires_grad_(False).eval()
 
     def teacher_labels(self, inputs: Tensor) -> Tensor:
@@ -100,9 +99,21 @@ class DistilledClassifier(ImageClassifier):
             return teacher.to(inputs.device)(inputs).argmax(1)
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
-        """Losses ``loss`` of the labels and ``loss_teacher``, weighted, which add up."""
+        """Losses ``loss_labels`` and ``loss_teacher``, weighted; MMEngine logs their sum as ``loss``."""
         labels, taught = self.head.branches(self.extract_feat(inputs))
         losses = self.head._get_loss(labels, data_samples)
-        losses['loss'] = (1 - self.alpha) * losses['loss']
+        losses['loss_labels'] = (1 - self.alpha) * losses.pop('loss')
         losses['loss_teacher'] = self.alpha * F.cross_entropy(taught, self.teacher_labels(inputs))
         return losses
+
+
+def _load_completely(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Load a network that maps the names of a file itself, as TimmClassifier does; the faults."""
+    try:
+        result = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # one line for each tensor of another shape, below a headline
+        lines = str(error).splitlines()[1:]
+        first = lines[0].strip('\t .')
+        return [f'{len(lines)} tensors of another shape, first {first}']
+    found = (('missing', result.missing_keys), ('without a place', result.unexpected_keys))
+    return [f'{len(keys)} {what}, such as {keys[0]}' for what, keys in found if keys]

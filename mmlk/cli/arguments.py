@@ -39,6 +39,32 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def positive(text: str) -> int:
+    """A flag's value that counts something: a whole number from 1.
+
+    Raises:
+        argparse.ArgumentTypeError: For anything else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
+    return int(text)
+
+
+def share(text: str) -> float:
+    """A flag's value within 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: For anything else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 0 to 1')
+    return value
+
+
 def add_unsafe_pickle(parser: argparse.ArgumentParser) -> None:
     """Permission to run code that a checkpoint holds."""
     parser.add_argument(
@@ -77,9 +103,18 @@ def export_local_rank(local_rank: int) -> None:
 
 
 @contextmanager
-def plain_errors(tool: str) -> Iterator[None]:
-    """End the program with the message alone where preparing a run fails on the user's input."""
+def plain_errors(
+    tool: str,
+    kinds: tuple[type[Exception], ...] = (ValueError, OSError, RuntimeError, ImportError),
+) -> Iterator[None]:
+    """End the program with the message alone where the user's input is at fault.
+
+    Args:
+        tool: Name of the program in the message.
+        kinds: Exceptions that stand for such faults. While a run is prepared, all that our checks and
+            libraries raise; while it runs, those alone that say so themselves.
+    """
     try:
         yield
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except kinds as error:
         sys.exit(f'{tool}: error: {error}')

@@ -17,7 +17,8 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+
+from mmlk.cli.runner import Runner
 
 _AMP_WRAPPER = 'AmpOptimWrapper'
 _PATIENCE = 1800
@@ -194,7 +195,10 @@ def close_process_group() -> None:
 
 
 def build_runner(cfg: Config, notes: list[str]) -> Runner:
-    """The runner, with ``notes`` in its log after the environment and the config."""
+    """The runner, with ``notes`` in its log after the environment and the config.
+
+    A config that names a ``runner_type`` gets that one, as it is.
+    """
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     for note in notes:
         runner.logger.info(note)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--shape',
-        type=int,
+        type=arguments.positive,
         nargs=2,
         metavar=('H', 'W'),
         help='fix the graph to one picture of this size',

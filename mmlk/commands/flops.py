@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_config(parser)
     parser.add_argument(
         '--shape',
-        type=int,
+        type=arguments.positive,
         nargs='+',
         metavar='PIXELS',
         help='height and width, or one number for both (default: 512 512; detection: '

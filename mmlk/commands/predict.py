@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out', type=Path, default=Path('predictions'), help='folder (default: predictions)'
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='pictures of one size at once')
+    parser.add_argument(
+        '--batch-size',
+        type=arguments.positive,
+        default=1,
+        help='pictures of one size at once',
+    )
     parser.add_argument(
         '--device', help="such as 'cpu' or 'cuda:1' (default: a GPU if there is one)"
     )
@@ -46,10 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--tta', action='store_true', help='test-time augmentation as the config says'
     )
     parser.add_argument(
-        '--threshold', type=float, default=0.3, help='least score of a drawn box (default: 0.3)'
+        '--threshold',
+        type=arguments.share,
+        default=0.3,
+        help='least score of a drawn box (default: 0.3)',
     )
     parser.add_argument(
-        '--top-k', type=int, default=5, help='classes per picture, of a classifier (default: 5)'
+        '--top-k',
+        type=arguments.positive,
+        default=5,
+        help='classes per picture, of a classifier (default: 5)',
     )
     parser.add_argument('--no-pictures', action='store_true', help='write results only')
     arguments.add_unsafe_pickle(parser)
@@ -146,8 +157,6 @@ class _Classes:
     """The likeliest classes of every picture, as JSON and as a table."""
 
     def __init__(self, classes: tuple[str, ...], args: argparse.Namespace):
-        if args.top_k < 1:
-            raise ValueError(f'--top-k {args.top_k} must be at least 1')
         self.count = args.top_k
         self.found: list[dict] = []
 

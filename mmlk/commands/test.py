@@ -11,6 +11,7 @@ from mmlk.cli import arguments, checks, evaluation
 from mmlk.cli.checkpoint import locate
 from mmlk.cli.config import load_config
 from mmlk.cli.files import check_writable
+from mmlk.data.errors import DataError
 from mmlk.data.layout import check_datasets
 
 
@@ -86,5 +87,7 @@ def run(args: argparse.Namespace) -> int:
     with arguments.plain_errors(args.program):
         cfg, notes = prepare(args)
         notes += check(cfg)
-    evaluate(cfg, notes, trust=args.unsafe_pickle)
+        from mmlk.cli.runner import UnusableCheckpoint
+    with arguments.plain_errors(args.program, (UnusableCheckpoint, DataError)):
+        evaluate(cfg, notes, trust=args.unsafe_pickle)
     return 0

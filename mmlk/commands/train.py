@@ -11,6 +11,7 @@ from mmlk.cli import arguments, batch, checks
 from mmlk.cli.checkpoint import check_weights, set_resume
 from mmlk.cli.config import load_config
 from mmlk.cli.files import check_writable
+from mmlk.data.errors import DataError
 from mmlk.data.layout import check_datasets
 
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--accumulate',
-        type=int,
+        type=arguments.positive,
         metavar='N',
         help='step the optimizer every N iterations, and stretch the schedule',
     )
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         from mmlk.cli import device, loading
         from mmlk.cli.fit import check_fit
         from mmlk.cli.hooks import bring_hooks
+        from mmlk.cli.runner import UnusableCheckpoint
 
         checks.check_types(cfg)
         check_fit(cfg)
@@ -80,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     loading.refuse_classifiers(runner.model)
     statement, departs = batch.batch_statement(cfg, runner.world_size)
     (runner.logger.warning if departs else runner.logger.info)(statement)
-    runner.train()
+    with arguments.plain_errors(args.program, (UnusableCheckpoint, DataError)):
+        runner.train()
     device.close_process_group()
     return 0

@@ -190,6 +190,7 @@ class ConvNormMlp(NotScriptable, nn.Sequential):
         first, act, last = self
         if (
             not type(first) is type(last) is ConvNorm
+            or not (first.norm.training and last.norm.training)  # soon told, for inference
             or type(act) is not GELU
             or not type(first.conv) is type(last.conv) is PointwiseConv2d
             or first.conv.bias is not None

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -92,7 +93,7 @@ def application(models: Models) -> Starlette:
 
     ``GET /`` is the page, ``GET /models`` the names, ``POST /predict?model=NAME&threshold=0.3`` takes an
     image file as its body and answers as :meth:`Models.predict`; an error is ``{"error": ...}`` with
-    status 400, or 413 for an upload that is too large.
+    status 400, 413 for an upload that is too large, 404 or 405 for another address or method.
     """
 
     async def page(_: Request) -> Response:
@@ -118,12 +119,20 @@ def application(models: Models) -> Starlette:
             return _refusal(str(error), 400)
         return JSONResponse(answer)
 
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        return _refusal(
+            f'{request.method} {request.url.path}: {error.detail}; there are GET /, GET /models and '
+            'POST /predict',
+            error.status_code,
+        )
+
     return Starlette(
         routes=[
             Route('/', page),
             Route('/models', names),
             Route('/predict', predict, methods=['POST']),
-        ]
+        ],
+        exception_handlers={HTTPException: unknown},
     )
 
 
@@ -143,6 +152,8 @@ def read(body: bytes | bytearray) -> np.ndarray:
     Raises:
         ValueError: If it is no picture, is damaged, or has too many pixels.
     """
+    if not body:
+        raise ValueError('the request has no body; send the bytes of an image file')
     try:
         picture = Image.open(io.BytesIO(body))
         if picture.width * picture.height > MAX_PIXELS:

@@ -378,10 +378,6 @@ BAD = {
         lambda trained, folder: [str(trained / 'epoch_1.pth'), '--tta'],
         'the config has no tta_model and no tta_pipeline',
     ),
-    'no class asked for': (
-        lambda trained, folder: [str(trained / 'epoch_1.pth'), '--top-k', '0'],
-        '--top-k 0 must be at least 1',
-    ),
 }
 
 

@@ -89,6 +89,27 @@ def test_exit_status(words, status, stream, text):
     assert text in getattr(done, stream)
 
 
+NUMBERS = {
+    ('train', 'c.py', '--accumulate'): 'whole number of at least 1',
+    ('flops', 'c.py', '--shape'): 'whole number of at least 1',
+    ('export', 'c.py', '--out', 'a.onnx', '--shape', '32'): 'whole number of at least 1',
+    ('predict', 'c.py', 'a.png', '--batch-size'): 'whole number of at least 1',
+    ('predict', 'c.py', 'a.png', '--top-k'): 'whole number of at least 1',
+    ('predict', 'c.py', 'a.png', '--threshold'): 'number from 0 to 1',
+}
+
+
+@pytest.mark.parametrize('value', ['0', '-1', '1.5', 'nan', 'many'])
+@pytest.mark.parametrize('words', NUMBERS, ids='-'.join)
+def test_numbers_out_of_range_are_usage_errors(words, value, capsys):
+    if value == '0' and 'number from 0' in NUMBERS[words]:
+        value = '2'
+    with pytest.raises(SystemExit) as stop:
+        program.main([*words, value])
+    assert stop.value.code == 2
+    assert NUMBERS[words] in capsys.readouterr().err
+
+
 def test_completion_offers_commands_flags_and_configs(tmp_path):
     def complete(line):
         out = tmp_path / 'out'

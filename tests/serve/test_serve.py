@@ -146,6 +146,7 @@ def test_a_model_is_loaded_once(address):
 @pytest.mark.parametrize(
     'query, body, status, message',
     [
+        ('', lambda: b'', 400, 'the request has no body; send the bytes of an image file'),
         ('', lambda: b'no picture', 400, 'no picture that can be read'),
         ('', lambda: png()[:60], 400, 'no picture that can be read'),
         ('', lambda: png(2000, 1001), 400, '1001 x 2000 pixels, more than 2 million'),
@@ -162,6 +163,14 @@ def test_bad_input_is_told(address, query, body, status, message, monkeypatch):
     monkeypatch.setattr(app, 'MAX_PIXELS', 2_000_000)
     got, content = get(f'{address[0]}/predict{query}', body())
     assert got == status and message in json.loads(content)['error']
+
+
+@pytest.mark.parametrize(
+    'path, body, status', [('/nothing', None, 404), ('/predict', None, 405), ('/models', b'x', 405)]
+)
+def test_other_addresses_and_methods_are_told_as_json(address, path, body, status):
+    got, content = get(address[0] + path, body)
+    assert got == status and 'POST /predict' in json.loads(content)['error']
 
 
 def test_pictures_are_turned_as_cameras_say():
