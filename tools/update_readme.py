@@ -39,7 +39,7 @@ def row(model: dict, result: dict | None) -> str:
     amp = ', AMP' if data.get('AMP') else ''
     figures = (
         ', '.join(f'{name} {value}' for name, value in result['Metrics'].items())
-        if result
+        if result and result['Metrics']
         else 'none'
     )
     return ' | '.join(

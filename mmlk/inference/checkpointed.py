@@ -92,6 +92,7 @@ def load(
     device: str | torch.device,
     tta: bool,
     unsafe_pickle: bool = False,
+    overrides: dict | None = None,
 ) -> CheckpointedModel:
     """Read both files and build the model; see :func:`mmlk.load_model`.
 
@@ -99,7 +100,7 @@ def load(
         config: File, or None to take the config from the checkpoint.
     """
     return CheckpointedModel(
-        *network_and_classes(config, checkpoint, unsafe_pickle), device=device, tta=tta
+        *network_and_classes(config, checkpoint, unsafe_pickle, overrides), device=device, tta=tta
     )
 
 

@@ -17,6 +17,7 @@ def load_model(
     device: str | torch.device | None = None,
     *,
     tta: bool = False,
+    cfg_options: dict | None = None,
     unsafe_pickle: bool = False,
 ) -> Model:
     """A model ready for :meth:`~mmlk.inference.model.Model.predict`.
@@ -29,6 +30,7 @@ def load_model(
             the published one.
         device: Where to compute; None takes the GPU if there is one.
         tta: Augment at test time as the config says, and merge.
+        cfg_options: Changes of the config, such as ``{'model.test_cfg.mode': 'whole'}``.
         unsafe_pickle: Let the checkpoint run code while it is read; only for files you trust.
 
     Returns:
@@ -43,7 +45,11 @@ def load_model(
     if Path(name).suffix in names.EXPORTED:
         from mmlk.inference.exported import ExportedModel
 
-        for given, flag in ((checkpoint, 'checkpoint'), (tta, 'test-time augmentation')):
+        for given, flag in (
+            (checkpoint, 'checkpoint'),
+            (tta, 'test-time augmentation'),
+            (cfg_options, 'config options'),
+        ):
             if given:
                 raise ValueError(f'load_model: {name} is an exported model, which takes no {flag}')
         return ExportedModel(name, device)
@@ -52,4 +58,4 @@ def load_model(
     from mmlk.cli.checkpoint import locate
     from mmlk.inference import checkpointed
 
-    return checkpointed.load(config, locate(weights), device, tta, unsafe_pickle)
+    return checkpointed.load(config, locate(weights), device, tta, unsafe_pickle, cfg_options)

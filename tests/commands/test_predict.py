@@ -15,6 +15,7 @@ from mmlk.cli import program
 from mmlk.inference import names, pictures
 from mmlk.inference.prediction import Prediction, coco_categories
 from mmlk.inference.sources import Frames
+from tests.cases import assert_close
 from tests.commands.conftest import CLASSES, PALETTE
 
 
@@ -149,6 +150,19 @@ def test_command_ends_well_without_broken_files(trained, photos, tmp_path):
     assert not (tmp_path / 'out/pictures').exists()
 
 
+def test_options_change_the_config(trained, photos):
+    options = {'model.test_cfg': dict(mode='slide', crop_size=(32, 32), stride=(32, 32))}
+    whole, windows = (
+        mmlk.load_model(trained / 'iter_4.pth', device='cpu', cfg_options=each)
+        for each in (None, options)
+    )
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        first = windows.module.predict(x)[0].seg_logits.data[:, :32, :32]
+        corner = whole.module.predict(x[..., :32, :32])[0].seg_logits.data
+    assert_close('first window', first, corner, 1e-5)
+
+
 @pytest.mark.parametrize('shape', [(0, 5, 3), (5, 0, 3), (5, 5), (5, 5, 4)])
 def test_arrays_that_are_no_picture_are_refused(shape, trained):
     model = mmlk.load_model(trained / 'iter_4.pth', device='cpu')
@@ -170,7 +184,11 @@ def test_pointer_of_a_run_is_followed(trained):
         (['upernet_recnext_m3_ade20k', 'a.png'], 'no weights are published'),
         (['CHECKPOINT', 'absent.png'], "'.*absent.png' is no file, no folder, and no pattern"),
         (['CHECKPOINT', 'a.png', '--out', 'a.png'], 'a.png cannot be written to: .* is no folder'),
-        (['CHECKPOINT', 'a.png', '--batch-size', '0'], 'batch size 0 must be at least 1'),
+        (
+            ['CHECKPOINT', 'a.png', '--cfg-options', 'model.test_cfg.mod=slide'],
+            "there is no 'mod' here; did you mean mode",
+        ),
+        (['x.onnx', 'a.png', '--cfg-options', 'a=1'], 'x.onnx is .*takes no config options'),
         (['CHECKPOINT', 'a.png', '--checkpoint', 'x.pth'], 'two checkpoints'),
         (['CHECKPOINT', 'broken.jpg'], 'no picture of .*broken.jpg could be read'),
         (['fpn_recnext_m3_ade20k', 'a.png', '--checkpoint', 'CHECKPOINT'], 'belongs|other shapes'),
