@@ -14,7 +14,7 @@ from mmlk.configs import config_root
 def add_config(parser: argparse.ArgumentParser) -> None:
     """The config that most commands start from."""
     argument = parser.add_argument(
-        'config', help='file, or mmlk::name for a config of this package'
+        'config', help='file, or (mmlk::)name for a config of this package'
     )
     argument.completer = complete_config
 

@@ -62,7 +62,8 @@ def load_config(path: str, overrides: dict | None = None, work_dir: str | None =
     """Read a config, apply the command line's overrides and settle the work folder.
 
     Args:
-        path: File, or ``mmlk::name`` for a config of this package.
+        path: File, or ``mmlk::name`` for a config of this package; the bare name will do where no
+            file has it.
         overrides: ``key=value`` pairs of ``--cfg-options``.
         work_dir: Overrides the config's ``work_dir``; without either it is
             ``work_dirs/<stem of the file>``.
@@ -129,6 +130,9 @@ def _config_file(path: str) -> Path:
     file = Path(path)
     if file.is_file():
         return file
+    named = config_root() / f'{path.removesuffix(".py")}.py'
+    if path == file.name and named.is_file():
+        return named
     beside = {found.name: str(found) for found in file.parent.glob('*.py')}
     packaged = {found.name: f'mmlk::{found.name}' for found in config_root().glob('*.py')}
     known = packaged | beside

@@ -18,6 +18,7 @@ from mmlk.heads import HEADS
 # Entry under which a family's own scripts look for the state dict; InceptionNeXt's are timm's.
 ENTRIES = dict(inceptionnext='state_dict', slak='model', dcls_convnext='model', recnext='model')
 SAFETENSORS = '.safetensors'
+PICKLED = ('.pth', '.pt', '.bin')
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -27,11 +28,14 @@ def convert(args: argparse.Namespace) -> None:
         args: Flags of ``mmlk convert``.
 
     Raises:
-        ValueError: If the output exists, or the source does not cover a backbone of this package.
+        ValueError: If the output exists or has an unknown ending, or the source does not cover a
+            backbone of this package.
         RuntimeError: If the source cannot be read.
     """
     if args.output.exists():
         raise ValueError(f'{args.output} exists; choose another name or remove it')
+    if args.output.suffix not in (*PICKLED, SAFETENSORS):
+        raise ValueError(f'{args.output} must end in {", ".join(PICKLED)} or {SAFETENSORS}')
     state, info = read_checkpoint(
         args.source, prefer=args.prefer, sha256=args.sha256, unsafe=args.unsafe_pickle
     )
@@ -78,7 +82,7 @@ def _to_published(state: dict, args: argparse.Namespace) -> tuple[str, str, Repo
     found = keymaps.describe(shapes)
     family = args.family or found.family
     if family is None:
-        raise ValueError(f'the file holds {found.text}; name its --family and --arch')
+        raise ValueError(f'{args.source} holds {found.text}; name its --family and --arch')
     tops = {key.split('.', 1)[0] for key in state}
     if 'backbone' in tops and not tops <= {'backbone', 'head'}:
         raise ValueError(
@@ -136,7 +140,7 @@ def _map_backbone(state: dict, place: str, args: argparse.Namespace) -> tuple[st
     family, arch = args.family or found.family, args.arch or found.arch
     if family is None or arch is None:
         raise ValueError(
-            f'the file holds {found.text}; name its --family and --arch, or take the file before '
+            f'{args.source} holds {found.text}; name its --family and --arch, or take the file before '
             f'switch_to_deploy if it was folded'
         )
     kinds = {kind.family: kind for kind in (getattr(networks, name) for name in networks.__all__)}

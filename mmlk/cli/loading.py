@@ -20,6 +20,7 @@ from mmlk.checkpoints import keymaps, zoo
 from mmlk.checkpoints.classifiers import START_FROM_OTHER_TASK
 from mmlk.checkpoints.fetch import locate
 from mmlk.checkpoints.read import load_file, unwrap
+from mmlk.networks.base import Network
 
 _SCHEMES = ('', 'http://', 'https://', zoo.SCHEME)
 """What our reader answers for; object stores and other zoos stay with MMEngine."""
@@ -136,11 +137,32 @@ class ClassNames(Hook):
 def require_coverage(model: torch.nn.Module) -> None:
     """Make loading a state dict raise where the model would keep untrained weights.
 
-    MMEngine only logs keys that a checkpoint lacks, and a test would then report the accuracy of
-    random weights. Auxiliary heads take no part in a test and may be absent.
+    MMEngine only logs keys that a checkpoint lacks or has in another shape, and a test would then
+    report the accuracy of random weights. Auxiliary heads take no part in a test and may be absent.
+    Backbones of this package judge what concerns them, also under their authors' names.
     """
+    given: dict[str, tuple] = {}
 
-    def check(_: torch.nn.Module, keys: Any) -> None:
+    def note(_: torch.nn.Module, state: dict, prefix: str, *__: Any) -> None:
+        given.clear()
+        given.update((key.removeprefix(prefix), tuple(value.shape)) for key, value in state.items())
+
+    def check(module: torch.nn.Module, keys: Any) -> None:
+        aside = tuple(
+            f'{name}.' for name, each in module.named_modules() if isinstance(each, Network)
+        )
+        own = {
+            key: tuple(value.shape)
+            for key, value in module.state_dict().items()
+            if not key.startswith(('auxiliary_head', *aside))
+        }
+        unlike = [key for key in own if given.get(key, own[key]) != own[key]]
+        if unlike:
+            raise RuntimeError(
+                f'require_coverage: {len(unlike)} tensors have other shapes, first {unlike[0]}: '
+                f'{given[unlike[0]]} in the checkpoint, {own[unlike[0]]} in the model; it belongs to '
+                'another config or another number of classes'
+            )
         missing = [
             key
             for key in keys.missing_keys
@@ -154,6 +176,7 @@ def require_coverage(model: torch.nn.Module) -> None:
 
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
+    model.register_load_state_dict_pre_hook(note)
     model.register_load_state_dict_post_hook(check)
 
 

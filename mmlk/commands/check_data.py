@@ -9,11 +9,10 @@ and reports all that is wrong.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mmlk.cli import arguments
 from mmlk.cli.config import load_config
-from mmlk.data.layout import DataError, check_datasets
+from mmlk.data.layout import check_datasets
 from mmlk.data.scan import scan_datasets
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -27,13 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check; returns 0 if all is well."""
-    try:
+    with arguments.plain_errors(args.program):
         cfg = load_config(args.config, args.cfg_options)
         for line in check_datasets(cfg, LOADERS, contents=True):
             print(line)
-    except (DataError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
     count = 0
     for is_problem, line in scan_datasets(cfg, LOADERS):
         count += is_problem

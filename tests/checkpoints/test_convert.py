@@ -119,6 +119,13 @@ def test_refuses_to_overwrite(convert, published, tmp_path, capsys):
     assert (tmp_path / 'b.pth').read_text() == 'mine'
 
 
+def test_other_endings_are_refused(convert, published, tmp_path, capsys):
+    torch.save(published, tmp_path / 'a.pth')
+    assert convert(tmp_path / 'a.pth', tmp_path / 'b.safetensor') == 1
+    assert 'b.safetensor must end in .pth, .pt, .bin or .safetensors' in capsys.readouterr().err
+    assert not (tmp_path / 'b.safetensor').exists()
+
+
 def test_writes_nothing_when_it_fails(convert, published, tmp_path, capsys, monkeypatch):
     lost = {key: value for key, value in published.items() if key != 'stem.0.bias'}
     torch.save(lost, tmp_path / 'a.pth')

@@ -89,6 +89,21 @@ def test_exit_status(words, status, stream, text):
     assert text in getattr(done, stream)
 
 
+@pytest.mark.parametrize('form', ['mmlk::{}', 'mmlk::{}.py', '{}', '{}.py'])
+def test_configs_of_the_package_go_by_name(form, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = form.format('inceptionnext_a_in1k')
+    assert program.main(['flops', name, '--shape', '64']) == 0
+    assert f'{name} at 64 x 64\n' in capsys.readouterr().out
+
+
+def test_a_file_goes_before_a_config_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'inceptionnext_a_in1k.py').write_text('1 / 0')
+    with pytest.raises(SystemExit, match='inceptionnext_a_in1k.py cannot be read: ZeroDivision'):
+        program.main(['flops', 'inceptionnext_a_in1k.py'])
+
+
 NUMBERS = {
     ('train', 'c.py', '--accumulate'): 'whole number of at least 1',
     ('flops', 'c.py', '--shape'): 'whole number of at least 1',

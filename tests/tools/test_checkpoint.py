@@ -246,3 +246,10 @@ def test_foreign_checkpoint_is_refused_in_a_test():
     _load_checkpoint_to_model(model, dict(state_dict={**own, **norm}))
     with pytest.raises(RuntimeError, match="lacks 2 of the model's tensors.*head.weight"):
         _load_checkpoint_to_model(model, dict(state_dict=norm))
+    wide = {'head.weight': torch.ones(3, 2), 'head.bias': torch.ones(3)}
+    with pytest.raises(
+        RuntimeError, match=r'2 tensors have other shapes, first head.weight: \(3, 2\) in the check'
+    ):
+        _load_checkpoint_to_model(model, dict(state_dict={**wide, **norm}))
+    auxiliary = {'auxiliary_head.weight': torch.ones(3, 2)}
+    _load_checkpoint_to_model(model, dict(state_dict={**own, **norm, **auxiliary}))
