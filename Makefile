@@ -4,6 +4,7 @@
 #             ORDER=source takes that of the files
 # make lint, make typecheck   style and format; types of the public modules
 # make test-minimum   the operators' tests on the oldest torch that is supported
+# make docs   the site from docs/, in build/docs; warnings are errors
 # make setup-ops   compiles mmcv's operators (a C++ compiler, half an hour), for detectors that need more
 #                  of them than torchvision has; make test then compares the two
 # All but the last make .venv on first use and need nothing but Python 3.10-3.12.
@@ -13,8 +14,9 @@ DATA := data/mini
 DATA_COCO := data/mini_coco
 DEMO := work_dirs/demo
 SEED ?= 0
+SITE ?= build/docs
 
-.PHONY: demo demo-detection test test-quick test-minimum lint typecheck clean
+.PHONY: demo demo-detection test test-quick test-minimum lint typecheck docs clean
 
 demo: setup-base
 	$(PYTHON) tools/generate_data.py $(DATA) --format ade20k --train 400 --val 60 --seed 0 --overwrite
@@ -52,6 +54,9 @@ lint: setup-base
 
 typecheck: setup-base
 	$(PYTHON) -m mypy
+
+docs: setup-base
+	$(PYTHON) -m sphinx -q -W --keep-going -b html docs $(SITE)
 
 # The oldest torch that setup.py admits, in an environment of its own, without OpenMMLab.
 test-minimum:

@@ -36,7 +36,10 @@ CPU = ['llvmlite>=0.45']
 EXPORT = ['onnx>=1.17', 'onnxscript>=0.5.4', 'onnxruntime>=1.20']
 # Shows predictions in a browser.
 SERVE = ['starlette>=0.40', 'uvicorn>=0.30']
+# Builds the site from docs/.
+DOCS = ['sphinx>=8.1', 'myst-parser>=4.0', 'furo>=2025.12']
 TEST = [
+    *DOCS,
     *EXPORT,
     *SERVE,
     'pytest',
@@ -85,7 +88,13 @@ setup(
     install_requires=['torch>=2.4', 'numpy', 'argcomplete>=3'],
     entry_points=dict(console_scripts=['mmlk = mmlk.cli.program:main']),
     extras_require=dict(
-        cpu=CPU, export=EXPORT, onedl=ONEDL, openmmlab=OPENMMLAB, serve=SERVE, test=TEST
+        cpu=CPU,
+        docs=DOCS,
+        export=EXPORT,
+        onedl=ONEDL,
+        openmmlab=OPENMMLAB,
+        serve=SERVE,
+        test=TEST,
     ),
     cmdclass=dict(build_py=BuildWithConfigs),
 )

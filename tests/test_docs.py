@@ -2,12 +2,11 @@
 
 import re
 from fnmatch import fnmatch
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+from tests.docs.pages import PAGES, ROOT, name_of
+
 PATH = re.compile(
     r'`((?:mmlk|tools|configs|tests|docs)/[\w/.*-]+\.\w+|(?:mmlk|tools|tests)/[\w/]+/)`'
 )
@@ -20,7 +19,7 @@ FILE = re.compile(r'`([\w/]+\*?\.py)`')
 LINK = re.compile(r'\]\((?!https?:)([^)#\s]+)')
 
 
-@pytest.mark.parametrize('document', DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize('document', PAGES, ids=name_of)
 def test_files_and_pages_exist(document):
     text = document.read_text()
     missing = [name for name in PATH.findall(text) if not any(ROOT.glob(name.rstrip('/')))]

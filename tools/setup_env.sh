@@ -28,6 +28,8 @@ MINIMUM='torch==2.4.0 llvmlite==0.45.0'
 EXPORT='onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 openvino==2026.4.1 argcomplete==3.7.2'
 # Shows predictions in a browser.
 SERVE='starlette==1.10.0 uvicorn==0.54.0'
+# Builds the site; newer ones need Python 3.11.
+DOCS='furo==2025.12.19 sphinx==8.2.3;python_version>="3.11" myst-parser==5.2.0;python_version>="3.11" sphinx==8.1.3;python_version<"3.11" myst-parser==4.0.1;python_version<"3.11"'
 # The last upstream mmengine, kept aside for the tests that inherit configs on it.
 UPSTREAM='mmengine==0.10.7'
 
@@ -54,7 +56,7 @@ find_python() {
 }
 
 install_base() {
-    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS $JIT $EXPORT $SERVE $UPSTREAM" | cksum | cut -d' ' -f1)
+    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS $JIT $EXPORT $SERVE $DOCS $UPSTREAM" | cksum | cut -d' ' -f1)
     stamp=$venv/.mmlk-base-$pins
     [ -e "$stamp" ] && return
     [ -x "$python" ] || "$(find_python)" -m venv "$venv"
@@ -63,7 +65,7 @@ install_base() {
     $pip install -q $TORCH "$NUMPY" $BUILD
     say 'OpenMMLab packages'
     # shellcheck disable=SC2086
-    $pip install -q $OPENMMLAB $EXTRAS $EXPORT $SERVE "$JIT" "$NUMPY"
+    $pip install -q $OPENMMLAB $EXTRAS $EXPORT $SERVE $DOCS "$JIT" "$NUMPY"
     if [ -n "$(cached_wheel)" ]; then
         $pip install -q "$(cached_wheel)" "$NUMPY"
     else

@@ -260,6 +260,7 @@ FAMILIES: Mapping[str, Family] = {
         detail=lambda detail: detail[0],
     ),
 }
+"""How the files of each family are recognised, and how its keys are renamed, by its name."""
 
 _STRANGERS = (
     ('Swin Transformer', re.compile(r'relative_position_bias_table')),

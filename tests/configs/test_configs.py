@@ -1,8 +1,6 @@
 """Every config: loads, survives a dump, is inherited, builds, fits its backbone, is in the model zoo."""
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -157,12 +155,3 @@ def test_data_root_follows_the_environment(monkeypatch):
 def test_unknown_config_lists_close_names():
     with pytest.raises(ValueError, match='upernet_inceptionnext_b_ade20k.py'):
         mmlk.config_path('upernet_inceptionnxt_b_ade20k.py')
-
-
-def test_readme_table_is_generated_from_the_metafiles():
-    run = subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'update_readme.py', '--check'],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr

@@ -43,6 +43,16 @@ def test_no_published_row_differs_without_a_reason(tmp_path, capsys):
     published = [name for name, row in tool.dense_rows().items() if row.get('Results')]
     assert sorted({each['row'] for each in written['facts']}) == sorted(published)
     assert all(each['reason'] for each in written['facts'] if each['verdict'] == 'explained')
+    zoo = json.loads((ROOT / 'docs/zoo.json').read_text())
+    assert {row['name']: row['audit'] for row in zoo if row['audit']} == {
+        name: {
+            verdict: sum(
+                (each['row'], each['verdict']) == (name, verdict) for each in written['facts']
+            )
+            for verdict in ('same', 'explained')
+        }
+        for name in published
+    }
 
 
 def test_every_row_names_its_source():

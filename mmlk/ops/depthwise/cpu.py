@@ -1,7 +1,7 @@
 """CPU backend: every pass of a depthwise convolution on the route that is fastest for its shape.
 
 `plan` is the policy. It looks at shapes and the layout only, never at a clock, so a shape always
-takes the same arithmetic. `docs/benchmarks.md` holds the measurements behind it.
+takes the same arithmetic. `docs/development/cpu.md` holds the measurements behind it.
 
 Three rules apply before it. A kernel is clipped to the 2L - 1 taps that a map of length L can
 reach, which is exact. Floating types of 16 bits are computed in float32 and rounded once: torch has
