@@ -3,9 +3,9 @@
     python tools/update_zoo.py
     python tools/update_zoo.py --check
 
-Published figures come from configs/metafiles, weights from mmlk.checkpoints.zoo, the verdict of the audit
-from the published facts and their known deviations, which tools/audit.py compares with our configs, and
-speed from docs/benchmarks.
+Published figures come from configs/metafiles, weights from mmlk.checkpoints.zoo, speed from
+docs/benchmarks, and the verdict of the audit from the published facts and their known deviations,
+which tools/audit.py compares with our configs.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def zoo_rows() -> list[dict[str, Any]]:
     """Everything that is known of every config of the metafiles, one entry each.
 
     Returns:
-        ``name``, ``config`` (path), ``task``, ``family``, ``size``, ``data``, ``gpus``, ``batch`` (of all
-        GPUs), ``schedule``, ``parameters`` (M), ``macs`` (G), ``results`` (metrics and source),
+        ``name``, ``config`` (path), ``task``, ``family``, ``size``, ``data``, ``gpus``, ``batch`` (over
+        all of them), ``schedule``, ``parameters`` (M), ``macs`` (G), ``results`` (metrics and source),
         ``cpu_images_per_second`` (inference; None: not measured), ``gpu_images_per_second`` (None),
         ``weights`` (name, what the file holds, whose keys, licence) and ``audit`` (facts as published,
         deviations with a reason; None where nothing was published).

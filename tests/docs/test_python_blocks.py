@@ -9,7 +9,6 @@ import inspect
 
 import pytest
 import torch
-from mmengine.registry import DefaultScope
 
 from mmlk import networks
 from mmlk.checkpoints import zoo
@@ -107,6 +106,5 @@ def test_a_wrong_config_block_is_seen(text, error, tmp_path, monkeypatch):
 @pytest.mark.parametrize('page', [page for page, found in PROGRAMS.items() if found])
 def test_programs_run_as_they_are_printed(page, reader):
     variables = {'__name__': page}
-    with DefaultScope.overwrite_default_scope('mmengine'):
-        for block in PROGRAMS[page]:
-            exec(compile('\n' * block.line + block.text, page, 'exec'), variables)
+    for block in PROGRAMS[page]:
+        exec(compile('\n' * block.line + block.text, page, 'exec'), variables)

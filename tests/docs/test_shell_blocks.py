@@ -15,7 +15,7 @@ from mmlk.checkpoints import zoo
 from mmlk.cli import program
 from mmlk.cli.config import load_config
 from mmlk.configs import config_root
-from tests.docs.conftest import EXPORT, PUBLISH, Parsed
+from tests.docs.conftest import PUBLISH, Parsed
 from tests.docs.pages import BLOCKS, ROOT
 
 LANGUAGES = {'python', 'sh', 'text', 'bibtex'}
@@ -157,7 +157,7 @@ def test_commands_are_read_by_their_own_parser(line, command, only_parse, monkey
         'mmlk train mmlk::upernet_slak_x_ade20k',
         'mmlk train mmlk::upernet_slak_t_ade20k --cfg-options train_dataloader.batchsize=2',
         'python tools/test.py configs/recnext_m3_in1k.py mmlk://recnext_m9_distill_300e',
-        'python tools/reproduce.py fpn_recnext_m3_ade20k --publish',
+        'python tools/reproduce.py fpn_recnext_m3_ade20k --publishd',
         'python tools/bench/benchmark_ops.py --threadz 1',
         'sh tools/dist_train.sh configs/upernet_slak_t_ade20k.py 8 --accumulated 2',
         'python -m tests.ops.fuzz --case 20000 --sed 1',
@@ -177,7 +177,7 @@ def test_modules_that_run_other_scripts_exist():
 @pytest.mark.slow
 def test_quick_commands_run_as_they_are_printed(reader, capsys):
     printed = [command for _, command in COMMANDS]
-    assert {PUBLISH, EXPORT, *RUN} <= set(printed)
+    assert {PUBLISH, *RUN} <= set(printed)
     for command in RUN:
         assert program.main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert len(list(reader.glob('found/labels/**/*.png'))) == 2

@@ -3,9 +3,9 @@
 torch sends ``F.linear`` and its gradients to MKL, which loses up to half of its rate where a side of
 a matrix is no multiple of the vector width (the widths of SLaK are 124, 249, 499 and 998) and where
 the rows are few. The compiled products (``loops.py``) do not, and take bias, GELU or its derivative,
-layer scale and residual along; `docs/development/cpu.md` has the rates. Where they cannot be used, oneDNN,
-which torch carries as well, multiplies such shapes faster than MKL, operands transposed or not. Where
-neither can be used the functions here are torch's products.
+layer scale and residual along; `docs/development/cpu.md` has the rates. Where they cannot be used,
+oneDNN, which torch carries as well, multiplies such shapes faster than MKL, operands transposed or
+not. Where neither can be used the functions here are torch's products.
 """
 
 from __future__ import annotations
