@@ -91,7 +91,7 @@ def inceptionnext() -> Figure:
 
 
 def slak() -> Figure:
-    figure, axes = canvas(30, 15)
+    figure, axes = canvas(30, 13.2)
     generator, side, top = torch.Generator().manual_seed(0), 0.2, 1.5
     kernels = (
         (4.5, 51, 5, ORANGE, '51 x 5'),
@@ -110,7 +110,7 @@ def slak() -> Figure:
         for i, j in kept.nonzero().tolist():
             place = left + j * side, upper + i * side
             axes.add_patch(Rectangle(place, side, side, facecolor=colour, lw=0))
-        axes.text(x, top + 51 * side + 1.2, f'{text}, batch norm', ha='center', fontsize=8)
+        axes.text(x, top + 51 * side + 1, f'{text}, batch norm', ha='center', fontsize=8)
     for x in (7.2, 19.5):
         axes.text(x, middle, '+', ha='center', va='center', fontsize=14)
     arrow(axes, (22, middle), (24, middle))

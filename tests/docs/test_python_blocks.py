@@ -15,7 +15,7 @@ from mmlk.checkpoints import zoo
 from mmlk.cli.config import load_config
 from mmlk.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 from tests.data import test_own_projects
-from tests.docs.pages import BLOCKS
+from tests.docs.pages import BLOCKS, Block
 
 PYTHON = [each for found in BLOCKS.values() for each in found if each.language == 'python']
 HOOKS_OF_FAMILIES = {
@@ -107,4 +107,27 @@ def test_a_wrong_config_block_is_seen(text, error, tmp_path, monkeypatch):
 def test_programs_run_as_they_are_printed(page, reader):
     variables = {'__name__': page}
     for block in PROGRAMS[page]:
-        exec(compile('\n' * block.line + block.text, page, 'exec'), variables)
+        for statement in ast.parse('\n' * block.line + block.text).body:
+            run(statement, block, variables)
+
+
+def run(statement, block, variables):
+    """One statement; an expression whose comment is a literal has that value."""
+    if not isinstance(statement, ast.Expr):
+        exec(compile(ast.Module([statement], []), block.page, 'exec'), variables)
+        return
+    found = eval(compile(ast.Expression(statement.value), block.page, 'eval'), variables)
+    line = block.text.splitlines()[statement.end_lineno - block.line - 1]
+    try:
+        expected = ast.literal_eval(line[statement.end_col_offset :].strip().lstrip('# '))
+    except (SyntaxError, ValueError):
+        return
+    if isinstance(expected, list) and expected[-1:] == [...]:
+        found, expected = found[: len(expected) - 1], expected[:-1]
+    assert found == expected, f'{label(block)}: {line}'
+
+
+@pytest.mark.parametrize('text', ['[1, 2][:1]    # [2]', 'sorted((2, 1))  # [1, 3, ...]'])
+def test_a_wrong_value_in_a_comment_is_seen(text):
+    with pytest.raises(AssertionError):
+        run(ast.parse(f'\n{text}').body[0], Block('page', 1, 'python', text), {})
