@@ -135,16 +135,16 @@ def cpu_speeds() -> dict[str, float]:
 
 def _weights(model: dict, checkpoints: dict[str, str]) -> list[dict[str, str]]:
     """Files of the zoo for a model: the whole network where published, else that of its backbone."""
-    source = model.get('Weights')
-    if model['Name'] in checkpoints:
-        first, holds = zoo.find(checkpoints[model['Name']]), 'whole network'
+    name, source = model['Name'], model.get('Weights')
+    whole = name in checkpoints or '_in1k' in name
+    if name in checkpoints:
+        first = zoo.find(checkpoints[name])
     elif source is None:
         return []
     elif source.startswith(zoo.SCHEME):
-        first, holds = zoo.find(source.removeprefix(zoo.SCHEME)), 'backbone'
+        first = zoo.find(source.removeprefix(zoo.SCHEME))
     else:
         first = next(each for each in zoo.ENTRIES.values() if each.url == source)
-        holds = 'whole network'
     same = [
         each
         for each in zoo.ENTRIES.values()
@@ -154,11 +154,11 @@ def _weights(model: dict, checkpoints: dict[str, str]) -> list[dict[str, str]]:
     return [
         dict(
             name=f'{zoo.SCHEME}{each.name}',
-            holds=holds,
+            holds='whole network' if whole else 'backbone',
             keys="timm's" if 'timm form' in each.note else "authors'",
             licence=each.licence,
         )
-        for each in (same if holds == 'whole network' else [first])
+        for each in (same if whole else [first])
     ]
 
 

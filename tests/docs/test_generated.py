@@ -10,6 +10,7 @@ import yaml
 
 import mmlk
 from mmlk.checkpoints import zoo
+from mmlk.cli.published import published_facts
 from tests.docs.pages import BLOCKS, ROOT
 
 
@@ -22,6 +23,7 @@ def tool(name):
 
 update_zoo, draw = tool('update_zoo'), tool('draw_figures')
 ROWS = json.loads((ROOT / 'docs/zoo.json').read_text())
+PUBLISHED = published_facts()
 FIGURES = ROOT / 'docs/figures'
 
 
@@ -66,6 +68,11 @@ def test_rows_say_what_the_metafiles_say():
     assert {row['task'] for row in ROWS} == {'segmentation', 'detection', 'classification'}
     keys = {each['keys'] for each in by_name['inceptionnext_t_in1k']['weights']}
     assert keys == {"authors'", "timm's"}
+    for row in ROWS:
+        whole = row['task'] == 'classification' or row['name'] in PUBLISHED['Checkpoints']
+        assert {each['holds'] for each in row['weights']} <= {
+            'whole network' if whole else 'backbone'
+        }
     backbone = by_name['fpn_slak_t_ade20k']['weights']
     assert [(each['name'], each['holds']) for each in backbone] == [
         ('mmlk://slak_tiny', 'backbone')
