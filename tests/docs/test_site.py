@@ -13,8 +13,6 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-pytest.importorskip('sphinx')
-
 
 class Page(HTMLParser):
     """Links and anchors of a page."""
