@@ -27,7 +27,7 @@ autodoc_default_options = {'members': True, 'no-value': True}
 autodoc_mock_imports = ['mmpretrain']  # its import takes longer than the rest of the build
 python_use_unqualified_type_names = True
 # Every reference to something of this package has to be found. Other packages' types are not linked.
-smartquotes = False
+smartquotes_action = 'D'  # dashes alone: quotes of code stay as they are
 nitpicky = True
 nitpick_ignore_regex = [('py:.*', r'(?!mmlk).*')]
 
