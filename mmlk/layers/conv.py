@@ -75,7 +75,7 @@ class ConvNorm(nn.Module):
     ):
         super().__init__()
         if kernel_size == 1 and stride == 1 and groups < in_channels:
-            self.conv = PointwiseConv2d(in_channels, out_channels, groups, bias)
+            self.conv = PointwiseConv2d(in_channels, out_channels, 1, groups=groups, bias=bias)
         elif groups == in_channels == out_channels:
             self.conv = DepthwiseConv2d(in_channels, kernel_size, stride, bias=bias)
         else:

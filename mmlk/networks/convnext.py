@@ -122,7 +122,7 @@ class ConvNeXt(Network):
             [
                 nn.Sequential(nn.Conv2d(in_channels, dims[0], 4, 4), LayerNorm2d(dims[0])),
                 *(
-                    nn.Sequential(LayerNorm2d(before), PatchConv2d(before, after, 2))
+                    nn.Sequential(LayerNorm2d(before), PatchConv2d(before, after, 2, 2))
                     for before, after in zip(dims, dims[1:])
                 ),
             ]

@@ -86,7 +86,7 @@ class InceptionNeXtStage(Stage):
         **block: Any,
     ):
         norm_and_convolution = (
-            (build_norm(norm_cfg, in_channels), PatchConv2d(in_channels, channels, 2))
+            (build_norm(norm_cfg, in_channels), PatchConv2d(in_channels, channels, 2, 2))
             if downsample
             else ()
         )

@@ -81,29 +81,34 @@ def spectrally_parametrised(model):
 
 
 class Adapted(nn.Module):
-    """A frozen layer and a product of two small matrices beside it, as adapters are made."""
+    """A frozen layer and two narrow ones of its class beside it, as adapters are made (PEFT's LoRA)."""
 
     def __init__(self, layer):
         super().__init__()
         self.base_layer = layer
-        width, depth = layer.weight.shape[:2]
+        kind = type(layer)
+        if isinstance(layer, nn.Linear):
+            self.down = nn.Linear(layer.in_features, 2, bias=False)
+            self.up = nn.Linear(2, layer.out_features, bias=False)
+        else:
+            steps = layer.kernel_size, layer.stride, layer.padding
+            kind = nn.Conv2d if kind.__name__.startswith('Folded') else kind
+            self.down = kind(layer.in_channels, 2, *steps, bias=False)
+            self.up = kind(2, layer.out_channels, (1, 1), (1, 1), bias=False)
         generator = torch.Generator().manual_seed(0)
-        self.down = nn.Parameter(0.3 * torch.randn(2, depth, generator=generator))
-        self.up = nn.Parameter(0.3 * torch.randn(width, 2, generator=generator))
+        for each in (self.down, self.up):
+            each.weight.data.copy_(0.3 * torch.randn(each.weight.shape, generator=generator))
 
     def forward(self, x):
-        if isinstance(self.base_layer, nn.Linear):
-            return self.base_layer(x) + x @ self.down.T @ self.up.T
-        extra = (self.up @ self.down)[:, :, None, None]
-        return self.base_layer(x) + nn.functional.conv2d(x, extra)
+        return self.base_layer(x) + self.up(self.down(x))
 
 
 def adapted(model):
-    """Adapters on all linear layers, and on the pointwise convolutions that are called."""
+    """Adapters on all linear layers and all convolutions of one group."""
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)
-            if isinstance(layer, nn.Linear) or (pointwise and layer.groups == 1):
+            whole = isinstance(layer, nn.Conv2d) and layer.groups == 1
+            if isinstance(layer, nn.Linear) or whole:
                 setattr(parent, name, Adapted(layer))
     return model
 
@@ -283,8 +288,8 @@ LAYERS = [
     lambda: ops.LargeKernelDWConv2d(8, 13, 3),
     lambda: ops.RecConv2d(8, level=2),
     lambda: ops.DepthwiseConv2d(8, 7),
-    lambda: ops.PointwiseConv2d(8, 8),
-    lambda: ops.PatchConv2d(8, 8, 2),
+    lambda: ops.PointwiseConv2d(8, 8, 1),
+    lambda: ops.PatchConv2d(8, 8, 2, 2),
     lambda: ops.DCLSConv1d(8, 8, 3, 7),
     lambda: ops.DCLSConv2d(8, 8, 3, 7),
     lambda: ops.DCLSConv3d(8, 8, 3, 7),

@@ -45,7 +45,7 @@ def expanding(case):
 
 def pointwise(case):
     channels = case.size(1, 4, 11)
-    return channels, ops.PointwiseConv2d(channels, case.size(1, 3, 8))
+    return channels, ops.PointwiseConv2d(channels, case.size(1, 3, 8), 1)
 
 
 def constructed(case):

@@ -104,19 +104,14 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 
 class PatchConv2d(NotScriptable, nn.Conv2d):
-    """``nn.Conv2d`` whose stride is its kernel size, without padding, by `patch_conv2d`.
+    """``nn.Conv2d`` that is computed by `patch_conv2d` where its stride is its kernel size.
 
-    Args:
-        in_channels: Channels C.
-        out_channels: Channels O.
-        size: Side of a patch.
+    The arguments are those of ``nn.Conv2d``, since libraries of adapters make layers of the same class.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, size: int):
-        super().__init__(in_channels, out_channels, size, size)
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride != self.kernel_size or self.padding != (0, 0) or self.dilation != (1, 1):
+        plain = self.padding == (0, 0) and self.dilation == (1, 1) and self.groups == 1
+        if self.stride != self.kernel_size or not plain:
             return super().forward(x)
         return patch_conv2d(x, self.weight, self.bias)
 

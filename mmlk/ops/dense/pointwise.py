@@ -75,20 +75,13 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 
 class PointwiseConv2d(NotScriptable, nn.Conv2d):
-    """1x1 convolution with the parameters of ``nn.Conv2d``, computed by `pointwise_conv2d`.
+    """``nn.Conv2d`` that is computed by `pointwise_conv2d` where its kernel and stride are 1.
 
-    Args:
-        in_channels: Channels C.
-        out_channels: Channels O.
-        groups: Blocks of the block-diagonal matrix.
-        bias: Whether to add a bias.
+    The arguments are those of ``nn.Conv2d``, since libraries of adapters make layers of the same class.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int = 1, bias: bool = True):
-        super().__init__(in_channels, out_channels, 1, groups=groups, bias=bias)
-
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride != (1, 1) or not pads_evenly(self):
+        if not self.kernel_size == self.stride == (1, 1) or not pads_evenly(self):
             return super().forward(x)
         return pointwise_conv2d(x, self.weight, self.bias)
 

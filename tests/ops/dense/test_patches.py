@@ -13,7 +13,7 @@ from tests.ops.helpers import LAYOUTS, leaf, outputs_and_gradients
 @pytest.mark.parametrize('weight_layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(('size', 'patch'), [((6, 8), 2), ((7, 5), 2), ((9, 4), 4), ((2, 3), 2)])
 def test_module_equals_a_convolution_in_float64(size, patch, weight_layout, layout):
-    module = PatchConv2d(5, 7, patch).to(memory_format=weight_layout)
+    module = PatchConv2d(5, 7, patch, patch).to(memory_format=weight_layout)
     x = leaf(LAYOUTS[layout]((2, 5, *size)))
     copies = [each.detach().double().requires_grad_() for each in (x, *module.parameters())]
     want = F.conv2d(*copies, stride=patch)
@@ -29,7 +29,7 @@ def test_module_equals_a_convolution_in_float64(size, patch, weight_layout, layo
 @pytest.mark.parametrize('form', [torch.contiguous_format, torch.channels_last])
 def test_the_layout_of_the_map_is_kept(form):
     x = torch.randn(2, 4, 6, 6).contiguous(memory_format=form)
-    assert PatchConv2d(4, 3, 2)(x).is_contiguous(memory_format=form)
+    assert PatchConv2d(4, 3, 2, 2)(x).is_contiguous(memory_format=form)
 
 
 def test_gradcheck():
@@ -44,7 +44,7 @@ def test_gradcheck():
 
 
 def test_compiled_exported_and_watched_calls_are_convolutions():
-    module, x = PatchConv2d(4, 3, 2), torch.randn(1, 4, 5, 6)
+    module, x = PatchConv2d(4, 3, 2, 2), torch.randn(1, 4, 5, 6)
     torch._dynamo.reset()
     assert_close(
         'compiled', torch.compile(module, fullgraph=True)(x), module(x), TOLERANCE[torch.float32][0]

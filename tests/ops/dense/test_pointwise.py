@@ -14,7 +14,7 @@ from tests.golden_weights import golden_input
 @pytest.mark.parametrize('bias', [True, False])
 @pytest.mark.parametrize('size', [(1, 1), (7, 5)])
 def test_module_equals_a_convolution_in_float64(size, bias, groups, layout):
-    module = PointwiseConv2d(6, 8, groups, bias)
+    module = PointwiseConv2d(6, 8, 1, groups=groups, bias=bias)
     x = golden_input((2, 6, *size)).contiguous(memory_format=layout).requires_grad_()
     x64 = x.detach().double().requires_grad_()
     copies = [p.detach().double().requires_grad_() for p in module.parameters()]
@@ -36,7 +36,7 @@ def test_product_is_taken_for_channels_last_maps_only():
 
 
 def test_exported_graph_holds_a_convolution():
-    module = PointwiseConv2d(4, 6)
+    module = PointwiseConv2d(4, 6, 1)
     x = golden_input((1, 4, 5, 5)).contiguous(memory_format=torch.channels_last)
     graph = torch.export.export(module, (x,)).graph
     called = [str(node.target) for node in graph.nodes if node.op == 'call_function']
