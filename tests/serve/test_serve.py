@@ -4,8 +4,6 @@ import base64
 import io
 import json
 import socket
-import threading
-import time
 import urllib.error
 import urllib.request
 
@@ -14,62 +12,13 @@ import pytest
 from PIL import Image
 
 from mmlk.cli import program
-from mmlk.inference.model import Model
 
 pytest.importorskip('starlette')
 uvicorn = pytest.importorskip('uvicorn')
 
 from mmlk.commands import serve  # noqa: E402
 from mmlk.serve import app  # noqa: E402
-
-CLASSES, PALETTE = ('ground', 'disc', 'sky'), [(90, 60, 30), (250, 200, 40), (80, 160, 250)]
-
-
-class Fixed(Model):
-    """Predicts the same for every picture: disc in the left quarter, ground elsewhere."""
-
-    def _prepare(self, image):
-        return image, image.shape
-
-    def _forward(self, samples):
-        height, width = samples[0].shape[:2]
-        if self.task == 'segmentation':
-            labels = np.zeros((height, width), np.int32)
-            labels[:, : width // 4] = 1
-            return [dict(labels=labels)]
-        if self.task == 'classification':
-            return [dict(class_scores=np.array([0.1, 0.7, 0.2]))]
-        boxes = np.array([[0, 0, width / 2, height], [1, 1, 5, 5]], np.float32)
-        return [dict(boxes=boxes, scores=np.array([0.9, 0.2]), box_labels=np.array([2, 1]))]
-
-
-def broken():
-    raise RuntimeError('the checkpoint belongs to another config')
-
-
-@pytest.fixture(scope='module')
-def address():
-    loads = []
-
-    def loader(task):
-        def load():
-            loads.append(task)
-            return Fixed(task, CLASSES, PALETTE)
-
-        return load
-
-    models = {task: loader(task) for task in ('segmentation', 'classification', 'detection')}
-    application = app.application(app.Models({**models, 'broken': broken}))
-    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level='error'))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    address = f'http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}'
-    yield address, loads
-    server.should_exit = True
-    thread.join()
+from tests.serve.conftest import png  # noqa: E402
 
 
 def get(url, body=None):
@@ -79,12 +28,6 @@ def get(url, body=None):
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
-
-
-def png(height=40, width=60, **options):
-    buffer = io.BytesIO()
-    Image.new('RGB', (width, height), (10, 120, 200)).save(buffer, 'PNG', **options)
-    return buffer.getvalue()
 
 
 def test_page_names_the_parts_that_it_asks_for(address):
