@@ -51,6 +51,12 @@ def test_a_chosen_picture_is_predicted_and_shown(page):
     assert page.evaluate("document.getElementById('picture').naturalWidth") >= 60
 
 
+def test_parts_stand_below_each_other(page):
+    boxes = [page.locator(f'#{name}').bounding_box() for name in ('model', 'drop', 'status')]
+    for above, below in zip(boxes, boxes[1:]):
+        assert above['y'] + above['height'] <= below['y']
+
+
 def test_a_dropped_picture_is_predicted(page):
     page.evaluate(
         """bytes => {
