@@ -102,7 +102,7 @@ FOLDERS = {
     'backbones': ('networks', 'checkpoints', 'registry'),
     'heads': ('layers', 'checkpoints'),
     'classification': ('heads', 'checkpoints', 'registry'),
-    'models': ('networks', 'heads', 'checkpoints'),
+    'models': ('ops', 'networks', 'heads', 'checkpoints'),
     'timm': ('models',),
     'mmcv_ops': ('compat', 'import_hooks'),
     'data': ('registry', 'compat'),

@@ -127,7 +127,7 @@ def measure(args: argparse.Namespace, checkpoint: Path, figures: Mapping) -> dic
             continue
         settings = dict(vars(args), checkpoint=str(checkpoint), tta=multi_scale)
         cfg, notes = test.prepare(argparse.Namespace(**settings))
-        metrics = test.evaluate(cfg, notes + test.check(cfg))
+        metrics = test.evaluate(cfg, notes + test.check(cfg), fold=False)
         for name in names:
             key, factor = METRICS[name.removesuffix(MULTI_SCALE)]
             measured[name] = factor * float(metrics[key])

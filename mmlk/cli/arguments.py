@@ -65,6 +65,16 @@ def share(text: str) -> float:
     return value
 
 
+def add_no_fold(parser: argparse.ArgumentParser) -> None:
+    """Leave a network as it was trained."""
+    parser.add_argument(
+        '--no-fold',
+        action='store_true',
+        help='compute with the network as it was trained; folded, it gives the same up to rounding, '
+        'faster',
+    )
+
+
 def add_unsafe_pickle(parser: argparse.ArgumentParser) -> None:
     """Permission to run code that a checkpoint holds."""
     parser.add_argument(

@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='classes per picture, of a classifier (default: 5)',
     )
     parser.add_argument('--no-pictures', action='store_true', help='write results only')
+    arguments.add_no_fold(parser)
     arguments.add_cfg_options(parser)
     arguments.add_unsafe_pickle(parser)
 
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
             args.checkpoint,
             args.device,
             tta=args.tta,
+            fold=not args.no_fold,
             cfg_options=args.cfg_options,
             unsafe_pickle=args.unsafe_pickle,
         )

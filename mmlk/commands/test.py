@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation; for ADE20K multi-scale and flip'
     )
+    arguments.add_no_fold(parser)
     arguments.add_common_arguments(parser)
 
 
@@ -50,20 +51,26 @@ def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
     return cfg, notes
 
 
-def evaluate(cfg: Config, notes: list[str], trust: bool = False) -> dict[str, float]:
+def evaluate(
+    cfg: Config, notes: list[str], trust: bool = False, fold: bool = True
+) -> dict[str, float]:
     """Build, load and test what :func:`prepare` made ready; returns the metrics.
 
     Args:
         cfg: Config of the run, checked by :func:`check`.
         notes: Sentences for its log.
         trust: Let the checkpoint run code while it is read.
+        fold: Test in folded form.
     """
     from mmlk.cli import device, loading
+    from mmlk.cli.folding import FoldForTest
 
     loading.read_only_tensors(trust=trust)
     runner = device.build_runner(cfg, notes)
     loading.require_coverage(runner.model)
     runner.register_hook(loading.ClassNames())
+    if fold:
+        runner.register_hook(FoldForTest())
     metrics = runner.test()
     device.close_process_group()
     return metrics
@@ -89,5 +96,5 @@ def run(args: argparse.Namespace) -> int:
         notes += check(cfg)
         from mmlk.cli.runner import UnusableCheckpoint
     with arguments.plain_errors(args.program, (UnusableCheckpoint, DataError)):
-        evaluate(cfg, notes, trust=args.unsafe_pickle)
+        evaluate(cfg, notes, trust=args.unsafe_pickle, fold=not args.no_fold)
     return 0

@@ -22,6 +22,7 @@ from mmlk.cli.evaluation import enable_tta
 from mmlk.cli.loading import require_coverage
 from mmlk.data.opened import leaf_datasets
 from mmlk.inference.model import Model
+from mmlk.models.folding import folded_copy
 
 TASKS = {'mmseg': 'segmentation', 'mmdet': 'detection', 'mmpretrain': 'classification'}
 # Steps of a test pipeline that look at files which a picture in use does not have.
@@ -91,6 +92,7 @@ def load(
     checkpoint: str,
     device: str | torch.device,
     tta: bool,
+    fold: bool = True,
     unsafe_pickle: bool = False,
     overrides: dict | None = None,
 ) -> CheckpointedModel:
@@ -99,9 +101,9 @@ def load(
     Args:
         config: File, or None to take the config from the checkpoint.
     """
-    return CheckpointedModel(
-        *network_and_classes(config, checkpoint, unsafe_pickle, overrides), device=device, tta=tta
-    )
+    network, cfg, classes = network_and_classes(config, checkpoint, unsafe_pickle, overrides)
+    network = folded_copy(network)[0] if fold else network
+    return CheckpointedModel(network, cfg, classes, device=device, tta=tta)
 
 
 def network_and_classes(

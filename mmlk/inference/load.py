@@ -17,6 +17,7 @@ def load_model(
     device: str | torch.device | None = None,
     *,
     tta: bool = False,
+    fold: bool = True,
     cfg_options: dict | None = None,
     unsafe_pickle: bool = False,
 ) -> Model:
@@ -30,6 +31,8 @@ def load_model(
             the published one.
         device: Where to compute; None takes the GPU if there is one.
         tta: Augment at test time as the config says, and merge.
+        fold: Fold backbone and head for inference, which gives the same up to rounding; an exported file
+            is folded already.
         cfg_options: Changes of the config, such as ``{'model.test_cfg.mode': 'whole'}``.
         unsafe_pickle: Let the checkpoint run code while it is read; only for files you trust.
 
@@ -58,4 +61,4 @@ def load_model(
     from mmlk.cli.checkpoint import locate
     from mmlk.inference import checkpointed
 
-    return checkpointed.load(config, locate(weights), device, tta, unsafe_pickle, cfg_options)
+    return checkpointed.load(config, locate(weights), device, tta, fold, unsafe_pickle, cfg_options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlk.ops import compat
 from mmlk.ops.states import BatchNormState
@@ -31,17 +32,32 @@ def can_stand_for(*modules: nn.Module) -> bool:
     if compat.has_global_hooks():
         return False
     for each in modules:
-        state = each.__dict__
-        if (
-            'forward' in state
-            or state['_forward_hooks']
-            or state['_forward_pre_hooks']
-            or state['_backward_hooks']
-            or state['_backward_pre_hooks']
-            or not type(each).__module__.startswith(_ORIGINS)
+        kind = type(each)
+        if is_changed(each) or not (
+            kind.__module__.startswith(_ORIGINS) or inherits_batch_norm(kind)
         ):
             return False
     return True
+
+
+def inherits_batch_norm(kind: type) -> bool:
+    """Whether a class computes as torch's batch norms do.
+
+    Where a run of one process has ``SyncBN``, MMEngine puts a class of its own, for maps of any rank.
+    """
+    return _BatchNorm in kind.__bases__ and kind.forward is _BatchNorm.forward
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether hooks watch a module, or its ``forward`` has been replaced."""
+    state = module.__dict__
+    return bool(
+        'forward' in state
+        or state['_forward_hooks']
+        or state['_forward_pre_hooks']
+        or state['_backward_hooks']
+        or state['_backward_pre_hooks']
+    )
 
 
 def are_depthwise(*layers: nn.Module, stride: int = 1, kind: type = nn.Conv2d) -> bool:
@@ -81,7 +97,7 @@ def own_batch(norm: nn.Module) -> BatchNormState | None:
     if kind is nn.SyncBatchNorm:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return None
-    elif kind is not nn.BatchNorm2d:
+    elif not inherits_batch_norm(kind):
         return None
     if not norm.training or norm.weight is None or norm.running_mean is None:
         return None
