@@ -29,8 +29,8 @@ from mmlk.configs import config_root
 DOCUMENT = Path(__file__).resolve().parents[1] / 'docs/reproduction.md'
 BEGIN, END = '<!-- costs:begin (tools/estimate_cost.py) -->', '<!-- costs:end -->'
 HEADER = '| row | GPUs | hours | memory of a GPU (GiB) |\n|---|---|---|---|\n'
-SHAPES = {'mmseg': (512, 512), 'mmdet': (1344, 1344)}
-"""Training images: the crop; what two images of 800x1333 are padded to if one of them is upright."""
+SHAPES = {'mmseg': (512, 512), 'mmdet': (800, 1344)}
+"""Training images: the crop; what the largest image, 800x1333, is padded to."""
 
 
 def rows() -> dict[str, dict]:

@@ -59,19 +59,18 @@ def test_peak_is_that_of_the_backward_pass():
     assert 2 * size <= peak <= 4 * size
 
 
-def test_half_precision_halves_what_convolutions_keep():
+def test_half_precision_halves_what_convolutions_hand_on():
+    """GELU keeps half of what it kept; the convolution keeps a cast image and a cast weight."""
     size = 2 * 8 * 32 * 32 * 4
     conv = nn.Conv2d(8, 8, 1, bias=False)
-    full, _ = live_bytes(nn.Sequential(conv, nn.GELU()), torch.empty(2, 8, 32, 32))
     half, _ = live_bytes(nn.Sequential(conv, nn.GELU()), torch.empty(2, 8, 32, 32), half=True)
-    # the cast image and weight are kept too
-    assert half == full - size // 2 + size // 2 + 512 + 512 - 512 or half < full + size
+    assert half == 512 + size // 2 + (size // 2 + 512)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
-    ['fpn_recnext_a3_ade20k', 'upernet_dcls_convnext_t_ade20k', 'cascade_mask_rcnn_slak_t_coco'],
+    ['upernet_dcls_convnext_t_ade20k', 'cascade_mask_rcnn_slak_t_coco'],
 )
 def test_counted_memory_is_what_the_file_holds(name):
     assert tool.count(ROWS[name]) == pytest.approx(costs.counted_memory()[name], rel=0.01)
@@ -81,7 +80,7 @@ def test_every_dense_row_has_hours_and_memory():
     assert set(costs.counted_memory()) == set(ROWS)
     for row in ROWS.values():
         found = costs.expected(row)
-        assert 1 < found.hours < 100 and 2000 < found.memory < 60000
+        assert 1 < found.hours < 150 and 2000 < found.memory < 60000
         words = ' '.join(costs.sentences(row))
         assert ('measured by the authors' in words) == found.measured == ('computed' not in words)
 
@@ -95,7 +94,18 @@ def test_counted_memory_is_near_what_authors_measured():
     assert len(measured()) == 12
     for name in measured():
         ratio = costs.counted_memory()[name] / costs.expected(ROWS[name]).memory
-        assert 0.7 < ratio < 1.3, (name, ratio)
+        assert 1 / 1.13 < ratio < 1.0, (name, ratio)
+
+
+def test_hours_by_multiply_adds_are_near_what_authors_measured():
+    """The stated bound of computed hours: every measured row from the speed of the first."""
+    first = ROWS['fpn_recnext_m3_ade20k']
+    for name in measured():
+        row = ROWS[name]
+        images = costs.iterations(row) * row['Metadata']['Batch Size']
+        rate = costs.iterations(first) * 32 * costs.macs(first) / costs.expected(first).hours
+        ratio = images * costs.macs(row) / rate / costs.expected(row).hours
+        assert 0.455 < ratio < 1.005, (name, ratio)
 
 
 def test_measured_hours_are_seconds_of_all_iterations():
@@ -126,7 +136,8 @@ def test_multiply_adds_of_speeds_are_those_of_the_zoo():
 def test_table_of_the_documentation_is_up_to_date():
     text = tool.DOCUMENT.read_text(encoding='utf-8')
     assert tool.updated(text) == text
-    assert text.count('| ~') == 2 * 0 + text.count('| ~')
+    computed = [line for line in text.splitlines() if '| ~' in line]
+    assert len(computed) == len(ROWS) - 12 and all(line.count('| ~') == 2 for line in computed)
 
 
 def test_rows_are_listed_and_unknown_ones_refused(capsys):
