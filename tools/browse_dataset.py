@@ -73,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         set_random_seed(args.seed)
         dataset = build_dataset(cfg, loader, args.mode)
         drawn = []
-        for index, (name, picture) in enumerate(draw_samples(cfg, dataset, args.max_number)):
+        for index, (name, picture) in enumerate(
+            draw_samples(cfg, loader, dataset, args.max_number)
+        ):
             drawn.append(Drawn(f'{index:05d}_{name}', picture))
             with complete(folder / f'{drawn[-1].name}.png') as partial:
                 Image.fromarray(picture).save(partial)

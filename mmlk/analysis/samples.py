@@ -66,11 +66,15 @@ def _reads(step: Mapping) -> bool:
     return step_name(step).startswith(('Load', 'CheckSample', 'Pack'))
 
 
-def draw_samples(cfg: Config, dataset: Any, count: int) -> Iterator[Drawn]:
+def draw_samples(cfg: Config, loader: str, dataset: Any, count: int) -> Iterator[Drawn]:
     """The first samples of a data set, drawn by the visualizer of the config's toolbox.
+
+    Where a pipeline changes the image before it loads the labels, as those for tests do, the labels fit
+    the original image, and the picture has its size.
 
     Args:
         cfg: The config, for its toolbox and the order of colours.
+        loader: Key of the data loader.
         dataset: What :func:`build_dataset` returned.
         count: Number of samples.
 
@@ -83,7 +87,7 @@ def draw_samples(cfg: Config, dataset: Any, count: int) -> Iterator[Drawn]:
         raise ValueError(f'the config names no visualizer, and default_scope={scope!r} has none')
     visualizer = VISUALIZERS.build(dict(type=kind, name='browse_dataset'))
     visualizer.dataset_meta = getattr(dataset, 'metainfo', {})
-    swap = _swaps_colours(cfg)
+    swap, late = _swaps_colours(cfg), _labels_come_late(cfg[loader].dataset)
     for index in range(min(count, len(dataset))):
         packed = dataset[index]
         inputs = packed.get('inputs') if isinstance(packed, Mapping) else None
@@ -93,12 +97,25 @@ def draw_samples(cfg: Config, dataset: Any, count: int) -> Iterator[Drawn]:
                 f'{type(inputs).__name__}; its pipeline has to end in a Pack..Inputs step'
             )
         image, sample = as_picture(inputs, swap), packed['data_samples']
+        if late:
+            height, width = sample.metainfo['ori_shape'][:2]
+            image = np.asarray(Image.fromarray(image).resize((width, height)))
         if hasattr(visualizer, 'visualize_cls'):
             drawn = visualizer.visualize_cls(image, sample, draw_pred=False, resize=224)
         else:
             visualizer.add_datasample('', image, _with_arrays(sample), draw_pred=False)
             drawn = visualizer.get_image()
         yield Drawn(_stem(sample, index), drawn)
+
+
+def _labels_come_late(settings: Mapping) -> bool:
+    """Whether a step changes the image before the labels are loaded."""
+    for leaf in leaf_datasets(settings):
+        names = [step_name(step) for step in leaf['pipeline']]
+        labels = [i for i, name in enumerate(names) if name.startswith('LoadAnnotations')]
+        if labels and not all(_reads(step) for step in leaf['pipeline'][: labels[0]]):
+            return True
+    return False
 
 
 def _swaps_colours(cfg: Config) -> bool:
