@@ -60,7 +60,7 @@ def choose_run(
 
 def report(rows: list[Row], per_epoch: int | None) -> str:
     """The compared values, and a sentence on where the log first leaves each curve."""
-    lines = [f'{"step":>8}  {"quantity":<28}{"published":>11}{"log":>10}{"change":>9}']
+    lines = [f'{"step":>8}  {"quantity":<28}{"published":>11}{"log":>10}{"change":>10}']
     for row in rows:
         if row.found is not None:
             change = f'{100 * (row.found / row.published - 1):+.1f}%' if row.published else ''
@@ -68,7 +68,7 @@ def report(rows: list[Row], per_epoch: int | None) -> str:
             mark = f'  epoch {epoch:g}' if epoch and epoch == int(epoch) else ''
             lines.append(
                 f'{row.step:>8g}  {row.name:<28}{"~" * row.between:>1}{row.published:>10.4g}'
-                f'{row.found:>10.4g}{change:>9}{mark}{"  <-- off" if row.off else ""}'
+                f'{row.found:>10.4g}{change:>10}{mark}{"  <-- off" if row.off else ""}'
             )
     compared = [row for row in rows if row.off is not None]
     last = max((row.step for row in compared), default=0)

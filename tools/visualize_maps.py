@@ -4,7 +4,7 @@
     python tools/visualize_maps.py CONFIG CHECKPOINT photo.jpg --method gradcam --out cam.png
 
 Feature maps (mean over the channels) of any segmentor, detector or classifier; Grad-CAM of segmentors
-and classifiers, with Captum (pip install captum).
+and classifiers, with Captum (pip install 'mmlk[analysis]').
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def draw(log: Log, run: Mapping, title: str, keys: Sequence[str] | None = None) 
             panel.plot(*zip(*curve), color='tab:orange', label='log', **style)
         panel.set_title(name, fontsize=9)
         panel.set_xlabel('iteration', fontsize=8)
-        panel.tick_params(labelsize=8)
+        panel.tick_params(which='both', labelsize=8)
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
         if name.startswith('loss'):

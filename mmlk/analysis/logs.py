@@ -126,12 +126,15 @@ def _cut(tables: Sequence[dict[float, float]], start: float) -> None:
 
 
 def _epoch_length(file: Path) -> int | None:
-    """Iterations per epoch that the text log beside ``file`` states."""
-    for folder in (file.parent, file.parent.parent):
-        for text in sorted(folder.glob('*.log')):
-            found = _EPOCH.search(text.read_text(encoding='utf-8', errors='replace'))
-            if found:
-                return int(found[1])
+    """Iterations per epoch that the text log of the same run states: ``<start>.log``."""
+    if file.parent.name == 'vis_data':  # MMEngine's, in the folder of the run
+        texts = [file.parents[1] / f'{file.parents[1].name}.log']
+    else:  # MMCV 1.x's, beside <start>.log.json
+        texts = [file.with_suffix('')] if file.name.endswith('.log.json') else []
+    for text in filter(Path.is_file, texts):
+        found = _EPOCH.search(text.read_text(encoding='utf-8', errors='replace'))
+        if found:
+            return int(found[1])
     return None
 
 

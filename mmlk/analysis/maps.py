@@ -87,7 +87,9 @@ def class_activation(
     try:
         from captum.attr import LayerGradCam
     except ImportError as error:
-        raise ImportError(f'Grad-CAM needs Captum ({error}); pip install captum') from error
+        raise ImportError(
+            f"Grad-CAM needs Captum ({error}); pip install 'mmlk[analysis]'"
+        ) from error
     with torch.no_grad():
         count = scores(image).shape[1]
         label = int(scores(image).argmax()) if label is None else label

@@ -18,10 +18,11 @@ from mmlk.data.pipelines import step_name
 
 MODES = ('transformed', 'original')
 _VISUALIZERS = {
-    'mmseg': 'SegLocalVisualizer',
-    'mmdet': 'DetLocalVisualizer',
-    'mmpretrain': 'UniversalVisualizer',
+    'mmseg': dict(type='SegLocalVisualizer', alpha=0.5),  # the usual 0.8 hides the image
+    'mmdet': dict(type='DetLocalVisualizer'),
+    'mmpretrain': dict(type='UniversalVisualizer'),
 }
+"""What is used for each scope where the config does not say otherwise."""
 _MARGIN, _CAPTION = 6, 14
 
 
@@ -82,10 +83,10 @@ def draw_samples(cfg: Config, loader: str, dataset: Any, count: int) -> Iterator
         ValueError: If the samples are no single images, as with test-time augmentation.
     """
     scope = cfg.get('default_scope')
-    kind = (cfg.get('visualizer') or {}).get('type') or _VISUALIZERS.get(scope)
-    if kind is None:
+    settings = {**_VISUALIZERS.get(scope, {}), **(cfg.get('visualizer') or {})}
+    if 'type' not in settings:
         raise ValueError(f'the config names no visualizer, and default_scope={scope!r} has none')
-    visualizer = VISUALIZERS.build(dict(type=kind, name='browse_dataset'))
+    visualizer = VISUALIZERS.build(dict(settings, name='browse_dataset', vis_backends=None))
     visualizer.dataset_meta = getattr(dataset, 'metainfo', {})
     swap, late = _swaps_colours(cfg), _labels_come_late(cfg[loader].dataset)
     for index in range(min(count, len(dataset))):
@@ -168,7 +169,7 @@ def contact_sheet(drawn: list[Drawn], columns: int, cell: int) -> Image.Image:
     copies = [Image.fromarray(each.picture) for each in drawn]
     for each in copies:
         each.thumbnail((cell, cell))
-    columns = min(columns, len(copies))
+    cell, columns = max(each.width for each in copies), min(columns, len(copies))
     rows = [copies[start : start + columns] for start in range(0, len(copies), columns)]
     heights = [max(each.height for each in row) + _CAPTION + _MARGIN for row in rows]
     sheet = Image.new(

@@ -93,7 +93,7 @@ def test_a_seed_repeats_its_samples(roots, tmp_path):
 
 
 def test_original_segmentation_has_size_and_colours_of_the_files(roots, tmp_path):
-    """MMSegmentation's picture: a fifth of the image, four fifths of the colour of the class."""
+    """Half of the image and half of the colour of the class."""
     assert browse('segmentation', roots, tmp_path, '--mode', 'original', '--max-number', '1') == 0
     from mmengine.config import Config
     from mmseg.datasets import ADE20KDataset
@@ -110,7 +110,7 @@ def test_original_segmentation_has_size_and_colours_of_the_files(roots, tmp_path
     for value in np.unique(labels):
         if value and full['classes'][value - 1] in shown:
             palette[value] = full['palette'][value - 1]
-    expected = (image * 0.2 + palette[labels] * 0.8).astype(int)
+    expected = (image * 0.5 + palette[labels] * 0.5).astype(int)
     drawn = read(path)
     assert drawn.shape == image.shape
     alike = (np.abs(drawn - expected) <= 3).all(-1)

@@ -169,6 +169,17 @@ def test_epochs_of_another_length_are_stretched_to_the_published_ones(tmp_path):
     assert log.losses['loss'] == [(3690, 0.9)]  # step 7380 of twice as many
     assert log.metrics['bbox_mAP'] == [(14660, pytest.approx(30.28))]
     assert logs.read_log([file], 7330, 7330).losses['loss'] == [(7380, 0.9)]
+    text.rename(text.with_name('another.log'))  # of another run
+    assert logs.read_log([file], 7330).losses['loss'] == [(7380, 0.9)]
+
+
+def test_text_log_of_mmcv_tells_the_length_of_an_epoch(tmp_path):
+    file = detection_log(tmp_path / '20260101_000000.log.json', True)
+    (tmp_path / '20251231_000000.log').write_text('INFO - Epoch [1][50/99] lr: 2.0e-04\n')
+    assert logs.read_log([file], 7330).losses['loss'] == [(7380, 0.9)]
+    text = tmp_path / '20260101_000000.log'
+    text.write_text('mmdet - INFO - Epoch [2][50/14660] lr: 2.0e-04, loss: 0.9\n')
+    assert logs.read_log([file], 7330).losses['loss'] == [(7330 + 25, 0.9)]
 
 
 def test_log_of_a_plain_trainer_is_compared(tmp_path, capsys):
