@@ -70,26 +70,22 @@ def read(path):
     return np.asarray(Image.open(path).convert('RGB')).astype(int)
 
 
-@pytest.mark.parametrize('task', CONFIGS)
-def test_samples_of_every_task_are_written(task, roots, tmp_path, capsys):
-    options = ['--max-number', '2', '--not-show']
-    assert browse(task, roots, tmp_path / 'a', *options) == 0
+@pytest.mark.parametrize('task', ['detection', 'classification'])
+def test_samples_are_written(task, roots, tmp_path, capsys):
+    assert browse(task, roots, tmp_path, '--max-number', '2', '--not-show') == 0
     assert '2 of ' in capsys.readouterr().out
-    names = sorted(path.name for path in (tmp_path / 'a').iterdir())
+    names = sorted(path.name for path in tmp_path.iterdir())
     assert len(names) == 3 and names[-1] == 'sheet.png' and names[0].startswith('00000_')
-    assert browse(task, roots, tmp_path / 'b', *options, '--seed', '3') == 0
-    drawn = [[read(tmp_path / run / name) for name in names[:2]] for run in 'ab']
-    assert any(
-        one.shape != other.shape or not np.array_equal(one, other) for one, other in zip(*drawn)
-    )
 
 
 def test_a_seed_repeats_its_samples(roots, tmp_path):
-    for run in 'ab':
-        assert browse('segmentation', roots, tmp_path / run, '--max-number', '3') == 0
-    pictures = list((tmp_path / 'a').iterdir())
-    assert all(np.array_equal(read(path), read(tmp_path / 'b' / path.name)) for path in pictures)
-    assert all(max(Image.open(path).size) <= 128 for path in pictures if path.stem != 'sheet')
+    for run, seed in zip('abc', '003'):
+        options = ['--max-number', '3', '--seed', seed]
+        assert browse('segmentation', roots, tmp_path / run, *options) == 0
+    names = sorted(path.name for path in (tmp_path / 'a').glob('0*.png'))
+    first, again, other = ([read(tmp_path / run / name) for name in names] for run in 'abc')
+    assert all(max(each.shape) <= 128 for each in first)
+    assert all(map(np.array_equal, first, again)) and not all(map(np.array_equal, first, other))
 
 
 def test_original_segmentation_has_size_and_colours_of_the_files(roots, tmp_path):
@@ -151,12 +147,11 @@ def test_wrapped_data_sets(roots, tmp_path, capsys):
         assert f'1 of {count} samples, {mode}' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('task', ['segmentation', 'detection'])
-def test_validation_samples_fit_their_labels(task, roots, tmp_path):
+def test_validation_samples_fit_their_labels(roots, tmp_path):
     """Detection loads boxes and masks after it has resized the image."""
-    assert browse(task, roots, tmp_path, '--phase', 'val', '--max-number', '1') == 0
+    assert browse('detection', roots, tmp_path, '--phase', 'val', '--max-number', '1') == 0
     (path,) = tmp_path.glob('00000_*.png')
-    (source,) = roots[task].rglob(f'{path.stem.split("_", 1)[1]}.jpg')
+    (source,) = roots['detection'].rglob(f'{path.stem.split("_", 1)[1]}.jpg')
     assert Image.open(path).size == Image.open(source).size
 
 

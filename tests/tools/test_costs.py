@@ -70,7 +70,7 @@ def test_half_precision_halves_what_convolutions_hand_on():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
-    ['upernet_dcls_convnext_t_ade20k', 'cascade_mask_rcnn_slak_t_coco'],
+    ['fpn_recnext_m3_ade20k', 'mask_rcnn_dcls_convnext_t_coco'],
 )
 def test_counted_memory_is_what_the_file_holds(name):
     assert tool.count(ROWS[name]) == pytest.approx(costs.counted_memory()[name], rel=0.01)

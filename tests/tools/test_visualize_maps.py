@@ -1,6 +1,7 @@
 """Feature maps and Grad-CAM of trained models of all three tasks."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,48 +58,61 @@ def trained(tmp_path_factory):
     return found
 
 
-def draw(files, photo, out, *options):
-    assert tool.main([*files, str(photo), '--out', str(out), *options]) == 0
-    return np.asarray(Image.open(out))
+@pytest.fixture(scope='module')
+def models(trained):
+    return {task: mmlk.load_model(*files) for task, files in trained.items()}
+
+
+@pytest.fixture(scope='module')
+def images(models, photo):
+    """What each model sees of the photo."""
+    pixels = np.asarray(Image.open(photo))[..., ::-1]
+    return {task: model.network_input(pixels) for task, model in models.items()}
+
+
+@pytest.mark.parametrize(
+    ('task', 'options', 'words'),
+    [
+        ('segmentation', [], 'feature map, backbone.stages.3, 3x3'),
+        ('classification', ['--method', 'gradcam', '--class', 'c1'], "Grad-CAM of 'c1'"),
+    ],
+)
+def test_maps_are_drawn(task, options, words, trained, images, photo, tmp_path, capsys):
+    out = tmp_path / 'pictures' / 'map.png'
+    assert tool.main([*trained[task], str(photo), '--out', str(out), *options]) == 0
+    assert capsys.readouterr().out.startswith(words)
+    height, width = images[task].shape[2:]
+    assert Image.open(out).size == (width, height)
+    assert np.asarray(Image.open(out)).std() > 10
 
 
 @pytest.mark.parametrize('task', CONFIGS)
-def test_feature_maps_of_every_task(task, trained, photo, tmp_path, capsys):
-    drawn = draw(trained[task], photo, tmp_path / 'map.png')
-    assert drawn.std() > 10
-    assert capsys.readouterr().out.startswith('feature map, backbone.stages.3, ')
-    earlier = draw(trained[task], photo, tmp_path / 'other.png', '--layer', 'backbone.stages.0')
-    assert earlier.shape == drawn.shape and not np.array_equal(earlier, drawn)
-
-
-@pytest.mark.parametrize('task', ['segmentation', 'classification'])
-def test_gradcam_of_a_class(task, trained, photo, tmp_path, capsys):
-    classes = mmlk.load_model(*trained[task]).classes
-    options = ['--method', 'gradcam', '--class']
-    one, other = (
-        draw(trained[task], photo, tmp_path / f'{name}.png', *options, name) for name in classes[:2]
-    )
-    assert not np.array_equal(one, other)
-    assert f'Grad-CAM of {classes[1]!r}' in capsys.readouterr().out
-
-
-def test_feature_map_is_what_the_backbone_returns(trained, photo):
-    model = mmlk.load_model(*trained['segmentation'])
-    image = model.network_input(np.asarray(Image.open(photo))[..., ::-1])
+def test_feature_maps_are_what_the_backbone_returns(task, models, images):
+    model, image = models[task], images[task]
     with torch.no_grad():
-        want = model.module.backbone(image)
-    for stage in range(4):
-        got = feature_map(model, image, f'backbone.stages.{stage}')
-        assert_close(f'stage {stage}', got, want[stage][0], TOLERANCE[torch.float32][0])
+        maps = model.module.backbone(image)
+    got = feature_map(model, image)
+    assert_close('last stage', got, maps[-1][0], TOLERANCE[torch.float32][0])
+    if task == 'segmentation':
+        got = feature_map(model, image, 'backbone.stages.1')
+        assert_close('second stage', got, maps[1][0], TOLERANCE[torch.float32][0])
 
 
-def test_gradcam_against_its_closed_form(trained, photo):
+def test_gradcam_of_a_segmentor_is_for_one_class(models, images):
+    model, image = models['segmentation'], images['segmentation']
+    one, other = (class_activation(model, image, label)[0] for label in (0, 1))
+    best, label = class_activation(model, image)
+    assert one.shape == other.shape == (1, 3, 3) and not torch.equal(one, other)
+    with torch.no_grad():
+        assert label == model.module(image, mode='tensor').mean((2, 3)).argmax()
+    assert torch.equal(best, class_activation(model, image, label)[0])
+
+
+def test_gradcam_against_its_closed_form(models, images, monkeypatch):
     """With a linear head on the mean of the map, the weights of its channels are those of the head."""
-    model = mmlk.load_model(*trained['classification'])
-    width = 320
-    linear = nn.Linear(width, 8)
-    model.module.head = LinearHead(linear)
-    image = model.network_input(np.asarray(Image.open(photo))[..., ::-1])
+    model, image = models['classification'], images['classification']
+    linear = nn.Linear(320, 8)
+    monkeypatch.setattr(model.module, 'head', LinearHead(linear))
     values, label = class_activation(model, image, 3)
     with torch.no_grad():
         maps = model.module.backbone(image)[-1][0]
@@ -123,29 +137,21 @@ def test_overlay_is_stretched_and_has_the_size_of_the_image():
     assert np.array_equal(overlay(image, values), overlay(image, 8 * values))
 
 
-@pytest.mark.parametrize(
-    ('task', 'options', 'words'),
-    [
-        ('segmentation', ['--layer', 'backbone.stage.3'], 'close to it: backbone.stages.3'),
-        ('segmentation', ['--layer', 'decode_head'], 'is not run by the backbone'),
-        ('detection', ['--method', 'gradcam'], 'need a classifier or a segmentor, not detection'),
-        (
-            'classification',
-            ['--method', 'gradcam', '--class', 'c9'],
-            "no class 'c9'; close to it: c7",
-        ),
-    ],
-)
-def test_refusals_are_clear(task, options, words, trained, photo, tmp_path):
-    out = tmp_path / 'map.png'
-    with pytest.raises(SystemExit) as refused:
-        tool.main([*trained[task], str(photo), '--out', str(out), *options])
-    assert words in str(refused.value) and not out.exists()
-
-
-def test_missing_captum_is_named(trained, photo, tmp_path, monkeypatch):
-    import sys
-
+def test_refusals_are_clear(trained, models, images, photo, tmp_path, monkeypatch):
+    segmentor, image = models['segmentation'], images['segmentation']
+    with pytest.raises(ValueError, match='close to it: backbone.stages.3'):
+        feature_map(segmentor, image, 'backbone.stage.3')
+    with pytest.raises(ValueError, match='is not run by the backbone'):
+        feature_map(segmentor, image, 'decode_head')
+    with pytest.raises(ValueError, match='class 20 is not one of the 20'):
+        class_activation(segmentor, image, 20)
+    with pytest.raises(ValueError, match='need a classifier or a segmentor, not detection'):
+        class_activation(models['detection'], images['detection'])
+    with pytest.raises(ValueError, match="no class 'c9'; close to it: c7"):
+        tool.class_index(models['classification'].classes, 'c9')
     monkeypatch.setitem(sys.modules, 'captum.attr', None)
+    out = tmp_path / 'map.png'
     with pytest.raises(SystemExit, match=r'needs Captum .*mmlk\[analysis\]'):
-        tool.main([*trained['classification'], str(photo), '--out', 'x.png', '--method', 'gradcam'])
+        options = ['--out', str(out), '--method', 'gradcam']
+        tool.main([*trained['segmentation'], str(photo), *options])
+    assert not out.exists()
