@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image
 
 import mmlk
-from mmlk.analysis.maps import LAYER, class_activation, feature_map, overlay
+from mmlk.analysis.maps import class_activation, feature_map, last_stage, overlay
 from mmlk.cli import arguments
 from mmlk.cli.files import complete
 from mmlk.inference.checkpointed import CheckpointedModel
@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default='features',
         help='(default: %(default)s)',
     )
-    parser.add_argument('--layer', default=LAYER, help='module (default: %(default)s)')
+    parser.add_argument('--layer', help='module (default: the last stage of the backbone)')
     parser.add_argument('--class', dest='label', help='name (default: that of the highest score)')
     return parser.parse_args(argv)
 
@@ -68,16 +68,16 @@ def main(argv: list[str] | None = None) -> int:
         frame = next(iter(Frames(args.picture)))
         if frame.image is None:
             raise ValueError(frame.problem)
-        image = model.network_input(frame.image)
+        image, layer = model.network_input(frame.image), args.layer or last_stage(model)
         if args.method == 'gradcam':
             wanted = class_index(model.classes, args.label)
-            values, label = class_activation(model, image, wanted, args.layer)
+            values, label = class_activation(model, image, layer, wanted)
             what = f'Grad-CAM of {model.classes[label]!r}'
         else:
-            values, what = feature_map(model, image, args.layer), 'feature map'
+            values, what = feature_map(model, image, layer), 'feature map'
         with complete(args.out) as partial:
             Image.fromarray(overlay(image, values)).save(partial)
-    print(f'{what}, {args.layer}, {"x".join(map(str, values.shape[1:]))}: {args.out}')
+    print(f'{what}, {layer}, {"x".join(map(str, values.shape[1:]))}: {args.out}')
     return 0
 
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from mmlk.analysis.samples import as_picture
 from mmlk.inference.checkpointed import CheckpointedModel
 
-LAYER = 'backbone.stages.3'
-"""Last stage of every backbone of this package."""
+
+def last_stage(model: CheckpointedModel) -> str:
+    """Name of the last stage that the backbone runs, as backbones of this package name them."""
+    return f'backbone.stages.{max(getattr(model.module.backbone, "out_indices", (3,)))}'
 
 
 def find_layer(model: CheckpointedModel, name: str) -> nn.Module:
@@ -34,7 +36,7 @@ def find_layer(model: CheckpointedModel, name: str) -> nn.Module:
 
 
 @torch.no_grad()
-def feature_map(model: CheckpointedModel, image: Tensor, layer: str = LAYER) -> Tensor:
+def feature_map(model: CheckpointedModel, image: Tensor, layer: str) -> Tensor:
     """What a layer hands on for one image.
 
     Args:
@@ -64,7 +66,7 @@ def feature_map(model: CheckpointedModel, image: Tensor, layer: str = LAYER) -> 
 
 
 def class_activation(
-    model: CheckpointedModel, image: Tensor, label: int | None = None, layer: str = LAYER
+    model: CheckpointedModel, image: Tensor, layer: str, label: int | None = None
 ) -> tuple[Tensor, int]:
     """Grad-CAM (Selvaraju et al., 2017): where a layer speaks for a class.
 
@@ -72,8 +74,8 @@ def class_activation(
         model: A classifier or a segmentor; of a segmentor the score of a class is its mean over the
             pixels.
         image: Its input (1, C, H, W).
+        layer: Name of a module of the backbone that hands on a map.
         label: Index of the class; None takes the one with the highest score.
-        layer: Name of a module of the network that hands on a map.
 
     Returns:
         The map (1, H', W'), none negative, and the class.
@@ -83,7 +85,7 @@ def class_activation(
         ImportError: If Captum is not installed.
     """
     scores = _scores(model)
-    target = find_layer(model, layer)
+    feature_map(model, image, layer)  # refuses a layer that hands on none
     try:
         from captum.attr import LayerGradCam
     except ImportError as error:
@@ -95,7 +97,9 @@ def class_activation(
         label = int(scores(image).argmax()) if label is None else label
     if not 0 <= label < count:
         raise ValueError(f'class {label} is not one of the {count} of the model')
-    attribution = LayerGradCam(scores, target).attribute(image, label, relu_attributions=True)
+    attribution = LayerGradCam(scores, find_layer(model, layer)).attribute(
+        image, label, relu_attributions=True
+    )
     return attribution[0].detach(), label
 
 

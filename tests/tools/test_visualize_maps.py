@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import mmlk
-from mmlk.analysis.maps import class_activation, feature_map, overlay
+from mmlk.analysis.maps import class_activation, feature_map, last_stage, overlay
 from mmlk.inference.checkpointed import network_and_classes
 from tests.cases import TOLERANCE, assert_close
 
@@ -21,6 +21,7 @@ CONFIGS = dict(
     detection='mask_rcnn_recnext_m0_coco_mini.py',
     classification='inceptionnext_a_in1k_mini.py',
 )
+LAST = 'backbone.stages.3'
 CLASSES = ', '.join(f"'c{i}'" for i in range(8))
 
 
@@ -91,7 +92,7 @@ def test_feature_maps_are_what_the_backbone_returns(task, models, images):
     model, image = models[task], images[task]
     with torch.no_grad():
         maps = model.module.backbone(image)
-    got = feature_map(model, image)
+    got = feature_map(model, image, LAST)
     assert_close('last stage', got, maps[-1][0], TOLERANCE[torch.float32][0])
     if task == 'segmentation':
         got = feature_map(model, image, 'backbone.stages.1')
@@ -100,12 +101,12 @@ def test_feature_maps_are_what_the_backbone_returns(task, models, images):
 
 def test_gradcam_of_a_segmentor_is_for_one_class(models, images):
     model, image = models['segmentation'], images['segmentation']
-    one, other = (class_activation(model, image, label)[0] for label in (0, 1))
-    best, label = class_activation(model, image)
+    one, other = (class_activation(model, image, LAST, label)[0] for label in (0, 1))
+    best, label = class_activation(model, image, LAST)
     assert one.shape == other.shape == (1, 3, 3) and not torch.equal(one, other)
     with torch.no_grad():
         assert label == model.module(image, mode='tensor').mean((2, 3)).argmax()
-    assert torch.equal(best, class_activation(model, image, label)[0])
+    assert torch.equal(best, class_activation(model, image, LAST, label)[0])
 
 
 def test_gradcam_against_its_closed_form(models, images, monkeypatch):
@@ -113,7 +114,7 @@ def test_gradcam_against_its_closed_form(models, images, monkeypatch):
     model, image = models['classification'], images['classification']
     linear = nn.Linear(320, 8)
     monkeypatch.setattr(model.module, 'head', LinearHead(linear))
-    values, label = class_activation(model, image, 3)
+    values, label = class_activation(model, image, LAST, 3)
     with torch.no_grad():
         maps = model.module.backbone(image)[-1][0]
         pixels = maps.shape[1] * maps.shape[2]
@@ -131,6 +132,13 @@ class LinearHead(nn.Module):
         return self.linear(maps[-1].mean((2, 3)))
 
 
+def test_last_stage_is_one_that_runs(models, monkeypatch):
+    model = models['segmentation']
+    assert last_stage(model) == LAST
+    monkeypatch.setattr(model.module.backbone, 'out_indices', (0, 2))
+    assert last_stage(model) == 'backbone.stages.2'
+
+
 def test_overlay_is_stretched_and_has_the_size_of_the_image():
     image, values = torch.rand(1, 3, 20, 30), torch.rand(4, 5, 6)
     assert overlay(image, values).shape == (20, 30, 3)
@@ -143,10 +151,12 @@ def test_refusals_are_clear(trained, models, images, photo, tmp_path, monkeypatc
         feature_map(segmentor, image, 'backbone.stage.3')
     with pytest.raises(ValueError, match='is not run by the backbone'):
         feature_map(segmentor, image, 'decode_head')
+    with pytest.raises(ValueError, match='is not run by the backbone'):
+        class_activation(segmentor, image, 'decode_head')
     with pytest.raises(ValueError, match='class 20 is not one of the 20'):
-        class_activation(segmentor, image, 20)
+        class_activation(segmentor, image, LAST, 20)
     with pytest.raises(ValueError, match='need a classifier or a segmentor, not detection'):
-        class_activation(models['detection'], images['detection'])
+        class_activation(models['detection'], images['detection'], LAST)
     with pytest.raises(ValueError, match="no class 'c9'; close to it: c7"):
         tool.class_index(models['classification'].classes, 'c9')
     monkeypatch.setitem(sys.modules, 'captum.attr', None)
