@@ -204,7 +204,7 @@ def test_bad_input_is_one_clear_message(options, words, roots, tmp_path):
 
 def test_a_missing_config_and_no_samples_are_refused(capsys):
     with pytest.raises(SystemExit, match='there is no config file'):
-        tool.main(['upernet_inceptionnext_a_ade20k_mini.py'])
+        tool.main(['upernet_inceptionnext_x_ade20k_mini.py'])
     with pytest.raises(SystemExit):
         tool.main(['x.py', '--max-number', '0'])
     assert 'draw at least one sample' in capsys.readouterr().err
