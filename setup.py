@@ -34,6 +34,8 @@ OPENMMLAB = [
 CPU = ['llvmlite>=0.45']
 # Exports ONNX files, checks them, and runs them.
 EXPORT = ['onnx>=1.17', 'onnxscript>=0.5.4', 'onnxruntime>=1.20']
+# Class activation maps.
+ANALYSIS = ['captum>=0.7', 'matplotlib']
 # Shows predictions in a browser.
 SERVE = ['starlette>=0.40', 'uvicorn>=0.30']
 # Builds the site from docs/.
@@ -42,6 +44,7 @@ TEST = [
     *DOCS,
     *EXPORT,
     *SERVE,
+    *ANALYSIS,
     'pytest',
     'pytest-randomly>=4',
     'tifffile',
@@ -88,6 +91,7 @@ setup(
     install_requires=['torch>=2.4', 'numpy', 'argcomplete>=3'],
     entry_points=dict(console_scripts=['mmlk = mmlk.cli.program:main']),
     extras_require=dict(
+        analysis=ANALYSIS,
         cpu=CPU,
         docs=DOCS,
         export=EXPORT,

@@ -109,6 +109,7 @@ FOLDERS = {
     'engine': ('checkpoints', 'registry', 'compat'),
     'export': ('cli',),
     'inference': ('checkpoints', 'cli', 'configs', 'data', 'export', 'models'),
+    'analysis': ('cli', 'configs', 'data', 'inference'),
 }
 FIXED_NAMES = {'loops', 'triton'}
 

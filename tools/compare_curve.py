@@ -1,189 +1,134 @@
-"""Compare a training log with a published curve, anchor by anchor, and say where it leaves it.
+"""Compare a training log with a published curve, value by value, and say where it leaves it.
 
     python tools/compare_curve.py work_dirs/fpn_recnext_m3_ade20k
+    python tools/compare_curve.py work_dirs/fpn_recnext_m3_ade20k --keys loss mIoU --out curve.png
+    python tools/compare_curve.py work_dirs/mine --reference work_dirs/older --at 1000 4000
 
-The log is a work directory, MMEngine's ``scalars.json``, or an MMCV 1.x ``*.log.json``. Losses are
-compared as means over the same iterations as the published ones; the published runs are single, so
-the tolerances are judgement, not measured spread. Exit status: 0 on the curve, 1 where it leaves
-it, 2 where nothing could be compared.
+The log is a work folder, whose runs are merged (where a resumed run goes over the same iterations as
+an earlier one, the later run counts), or a file: MMEngine's scalars.json, an MMCV 1.x *.log.json, or
+the *.txt of a trainer that writes one JSON object per epoch. Curves of RecNeXt's authors come with this
+package; other authors published no logs, and --reference takes any log. Losses are compared as means
+over the same iterations as the published ones; the published runs are single, so the tolerances are
+judgement, not measured spread. Exit status: 0 on the curve, 1 where it leaves it, 2 where nothing could
+be compared.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
-from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
 
-from mmlk.configs import config_root
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-CURVES = 'metafiles/recnext_curves.json'
-POINT_WINDOW = 50
+from mmlk.analysis.curves import Row, as_run, check_keys, compare, draw, published_runs
+from mmlk.analysis.logs import find_logs, read_log
+from mmlk.cli.files import complete
 
-
-class Log(NamedTuple):
-    """A training log: per name, rising (step, value) pairs; metrics in per cent."""
-
-    losses: dict[str, list[tuple[int, float]]]
-    metrics: dict[str, list[tuple[int, float]]]
+REFERENCE_WINDOW = 1000
+"""Iterations that losses of another log are averaged over, unless an epoch is known."""
 
 
-class Row(NamedTuple):
-    """One anchor beside the log's value; ``off`` is None where the log has none."""
-
-    step: int
-    name: str
-    published: float
-    found: float | None
-    off: bool | None
-
-
-def find_log(path: Path) -> Path:
-    """The log file of a work directory: the longest of its ``scalars.json``; a file is itself.
+def choose_run(
+    runs: dict, reference: str | None, path: Path, per_epoch: int | None
+) -> tuple[str, dict]:
+    """Name and curve of the run named by the caller, or by a folder on the way to the log.
 
     Raises:
-        FileNotFoundError: If there is none.
+        ValueError: If neither names a published run, or a log that can be read.
+        FileNotFoundError: If a folder holds no log.
     """
-    if path.is_file():
-        return path
-    found = [*path.rglob('scalars.json'), *path.rglob('*.log.json')]
-    if not found:
-        raise FileNotFoundError(f'find_log: no scalars.json or *.log.json below {str(path)!r}')
-    return max(found, key=lambda each: each.stat().st_size)
+    if reference and reference not in runs and Path(reference).exists():
+        log = read_log(find_logs(Path(reference)), per_epoch, per_epoch)
+        run = as_run(log, '; '.join(log.files), per_epoch or REFERENCE_WINDOW)
+        return reference, dict(run, per_epoch=per_epoch)
+    parts = reversed(path.resolve().parts)
+    name = reference or next((part for part in parts if part in runs), None)
+    if name is None:
+        raise ValueError(
+            f'choose_run: no folder on the way to {path} has the name of a published run; '
+            'pass --reference NAME, or --reference LOG to compare with another log'
+        )
+    if name not in runs:
+        close = ', '.join(get_close_matches(name, runs, n=4, cutoff=0.4) or runs)
+        raise ValueError(
+            f'choose_run: reference {name!r} is neither a log nor a published run; close to it: {close}'
+        )
+    return name, runs[name]
 
 
-def read_log(path: Path, iterations_per_epoch: int = 7330) -> Log:
-    """Read MMEngine's or MMCV 1.x's JSON lines.
-
-    Args:
-        path: File with one JSON object per line.
-        iterations_per_epoch: Turns the epochs of a detection log into iterations.
-    """
-    losses, metrics, last = {}, {}, 0
-    for line in path.read_text().splitlines():
-        entry = json.loads(line)
-        if 'step' not in entry and 'mode' not in entry:
-            continue  # header of an MMCV log
-        step = _step(entry, last, iterations_per_epoch)
-        if 'loss' in entry:
-            last = step
-        # MMEngine gives segmentation metrics in per cent and everything else as fractions.
-        percent = 'step' in entry and 'mIoU' in entry
-        for name, value in entry.items():
-            name = name.removeprefix('coco/')
-            if re.fullmatch(r'loss(_\w+)?', name):
-                losses.setdefault(name, []).append((step, float(value)))
-            elif re.fullmatch(r'mIoU|aAcc|mAcc|(bbox|segm)_mAP(_50|_75)?', name):
-                metrics.setdefault(name, []).append((step, value if percent else 100 * value))
-    return Log(
-        *({name: sorted(pairs) for name, pairs in each.items()} for each in (losses, metrics))
-    )
-
-
-def _step(entry: dict, last: int, iterations_per_epoch: int) -> int:
-    """Iteration of a log entry, counted from the start; ``last`` is that of the last loss."""
-    if 'step' in entry:  # MMEngine counts epochs in the metrics of epoch-based loops
-        return entry['step'] * (iterations_per_epoch if 'coco/bbox_mAP' in entry else 1)
-    if 'mIoU' in entry:  # MMCV writes the number of validation batches here
-        return last
-    if 'decode.loss_ce' in entry:
-        return entry['iter']
-    if 'bbox_mAP' in entry:
-        return entry['epoch'] * iterations_per_epoch
-    return (entry['epoch'] - 1) * iterations_per_epoch + entry['iter']
-
-
-def value_at(pairs: list[tuple[int, float]], step: int, window: int) -> float | None:
-    """Mean of the log's values in the ``window`` iterations up to ``step``; None beyond its end."""
-    if not pairs or pairs[-1][0] < step:
-        return None
-    inside = [value for at, value in pairs if step - window < at <= step]
-    return sum(inside) / len(inside) if inside else None
-
-
-def compare(log: Log, run: dict, loss_tolerance: float, metric_tolerance: float) -> Iterator[Row]:
-    """Every anchor of a published run beside the log's value, in order of kind and step.
-
-    Args:
-        log: The training log.
-        run: Entry of the curves file.
-        loss_tolerance: Relative departure at which a 50-iteration loss is off; means over longer
-            stretches are held to half of it.
-        metric_tolerance: Departure in points at which a metric is off.
-    """
-    kinds = (
-        ('losses', log.losses, POINT_WINDOW, loss_tolerance),
-        ('means', log.losses, run['means']['window'], loss_tolerance / 2),
-        ('metrics', log.metrics, 1, None),
-    )
-    for kind, values, window, tolerance in kinds:
-        table = run[kind]
-        label = f' (mean over {window})' if kind == 'means' else ''
-        for step, *anchors in table['points']:
-            for name, published in zip(table['names'], anchors):
-                found = value_at(values.get(name, []), step, window)
-                bound = metric_tolerance if tolerance is None else tolerance * published
-                off = None if found is None else abs(found - published) > bound
-                yield Row(step, name + label, published, found, off)
-
-
-def report(rows: list[Row]) -> str:
-    """The compared anchors, and a sentence on where the log first leaves each curve."""
-    lines = [f'{"step":>8}  {"quantity":<28}{"published":>10}{"log":>10}{"change":>9}']
+def report(rows: list[Row], per_epoch: int | None) -> str:
+    """The compared values, and a sentence on where the log first leaves each curve."""
+    lines = [f'{"step":>8}  {"quantity":<28}{"published":>11}{"log":>10}{"change":>10}']
     for row in rows:
         if row.found is not None:
-            change = f'{100 * (row.found / row.published - 1):+.1f}%'
+            change = f'{100 * (row.found / row.published - 1):+.1f}%' if row.published else ''
+            epoch = row.step / per_epoch if per_epoch else 0
+            mark = f'  epoch {epoch:g}' if epoch and epoch == int(epoch) else ''
             lines.append(
-                f'{row.step:>8}  {row.name:<28}{row.published:>10.4g}{row.found:>10.4g}'
-                f'{change:>9}{"  <-- off" if row.off else ""}'
+                f'{row.step:>8g}  {row.name:<28}{"~" * row.between:>1}{row.published:>10.4g}'
+                f'{row.found:>10.4g}{change:>10}{mark}{"  <-- off" if row.off else ""}'
             )
     compared = [row for row in rows if row.off is not None]
     last = max((row.step for row in compared), default=0)
     beyond = sum(row.step > last for row in rows)
-    lines.append(f'{len(compared)} anchors compared up to step {last}, {beyond} lie beyond the log')
+    if any(row.between for row in compared):
+        lines.append('~ interpolated between published values or between evaluations')
+    lines.append(
+        f'{len(compared)} values compared up to step {last:g}, {beyond} lie beyond the log'
+    )
     for name in dict.fromkeys(row.name for row in compared):
         off = [row for row in compared if row.name == name and row.off]
         if off:
             first = off[0]
             lines.append(
-                f'{name} leaves the published curve at step {first.step}: '
+                f'{name} leaves the published curve at step {first.step:g}: '
                 f'{first.found:.4g} against {first.published:.4g}; '
-                f'{len(off)} anchors off'
+                f'{len(off)} values off'
             )
         else:
             lines.append(f'{name} follows the published curve')
     return '\n'.join(lines)
 
 
-def choose_run(runs: dict, reference: str | None, path: Path) -> str:
-    """The run named by the caller, or by a folder on the way to the log.
+def steps_of(args: argparse.Namespace, per_epoch: int | None) -> list[float] | None:
+    """The steps that the caller asked for, None for the published ones.
 
     Raises:
-        ValueError: If neither names a published run.
+        ValueError: If epochs are asked for and nobody knows how long one is.
     """
-    parts = reversed(path.resolve().parts)
-    name = reference or next((part for part in parts if part in runs), None)
-    if name not in runs:
-        raise ValueError(
-            f'choose_run: reference {name!r} is not one of {", ".join(runs)}; pass --reference'
-        )
-    return name
+    if args.at_epoch and not per_epoch:
+        raise ValueError('--at-epoch: this curve is counted in iterations; use --at')
+    epochs = [epoch * per_epoch for epoch in args.at_epoch or ()]
+    return sorted({*(args.at or ()), *epochs}) or None
 
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('log', type=Path, help='work directory or log file')
-    parser.add_argument('--reference', help='name of the published run: its config without .py')
+    parser.add_argument('log', type=Path, help='work folder or log file')
+    parser.add_argument(
+        '--reference', help='name of the published run (its config without .py), or another log'
+    )
+    parser.add_argument('--keys', nargs='+', help='losses and metrics to compare (default: all)')
+    parser.add_argument(
+        '--at',
+        nargs='+',
+        type=float,
+        metavar='ITERATION',
+        help='compare there (default: everywhere)',
+    )
+    parser.add_argument(
+        '--at-epoch', nargs='+', type=float, metavar='EPOCH', help='the same in epochs'
+    )
+    parser.add_argument('--out', type=Path, help='picture to write, such as curve.png')
     parser.add_argument(
         '--iterations-per-epoch',
         type=int,
-        default=7330,
-        help='of the log, for epoch-based training (default: %(default)s)',
+        help='of the log, for epoch-based training (default: as the text log beside it says, else '
+        'as published)',
     )
     parser.add_argument(
         '--loss-tolerance',
@@ -199,23 +144,30 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
-    curves = json.loads((config_root() / CURVES).read_text())
     try:
-        path = find_log(args.log)
-        name = choose_run(curves['runs'], args.reference, path)
-    except (FileNotFoundError, ValueError) as error:
+        files = find_logs(args.log)
+        name, run = choose_run(
+            published_runs(), args.reference, args.log, args.iterations_per_epoch
+        )
+        per_epoch = run.get('per_epoch')
+        log = read_log(files, per_epoch, args.iterations_per_epoch)
+        if args.keys:
+            check_keys(args.keys, run, log)
+        at = steps_of(args, per_epoch)
+        if args.out:
+            with complete(args.out) as partial:
+                draw(log, run, f'{args.log} over {name}', args.keys).savefig(partial, dpi=120)
+    except (OSError, ValueError) as error:
         print(f'compare_curve: {error}', file=sys.stderr)
         return 2
     rows = list(
-        compare(
-            read_log(path, args.iterations_per_epoch),
-            curves['runs'][name],
-            args.loss_tolerance,
-            args.metric_tolerance,
-        )
+        compare(log, run, args.loss_tolerance, args.metric_tolerance, at=at, keys=args.keys)
     )
-    print(f'{path} against {name}: {curves["source"]}')
-    print(report(rows))
+    print('\n'.join(log.files))
+    print(f'against {name}: {run["source"]}')
+    print(report(rows, per_epoch))
+    if args.out:
+        print(f'wrote {args.out}')
     if all(row.off is None for row in rows):
         return 2
     return 1 if any(row.off for row in rows) else 0

@@ -24,6 +24,7 @@ import torch
 from mmengine.config import Config
 
 import mmlk
+from mmlk.analysis import costs
 from mmlk.checkpoints import fetch, zoo
 from mmlk.cli import arguments
 from mmlk.cli.config import load_config
@@ -225,6 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         for each in lacks:
             print(f'missing: {each}')
         if args.from_pretrained:
+            print('\n'.join(f'# {each}' for each in costs.sentences(row)))
             print('\n'.join(training_commands(args.name, row, args.data_root)))
             return int(bool(lacks))
         if lacks != counts or (counts and not args.subset):

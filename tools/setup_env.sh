@@ -26,6 +26,8 @@ JIT='llvmlite==0.50.0'
 MINIMUM='torch==2.4.0 llvmlite==0.45.0'
 # Exports ONNX files and runs them; completes words of the command in a shell.
 EXPORT='onnx==1.23.2 onnxscript==0.7.2 onnxruntime==1.32.0 openvino==2026.4.1 argcomplete==3.7.2'
+# Draws class activation maps.
+ANALYSIS='captum==0.9.0'
 # Shows predictions in a browser.
 SERVE='starlette==1.10.0 uvicorn==0.54.0'
 # Builds the site; newer ones need Python 3.11.
@@ -56,7 +58,7 @@ find_python() {
 }
 
 install_base() {
-    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS $JIT $EXPORT $SERVE $DOCS $UPSTREAM" | cksum | cut -d' ' -f1)
+    pins=$(printf '%s' "$TORCH $NUMPY $BUILD $MMCV $OPENMMLAB $EXTRAS $JIT $EXPORT $ANALYSIS $SERVE $DOCS $UPSTREAM" | cksum | cut -d' ' -f1)
     stamp=$venv/.mmlk-base-$pins
     [ -e "$stamp" ] && return
     [ -x "$python" ] || "$(find_python)" -m venv "$venv"
@@ -65,7 +67,7 @@ install_base() {
     $pip install -q $TORCH "$NUMPY" $BUILD
     say 'OpenMMLab packages'
     # shellcheck disable=SC2086
-    $pip install -q $OPENMMLAB $EXTRAS $EXPORT $SERVE $DOCS "$JIT" "$NUMPY"
+    $pip install -q $OPENMMLAB $EXTRAS $EXPORT $ANALYSIS $SERVE $DOCS "$JIT" "$NUMPY"
     if [ -n "$(cached_wheel)" ]; then
         $pip install -q "$(cached_wheel)" "$NUMPY"
     else

@@ -66,7 +66,7 @@ def measure(model: nn.Module, shape: tuple[int, int]) -> list[Part]:
         parts.append(Part(name, count_parameters(module), counter.get_total_flops() // 2))
         return output
 
-    with torch.no_grad(), _reference_operators():
+    with torch.no_grad(), reference_operators():
         maps = run('backbone', model.backbone, lambda: model.backbone(image))
         if getattr(model, 'with_neck', False):
             neck_input = maps
@@ -129,7 +129,7 @@ def _as_list(modules: nn.Module | None) -> list[nn.Module]:
 
 
 @contextmanager
-def _reference_operators() -> Iterator[None]:
+def reference_operators() -> Iterator[None]:
     """Compute every operator of this package by its reference composition."""
     before = os.environ.get('MMLK_BACKEND')
     os.environ['MMLK_BACKEND'] = 'reference'

@@ -80,6 +80,23 @@ class CheckpointedModel(Model):
         inputs = sample['inputs'] if isinstance(sample['inputs'], list) else [sample['inputs']]
         return sample, (size, [tuple(tensor.shape) for tensor in inputs])
 
+    def network_input(self, image: np.ndarray) -> torch.Tensor:
+        """A picture as the network sees it: resized, normalised, padded.
+
+        Args:
+            image: uint8 array (H, W, 3), BGR.
+
+        Returns:
+            Batch of one (1, C, H', W') on the network's device.
+
+        Raises:
+            ValueError: If test-time augmentation makes several of it.
+        """
+        sample, _ = self._prepare(image)
+        if isinstance(sample['inputs'], list):
+            raise ValueError('network_input: test-time augmentation makes several images of one')
+        return self.module.data_preprocessor(pseudo_collate([sample]))['inputs']
+
     @torch.no_grad()
     def _forward(self, samples: list[dict]) -> list[dict[str, np.ndarray]]:
         results = self._runner.test_step(pseudo_collate(samples))

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mmlk.cli.config import load_config
 from mmlk.data.files import image_size
 from mmlk.data.layout import check_datasets
 from mmlk.data.scan import scan_datasets
-from tests.tools.workbench import ROOT, environment, scalars
+from tests.tools.workbench import ROOT, call_tool, environment, scalars
 
 PAGE = (ROOT / 'docs/own_data.md').read_text()
 FILES = dict(re.findall(r'```python\n# (\S+)\n(.*?)```', PAGE, re.S))
@@ -55,7 +56,8 @@ def test_the_page_prints_the_projects_and_their_commands():
     assert set(FILES) == {'make_examples.py', *(f'{name}.py' for name in PROJECTS)}
     for name in PROJECTS:
         tools = [line.split()[1] for line in COMMANDS if f'{name}.py' in line]
-        assert tools == ['tools/check_dataset.py', 'tools/train.py', 'tools/test.py']
+        assert tools[:3] == ['tools/check_dataset.py', 'tools/train.py', 'tools/test.py']
+        assert set(tools[3:]) <= {'tools/browse_dataset.py'}
         assert FILES[f'{name}.py'].count('\n') <= 18
 
 
@@ -73,6 +75,21 @@ def test_the_script_makes_what_the_page_says(folder):
     loaded = mmcv.imfrombytes(content, flag='unchanged', backend='tifffile')
     assert loaded.shape == (128, 160, 4) and loaded.dtype == np.uint16
     assert image_size(content) == (128, 160)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['discs_segmentation', 'discs_bands'])
+def test_samples_are_drawn(folder, monkeypatch, tmp_path, name):
+    """By the commands of the first, as the page prints them; four bands are shown as three."""
+    printed = [line for line in COMMANDS if 'browse_dataset' in line]
+    assert len(printed) == 2
+    for line in printed:
+        _, tool, _, *flags = shlex.split(line.replace('--max-number 8', '--max-number 2'))
+        flags[1] = tmp_path / flags[1]
+        call_tool(Path(tool).name, f'{name}.py', *flags, monkeypatch=monkeypatch, cwd=folder)
+        assert len(list(flags[1].glob('*.png'))) == 3
+        if '--mode' in flags:
+            assert Image.open(next(flags[1].glob('00000_*.png'))).size == (160, 128)
 
 
 @pytest.mark.parametrize('name', PROJECTS)
@@ -98,7 +115,7 @@ def test_the_variant_with_pretrained_weights_passes_the_check(folder, monkeypatc
 @pytest.mark.parametrize('name', PROJECTS)
 def test_the_printed_commands_train_and_evaluate(folder, name):
     for line in COMMANDS:
-        if f'{name}.py' not in line:
+        if f'{name}.py' not in line or 'browse_dataset' in line:
             continue
         for long, short in SHORTER.items():
             line = line.replace(long, short)

@@ -115,6 +115,7 @@ def test_missing_disk_and_memory_are_named(scenes, counts, monkeypatch, capsys):
 def test_training_commands_have_the_batch_size_of_the_row(name, tmp_path, capsys):
     tool.main([name, '--from-pretrained', '--data-root', str(tmp_path)])
     said = capsys.readouterr().out.splitlines()
+    assert [line[:7] for line in said if line[:3] in ('# t', '# m')] == ['# time:', '# memor']
     found = [shlex.split(line) for line in said if line.startswith(('sh ', 'python tools/train'))]
     assert [line[3] if line[0] == 'sh' else '1' for line in found] == ['8', '4', '1']
     for line, gpus in zip(found, (8, 4, 1), strict=True):

@@ -1,0 +1,1 @@
+"""What people look at beside training: logs and curves, costs, fields, maps, samples."""
