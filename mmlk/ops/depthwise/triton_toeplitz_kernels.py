@@ -342,10 +342,10 @@ def correlate(
             begin = tl.maximum(part * each, low * groups_n * groups_w)
             end = tl.minimum((part + 1) * each, high * groups_n * groups_w)
             acc = tl.zeros((BLOCK_K, ROWS * COLUMNS), tl.float32)
-            for group in range(begin, end):
-                first_w = group % groups_w * (GROUP_W * COLUMNS)
-                first_n = group // groups_w % groups_n * GROUP_N
-                first_h = group // (groups_w * groups_n) * (GROUP_H * ROWS)
+            first_w = begin % groups_w * (GROUP_W * COLUMNS)
+            first_n = begin // groups_w % groups_n * GROUP_N
+            first_h = begin // (groups_w * groups_n) * (GROUP_H * ROWS)
+            for _ in range(begin, end):
                 h = (m_h + first_h)[:, None] + out_h[None, :]
                 w = (m_w + first_w)[:, None] + out_w[None, :]
                 move = first_n.to(tl.int64) * grad_image + (first_h * grad_row + first_w)
@@ -367,6 +367,12 @@ def correlate(
                     & (w < width),
                 )
                 acc = _multiply(window, grad, acc, PRECISION)
+                # The next group: counted on, since divisions take a good part of a step's instructions.
+                first_w += GROUP_W * COLUMNS
+                first_n = tl.where(first_w >= columns, first_n + GROUP_N, first_n)
+                first_w = tl.where(first_w >= columns, 0, first_w)
+                first_h = tl.where(first_n >= batch, first_h + GROUP_H * ROWS, first_h)
+                first_n = tl.where(first_n >= batch, 0, first_n)
             tap_h = d[:, None] - out_h[None, :]
             tap_w = v[:, None] + (kw // 2 - MARGINS[b] - out_w)[None, :]
             to = (c * parts + part) * (ROWS * COLUMNS * total) + taps[b]

@@ -183,6 +183,23 @@ def check_recconv(shape, levels, kernel, mode, layout, dtype, **settings):
     )
 
 
+def check_recconv_not_finite(mode):
+    """Infinite values of the coarse maps reach what they reach in the reference, and as the same."""
+    from mmlk.ops.recconv import triton as recconv
+
+    torch.manual_seed(0)
+    x, (down, *weights) = torch.randn(1, 2, 8, 12), torch.rand(3, 2, 1, 3, 3) + 0.1
+    x[0, 0, 3, 3:5], x[0, 1, 2, 2], x[0, 1, 6, 9] = float('inf'), float('inf'), -float('inf')
+    y, _ = recconv.forward(x, down, weights, mode)
+    want = reference.recconv2d_reference(
+        x.double(), down.double(), [each.double() for each in weights], mode=mode
+    )
+    assert want.isinf().any() and want.isfinite().any()
+    assert torch.equal(y.isnan(), want.isnan()) and torch.equal(y.isinf(), want.isinf())
+    rest = want.isfinite()
+    assert_close('y', y[rest], want[rest], TOLERANCE[torch.float32][0])
+
+
 def check_dcls(version, channels, count, window, dtype):
     """The launchers of forward and backward pass, with positions at integers and borders."""
     from mmlk.ops.dcls import triton as dcls
