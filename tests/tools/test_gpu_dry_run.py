@@ -14,7 +14,7 @@ from tests.ops.triton import fake_device
 from tests.tools.test_gpu_checks import run_gpu_checks
 
 SCRIPT = Path(__file__).with_name('gpu_dry_run.py')
-LONGEST = 16.0  # seconds that it may live; its budget is a little less
+LONGEST = 16.0  # seconds that it may live after its first row; its budget is a little less
 
 
 def rows_of(folder):

@@ -20,8 +20,8 @@ Sections, in this order, each with its share of the budget:
 Each row is appended to ``<out>/gpu_<section>.jsonl`` as it comes, so a run that is killed loses nothing;
 ``gpu_<section>.json`` is written when the section ends. A task that hangs is stopped, a process whose
 CUDA context is broken is replaced. Compiled kernels are kept in ``.triton`` of the checkout, unless
-TRITON_CACHE_DIR names another folder: filled without a GPU (docs/gpu.md) and copied with the checkout, it
-spares most of the compilation. The exit status is 1 if a check failed.
+TRITON_CACHE_DIR names another folder: filled without a GPU (docs/gpu.md) and copied with the checkout,
+it spares most of the compilation. The exit status is 1 if a check failed.
 """
 
 from __future__ import annotations

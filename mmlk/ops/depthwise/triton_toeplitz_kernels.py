@@ -80,6 +80,7 @@ def _accumulate(
     PRECISION: tl.constexpr,
 ):
     """Adds the product of the windows around blocks at (``top``, ``left``) with a Toeplitz matrix."""
+    VECTOR_OF_TABLE: tl.constexpr = 64 // taps.dtype.element_ty.primitive_bitwidth
     o = tl.arange(0, ROWS * COLUMNS)
     out_h, out_w = o // COLUMNS, o % COLUMNS
     corner_h, corner_w = top - kh // 2, left - MARGIN
@@ -96,8 +97,11 @@ def _accumulate(
         )
         tap_h = d[:, None] - out_h[None, :]
         run = first[:, None] + (7 - MARGIN + kw // 2 - out_w)[None, :]
+        piece = taps + (tap_h * (kw + 7) + run) * 8 + (tl.arange(0, BLOCK_K) % 8)[:, None]
+        # Copies of 8 bytes pass through L1, those of 16 do not. L1 holds the whole table, of which every
+        # step reads 16 KB: half of what it would read from L2, for a third more instructions.
         toeplitz = tl.load(
-            taps + (tap_h * (kw + 7) + run) * 8 + (tl.arange(0, BLOCK_K) % 8)[:, None],
+            tl.max_contiguous(piece, [VECTOR_OF_TABLE, 1]),
             mask=(tap_h >= 0) & (tap_h < kh) & (run >= 0) & (run < kw + 7),
             other=0.0,
         )

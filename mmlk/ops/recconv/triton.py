@@ -6,7 +6,7 @@ channels of one image by itself; its intermediate maps, float32 and zero-padded 
 scratch memory that belongs to the program, not to the channels: as many programs as a GPU holds run
 through all channels in turn, so the scratch is rewritten while it still is in L2, and a barrier between
 two steps is all the ordering there is. (Triton has no shared memory to index.) The scratch of a launch
-is at most `SCRATCH`: the lanes of a program are given to fewer channels until that suffices.
+is at most `SCRATCH`: lanes are given to fewer channels until that suffices.
 Launches and device-memory traffic, in bytes of the full map M:
 
 * forward: one launch; reads x, writes y: 2 M (library calls: 3L + 1 launches, 8.5 to 11 M);
@@ -16,10 +16,10 @@ Launches and device-memory traffic, in bytes of the full map M:
 
 The second reading of x and about 20 bytes a pixel of scratch (60 backward) are served by L1 and L2.
 
-Maps of more than FUSED_PIXELS pixels (channels-last: SMALL_PIXELS), or so few planes that most of the GPU would idle, take the
-same steps with one launch each over bands of rows, until a coarser level fits: two launches a level
-forward, five backward. There the coarser maps, and in the backward pass the gradient of the full
-sum, pass through device memory in float32.
+Maps of more than FUSED_PIXELS pixels (channels-last: SMALL_PIXELS), or so few planes that most of the
+GPU would idle, take the same steps with one launch each over bands of rows, until a coarser level
+fits: two launches a level forward, five backward. There the coarser maps, and in the backward pass the
+gradient of the full sum, pass through device memory in float32.
 
 Arithmetic: 25 (1 + 2/3 (1 - 4^-L)) multiplications a pixel forward, twice that and the coarse maps
 backward, all in float32 on CUDA cores. The result is rounded once. Weight gradients are sums over

@@ -3,9 +3,9 @@
     python -m tests.ops.triton.call_times
     python -m tests.ops.triton.call_times --checkout FOLDER   # operators of another version
 
-Tensors on the CPU stand for those on the device, so that autograd, allocations and Triton's launchers
-are the real ones; a driver that only counts stands for CUDA's (`fake_device`). What a GPU adds, the driver's
-own few microseconds a launch, is the same in every version. The least of several rounds is printed.
+Tensors on the CPU stand for those on the device, so autograd, allocations and Triton's launchers are
+the real ones; a driver that only counts stands for CUDA's (`fake_device`). What a GPU adds, a few
+microseconds a launch in its driver, is the same in every version. The least of some rounds is printed.
 """
 
 from __future__ import annotations

@@ -1,19 +1,21 @@
 """Launches the cases of the GPU checks on a device that is not there, and writes a table of them.
 
-    python -m tests.ops.triton.device_cases --arch 90                # all cases: half an hour
-    python -m tests.ops.triton.device_cases --arch 80 --filter 7x7   # some
-    python -m tests.ops.triton.device_cases --arch 90 --record       # no compilation: seconds
+    python -m tests.ops.triton.device_cases --arch 90                # the timed cases, into the table
+    python -m tests.ops.triton.device_cases --arch 80 --filter 7x7   # some of them
+    python -m tests.ops.triton.device_cases --arch 90 --parity       # all cases: an hour, no table
+    python -m tests.ops.triton.device_cases --arch 90 --parity --record   # no compilation: seconds
 
 The table, docs/benchmarks/gpu_launches_sm<arch>.json, has for each case and pass the launches in order:
 kernel, programs per axis, threads of a program, its bytes of shared memory, and registers and bytes of
-stack of a thread. Rows of cases that are not run stay, of cases that are no more are dropped. Without
-compilation rows end after the threads.
+stack of a thread. Without compilation they end after the threads. Rows of cases that are not run stay,
+of cases that are no more are dropped. The exit status is 1 if a launch is beyond a limit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import time
@@ -32,8 +34,8 @@ import gpu_cases  # noqa: E402
 from benchmark_cases import Case  # noqa: E402
 from gpu_correctness import LAYOUTS, TYPES, float32_as  # noqa: E402
 
-OTHER_TYPES = 3
-"""Every so many cases of parity is taken in all types, the others in bfloat16: kernels are the same."""
+STACK: dict[str, int] = {}
+"""Bytes of stack that a thread of a kernel may have; the others have none."""
 
 
 class Point(NamedTuple):
@@ -49,13 +51,36 @@ class Point(NamedTuple):
         return f'{self.case.name} {shape} {self.type} {self.layout}'
 
 
-def points() -> Iterator[Point]:
-    """All cases of the GPU checks."""
-    for index, case in enumerate((*(each.case for each in gpu_cases.TIMED), *gpu_cases.PARITY)):
-        every = index >= len(gpu_cases.TIMED) and index % OTHER_TYPES == 0
-        for name in TYPES if every else ('bfloat16',):
+def points(parity: bool = False) -> Iterator[Point]:
+    """The timed cases, and with ``parity`` those of the comparisons in every type."""
+    for entry in gpu_cases.TIMED:
+        for layout in LAYOUTS:
+            yield Point(entry.case, 'bfloat16', layout)
+    for case in gpu_cases.PARITY if parity else ():
+        for name in TYPES:
             for layout in LAYOUTS:
                 yield Point(case, name, layout)
+
+
+def beyond_limits(row: dict[str, list], arch: int) -> list[str]:
+    """What of a row a device of ``sm_<arch>`` cannot launch, or keeps outside its registers."""
+    found = []
+    for which, launches in row.items():
+        for kernel, grid, threads, *rest in launches:
+            shared, registers, stack = rest or (0, 0, 0)
+            held = -(-registers // 8) * 8 * threads  # allocated by eights
+            for reason, wrong in (
+                (f'a grid of {grid}', min(grid) < 1 or max(grid[1:]) > 65_535),
+                # Triton's launchers count in 32 bits, and launch nothing beyond.
+                (f'{math.prod(grid)} programs', math.prod(grid) >= 2**31),
+                (f'{threads} threads', threads > 1024),
+                (f'{shared} bytes of shared memory', shared > fake_device.SHARED_LIMIT[arch]),
+                (f'{held} registers', held > 65_536),
+                (f'{stack} bytes of stack', stack > STACK.get(kernel, 0)),
+            ):
+                if wrong:
+                    found.append(f'{which}: {kernel} needs {reason}')
+    return found
 
 
 def table_of(arch: int) -> Path:
@@ -127,18 +152,21 @@ def launched(point: Point, resources: dict[int, list[int]]) -> dict[str, list]:
     return row
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--arch', type=int, choices=fake_device.SHARED_LIMIT, required=True)
+    parser.add_argument('--parity', action='store_true', help='all cases, not only the timed ones')
     parser.add_argument('--filter', default='', help='only cases whose name holds this text')
     parser.add_argument('--names', nargs='+', default=[], help='only these cases')
     parser.add_argument('--record', action='store_true', help='without compilation')
-    parser.add_argument('--out', type=Path, help='default: the table in docs/benchmarks')
+    parser.add_argument('--out', type=Path, help='instead of the table in docs/benchmarks')
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    path, every = args.out or table_of(args.arch), {each.name: each for each in points()}
-    rows = {name: row for name, row in read(path).items() if name in every}
+    every = {each.name: each for each in points(args.parity)}
+    path = args.out or (None if args.parity or args.record else table_of(args.arch))
+    rows = {name: row for name, row in (read(path) if path else {}).items() if name in every}
     resources: dict[int, list[int]] = {}
+    status = 0
     with tempfile.TemporaryDirectory() as folder:
         fake_device.install(args.arch, Path(folder))
         for name, point in every.items():
@@ -147,10 +175,13 @@ def main(arguments: list[str] | None = None) -> None:
             start = time.perf_counter()
             rows[name] = recorded(point) if args.record else launched(point, resources)
             print(f'{time.perf_counter() - start:6.1f} s  {name}', flush=True)
-            if not args.record:
+            for each in beyond_limits(rows[name], args.arch):
+                status = 1
+                print(f'          {each}', flush=True)
+            if path:
                 write(path, {each: rows[each] for each in every if each in rows})
-    write(path, {each: rows[each] for each in every if each in rows})
+    return status
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -1,10 +1,10 @@
 """A CUDA device that is not there, for processes of their own: everything up to the launch is real.
 
 `install` builds a driver library that keeps launches instead of running them (``libcuda.c``) and has
-Triton find it. Dispatch, autocast, autograd, specialisation, compilation by ptxas and Triton's launchers
-in C are those of a device; tensors on ``cuda`` have shapes, strides and an address, and no values: reading
-one gives 0, comparing two gives that they are equal. torch's engine wants a device, so its graphs of
-autograd are walked here.
+Triton find it. Dispatch, autocast, specialisation, compilation by ptxas and Triton's launchers in C are
+those of a device; tensors on ``cuda`` have shapes, strides and an address, and no values: reading one
+gives 0, comparing two gives that they are equal. torch's engine wants a device, so graphs of autograd
+are walked here.
 """
 
 from __future__ import annotations
@@ -322,6 +322,8 @@ def _walk(roots: Sequence[Tensor], cotangents: Sequence[Tensor]) -> dict[int, Te
                 continue
             grad = grads[index] if index < len(grads) else None
             if grad is not None:
+                shape = following._input_metadata[position].shape
+                grad = grad if grad.shape == tuple(shape) else grad.sum_to_size(shape)
                 sums = incoming[id(following)]
                 sums[position] = sums[position] + grad if position in sums else grad
             waits[id(following)] -= 1

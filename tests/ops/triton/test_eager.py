@@ -74,10 +74,14 @@ def test_the_node_is_the_registered_operator(name):
 def test_maps_follow_autocast_and_parameters_do_not(name):
     registered, compute, shapes, others = CASES[name]
     run = cuda.eager(name, registered, compute)
-    with torch.autocast('cuda', torch.bfloat16):
-        torch.set_autocast_enabled('cuda', True)  # where there is no GPU torch leaves it off
-        torch.set_autocast_dtype('cuda', torch.bfloat16)
+    dtype = torch.get_autocast_dtype('cuda')
+    torch.set_autocast_dtype('cuda', torch.bfloat16)
+    torch.set_autocast_enabled('cuda', True)  # torch.autocast leaves it off where there is no GPU
+    try:
         got = results(run, shapes, others)
+    finally:
+        torch.set_autocast_enabled('cuda', False)
+        torch.set_autocast_dtype('cuda', dtype)
     assert got[0].dtype == torch.bfloat16
     assert all(each.dtype == torch.float32 for each in got[-len(shapes) - 1 :])
 
