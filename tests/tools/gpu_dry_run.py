@@ -3,8 +3,8 @@
     python tests/tools/gpu_dry_run.py --budget 60 --out FOLDER
 
 Every comparison finds its sides equal, every time is one millisecond: what is seen is whether the script
-gets through. Kernels are neither compiled nor launched, which `tests.ops.triton.device_cases` does for the
-same cases. Takes the arguments of `run_gpu_checks.py`.
+gets through. Kernels are neither compiled nor launched, which `tests.ops.triton.device_cases` does for
+the same cases. Takes the arguments of `run_gpu_checks.py`.
 """
 
 import json

@@ -42,7 +42,7 @@ def _take_cuda_for_cpu() -> None:
 
 
 def cases(side: int) -> Iterator[tuple[str, Callable[..., Tensor], list[Tensor]]]:
-    """Name, operator and its leaves: maps of ``side`` in bfloat16, parameters in float32."""
+    """Name, operator and its leaves, in bfloat16; maps of ``side``, channels-last."""
     from mmlk import ops
 
     n, c, g = 2, 384, 48
@@ -50,7 +50,7 @@ def cases(side: int) -> Iterator[tuple[str, Callable[..., Tensor], list[Tensor]]
     def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
         x = torch.randn(n, c, side, side, dtype=torch.bfloat16)
         given = [x.to(memory_format=torch.channels_last), *map(torch.randn, shapes)]
-        return [each.requires_grad_() for each in given]
+        return [each.to(x.dtype).requires_grad_() for each in given]
 
     def dcls(weight: Tensor, positions: Tensor) -> Tensor:
         return ops.dcls_kernel2d(weight, positions, kernel_size=17, version='v1')
