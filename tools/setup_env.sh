@@ -12,7 +12,7 @@
 set -eu
 
 TORCH='torch==2.11.0 torchvision==0.26.0'
-# Triton 3.6, which this torch brings, cannot interpret kernels under newer NumPy.
+# Triton 3.6, which this torch brings, cannot interpret kernels under newer NumPy by itself; the tests repair it.
 NUMPY='numpy<2.4'
 # Newer setuptools lack pkg_resources, which mmcv's build imports.
 BUILD='setuptools==80.9.0 wheel ninja psutil'

@@ -56,8 +56,8 @@ def refusal(x: Tensor, *args) -> str | None:
     return dispatch.refusal_for_device(x, 'cuda', *operands) or refusal_of_map(x)
 
 
-def implement(operator: str, kernels: str, function: str, composition: Callable) -> None:
-    """Register a Triton launcher as the CUDA computation of ``mmlk::operator``.
+def implement(operator: str, kernels: str, function: str, composition: Callable) -> Callable:
+    """Register a Triton launcher as the CUDA computation of ``mmlk::operator``, and return it.
 
     Args:
         operator: Registered name; of a gradient (``.._backward``) the map is the second argument.
@@ -67,9 +67,39 @@ def implement(operator: str, kernels: str, function: str, composition: Callable)
     """
     position = 1 if operator.endswith('_backward') else 0
 
+    @functools.cache
+    def launcher() -> Callable:
+        return getattr(importlib.import_module(kernels), function)
+
     def compute(*args):
         if refusal_of_map(args[position]) is not None:
             return composition(*args)
-        return getattr(importlib.import_module(kernels), function)(*args)
+        return launcher()(*args)
 
     library.implement(operator, 'CUDA', compute)
+    return compute
+
+
+def eager(operator: str, registered: Callable, compute: Callable) -> Callable:
+    """``run`` of a backend: eager calls spare the registered operator, which costs more than a launch.
+
+    Args:
+        operator: Registered name.
+        registered: The operator, for compilers, dispatch modes and kinds of tensors.
+        compute: What `implement` returned for it.
+    """
+    apply = library.registered_node(operator, compute)
+    without_autocast = compat.without_autocast('AutocastCUDA')
+
+    def run(x: Tensor, *args):
+        if dispatch.needs_dispatcher(x, autocast=False):
+            return registered(x, *args)  # autocast follows its own rule
+        call = apply if torch.is_grad_enabled() else compute
+        if not torch.is_autocast_enabled('cuda'):
+            return call(x, *args)
+        if x.dtype == torch.float32:
+            x = x.to(torch.get_autocast_dtype('cuda'))
+        with without_autocast():
+            return call(x, *args)
+
+    return run

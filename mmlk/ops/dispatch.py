@@ -239,18 +239,23 @@ def refusal_to_fuse(*maps: Tensor) -> str | None:
     return refusal_for_export() or _refusal_for_transform()
 
 
-def needs_dispatcher(x: Tensor) -> bool:
+def needs_dispatcher(x: Tensor, autocast: bool = True) -> bool:
     """Whether a compiler, autocast, a dispatch mode or a kind of tensor must see an operator.
 
     Otherwise a backend may call its kernels through an autograd node of its own (`library.node`):
     autograd through a registered operator costs half a millisecond of Python a call, more than the
     arithmetic of most small maps.
+
+    Args:
+        x: Map of the operator.
+        autocast: Whether autocast counts; a backend may cast the map itself.
     """
     return (
         torch.compiler.is_compiling()
         or type(x) not in library.PLAIN
         or x.is_meta
-        or torch.is_autocast_enabled('cpu' if x.is_cpu else x.device.type)
+        or autocast
+        and torch.is_autocast_enabled('cpu' if x.is_cpu else x.device.type)
         or compat.count_dispatch_modes() > 0
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from mmlk.ops import compat
 
 _LIBRARY = torch.library.Library('mmlk', 'FRAGMENT')
+_GRADIENTS: dict[str, tuple[Callable, Callable]] = {}  # what to save, and the formula
 
 
 def define(
@@ -53,6 +54,8 @@ def define(
     if backward is None:
         torch.library.register_autograd(f'mmlk::{name}', _refuse_gradient(name), lib=_LIBRARY)
     else:
+        if setup_context is not None:
+            _GRADIENTS[name] = setup_context, backward
         torch.library.register_autograd(
             f'mmlk::{name}', backward, setup_context=setup_context, lib=_LIBRARY
         )
@@ -90,6 +93,23 @@ def implement(name: str, device: str, kernel: Callable) -> None:
         return kernel(*args)
 
     _LIBRARY.impl(name, checked, device)
+
+
+def registered_node(name: str, kernel: Callable) -> Callable:
+    """`node` of the operator ``mmlk::name`` with the gradient that `define` got.
+
+    Args:
+        name: Operator with a gradient.
+        kernel: Its computation on the device that the node is for.
+    """
+    setup_context, backward = _GRADIENTS[name]
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        result = kernel(*args)
+        setup_context(ctx, args, result)
+        return result
+
+    return node(name, forward, backward)
 
 
 PLAIN = (Tensor, torch.nn.Parameter)

@@ -19,8 +19,9 @@ Sections, in this order, each with its share of the budget:
 
 Each row is appended to ``<out>/gpu_<section>.jsonl`` as it comes, so a run that is killed loses nothing;
 ``gpu_<section>.json`` is written when the section ends. A task that hangs is stopped, a process whose
-CUDA context is broken is replaced. TRITON_CACHE_DIR may name a folder of kernels compiled before. The
-exit status is 1 if a check failed.
+CUDA context is broken is replaced. Compiled kernels are kept in ``.triton`` of the checkout, unless
+TRITON_CACHE_DIR names another folder: filled without a GPU (docs/gpu.md) and copied with the checkout,
+it spares most of the compilation. The exit status is 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from typing import NamedTuple
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / '.triton'
 sys.path[:0] = [str(ROOT), str(ROOT / 'tools/bench')]
 
 import gpu_classifiers  # noqa: E402
@@ -196,6 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print('run_gpu_checks: torch sees no CUDA device, nothing was checked', file=sys.stderr)
         return 2
+    os.environ.setdefault('TRITON_CACHE_DIR', str(CACHE))  # of the tasks' processes as well
     facts, summary = about(), []
     print('  '.join(f'{key} {value}' for key, value in facts.items()), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)

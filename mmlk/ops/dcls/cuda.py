@@ -17,6 +17,7 @@ from mmlk.ops.dcls import schema
 from mmlk.ops.dcls.construct import construct, construct_backward
 
 LARGEST_WINDOW = 64  # of either side: a program holds a kernel in registers
+MOST_ELEMENTS = 65_535  # of a kernel: an axis of the grid, whose programs take one of large windows
 
 
 def refusal_of_window(
@@ -27,6 +28,8 @@ def refusal_of_window(
         return f'the window has {len(kernel_size)} axes, only two are built in one launch'
     if max(kernel_size) > LARGEST_WINDOW:
         return f'the window {tuple(kernel_size)} has a side above {LARGEST_WINDOW}'
+    if weight.shape[-1] > MOST_ELEMENTS:
+        return f'a kernel has {weight.shape[-1]} elements, more than {MOST_ELEMENTS}'
     for each in (weight, positions, sigma):
         if each is not None and each.dtype not in cuda.DTYPES:
             return f'an argument is {each.dtype}'
@@ -83,6 +86,15 @@ _fused = library.define(
     setup_context=schema.setup,
     autocast=False,
 )
+_apply = library.registered_node('dcls_kernel_fused', _forward)
+
+
+def _run(weight: Tensor, *args) -> Tensor:
+    # Autocast leaves parameters alone, so it is no reason to go through the dispatcher.
+    seen = dispatch.needs_dispatcher(weight, autocast=False)
+    return (_fused if seen else _apply)(weight, *args)
+
+
 library.implement('dcls_kernel_fused_backward', 'CUDA', _backward)
 library.implement('dcls_kernel_fused', 'CUDA', _forward)
-dispatch.register('dcls_kernel2d', dispatch.Backend('triton', _fused, _refusal))
+dispatch.register('dcls_kernel2d', dispatch.Backend('triton', _run, _refusal))

@@ -805,7 +805,7 @@ def _tap_sums_last(
         G_COLUMN=_constant(gradient.column, swap),
         TAP_ROWS=tap_rows,
         TAP_COLUMNS=tap_columns,
-        COLUMNS=7,
+        COLUMNS=7 if stride[1] == 1 else 4,  # wider windows take registers
         ROWS=rows,
         CHANNELS=channels,
         VECTOR=vector(c, *strides(x), *strides(grad)),

@@ -42,7 +42,15 @@ from torch import Tensor
 from mmlk.ops.depthwise.triton_toeplitz_kernels import convolve, correlate, fold, tap_vectors
 from mmlk.ops.maps import channels_last
 from mmlk.ops.triton.planes import PADDING, Planes, copy, planes
-from mmlk.ops.triton.runtime import Example, cdiv, launch, meta, power_of_2, splits
+from mmlk.ops.triton.runtime import (
+    LARGEST_GRID,
+    Example,
+    cdiv,
+    launch,
+    meta,
+    power_of_2,
+    splits,
+)
 
 # --------------------------------------------------------------------------------- shapes
 
@@ -98,8 +106,10 @@ def tile(kernels: Sequence[tuple[int, int]], size: tuple[int, int], outputs: int
     return min(choices, key=lambda each: (cost(each), each))
 
 
-def allows(dtype: torch.dtype) -> bool:
-    """Whether maps of ``dtype`` may be multiplied on tensor cores."""
+def allows(dtype: torch.dtype, channels: int) -> bool:
+    """Whether maps of ``dtype`` may be multiplied on tensor cores, and a grid has their channels."""
+    if channels > LARGEST_GRID[1]:
+        return False
     # Set by either of torch's switches; reading the older one raises after a use of the newer.
     return dtype != torch.float32 or torch.backends.cudnn.conv.fp32_precision == 'tf32'
 
@@ -333,7 +343,7 @@ def takes(problem) -> bool:
     copied = problem.last or problem.shape[3] % 4 > 0
     return (
         problem.stride == (1, 1)
-        and allows(problem.dtype)
+        and allows(problem.dtype, problem.shape[1])
         and problem.kernel[0] * problem.kernel[1] >= (LEAST_TAPS_COPIED if copied else LEAST_TAPS)
     )
 

@@ -7,8 +7,7 @@ from mmlk.ops.inception import cpu, schema
 
 _KERNELS = 'mmlk.ops.inception.triton'
 
-cuda.implement('inception_dwconv2d', _KERNELS, 'forward', cpu.compute)
+_compute = cuda.implement('inception_dwconv2d', _KERNELS, 'forward', cpu.compute)
 cuda.implement('inception_dwconv2d_backward', _KERNELS, 'backward', cpu.compute_backward)
-dispatch.register(
-    'inception_dwconv2d', dispatch.Backend('triton', schema.inception_dwconv2d, cuda.refusal)
-)
+_run = cuda.eager('inception_dwconv2d', schema.inception_dwconv2d, _compute)
+dispatch.register('inception_dwconv2d', dispatch.Backend('triton', _run, cuda.refusal))

@@ -7,12 +7,12 @@ from mmlk.ops.large_kernel import cpu, schema
 
 _KERNELS = 'mmlk.ops.large_kernel.triton'
 
-cuda.implement('large_kernel_branches', _KERNELS, 'branches', cpu.compute_branches)
-cuda.implement('large_kernel_sum', _KERNELS, 'total', cpu.compute_sum)
+_branches = cuda.implement('large_kernel_branches', _KERNELS, 'branches', cpu.compute_branches)
+_sum = cuda.implement('large_kernel_sum', _KERNELS, 'total', cpu.compute_sum)
 cuda.implement('large_kernel_backward', _KERNELS, 'backward', cpu.compute_backward)
-dispatch.register(
-    'large_kernel_branches', dispatch.Backend('triton', schema.large_kernel_branches, cuda.refusal)
-)
-dispatch.register(
-    'large_kernel_sum', dispatch.Backend('triton', schema.large_kernel_sum, cuda.refusal)
-)
+for _name, _registered, _compute in (
+    ('large_kernel_branches', schema.large_kernel_branches, _branches),
+    ('large_kernel_sum', schema.large_kernel_sum, _sum),
+):
+    _run = cuda.eager(_name, _registered, _compute)
+    dispatch.register(_name, dispatch.Backend('triton', _run, cuda.refusal))

@@ -30,7 +30,7 @@ def _fused(x: Tensor, weights: list[Tensor]) -> bool:
     taps = sum(
         kh * kw for kh, kw in (toeplitz.clipped(each.shape[2:], x.shape[2:]) for each in weights)
     )
-    return taps >= toeplitz.LEAST_TAPS and toeplitz.allows(x.dtype)
+    return taps >= toeplitz.LEAST_TAPS and toeplitz.allows(x.dtype, x.shape[1])
 
 
 def branches(

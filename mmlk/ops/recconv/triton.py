@@ -5,7 +5,8 @@ coarser ones several times each. Here a program computes all levels, down and up
 channels of one image by itself; its intermediate maps, float32 and zero-padded (`triton_phases`), are in
 scratch memory that belongs to the program, not to the channels: as many programs as a GPU holds run
 through all channels in turn, so the scratch is rewritten while it still is in L2, and a barrier between
-two steps is all the ordering there is. (Triton has no shared memory to index.)
+two steps is all the ordering there is. (Triton has no shared memory to index.) The scratch of a launch
+is at most `SCRATCH`: lanes are given to fewer channels until that suffices.
 Launches and device-memory traffic, in bytes of the full map M:
 
 * forward: one launch; reads x, writes y: 2 M (library calls: 3L + 1 launches, 8.5 to 11 M);
@@ -15,10 +16,10 @@ Launches and device-memory traffic, in bytes of the full map M:
 
 The second reading of x and about 20 bytes a pixel of scratch (60 backward) are served by L1 and L2.
 
-Maps of more than FUSED_PIXELS pixels, or so few planes that most of the GPU would idle, take the
-same steps with one launch each over bands of rows, until a coarser level fits: two launches a level
-forward, five backward. There the coarser maps, and in the backward pass the gradient of the full
-sum, pass through device memory in float32.
+Maps of more than FUSED_PIXELS pixels (channels-last: SMALL_PIXELS), or so few planes that most of the
+GPU would idle, take the same steps with one launch each over bands of rows, until a coarser level
+fits: two launches a level forward, five backward. There the coarser maps, and in the backward pass the
+gradient of the full sum, pass through device memory in float32.
 
 Arithmetic: 25 (1 + 2/3 (1 - 4^-L)) multiplications a pixel forward, twice that and the coarse maps
 backward, all in float32 on CUDA cores. The result is rounded once. Weight gradients are sums over
@@ -40,7 +41,10 @@ from mmlk.ops.triton.runtime import Example, cdiv, launch, meta, power_of_2
 
 ROWS = 8  # of a strip; divides the sides of most published maps
 BAND = 32  # rows of a band, a multiple of ROWS
-WARPS = 2048  # that share the scratch memory: 16 a processor on H100, as 128 registers allow
+FORWARD, BACKWARD = 16, 8  # warps of a processor, as 128 and 255 registers a thread allow
+PROCESSORS = 128  # of a large GPU
+SCRATCH = 2**25
+"""Bytes of scratch memory of a launch at most: they stay in L2, of which A100 has 40 MB, H100 50."""
 FUSED_PIXELS = 160 * 128
 FUSED_PROGRAMS = 64
 SMALL_PIXELS = (
@@ -56,12 +60,14 @@ class Shape(NamedTuple):
         spots: Strips of a plane that it computes at a time.
         blocks: Programs that cover the channels of an image.
         last: Whether channels are contiguous.
+        most: Programs that a launch has at most: as many as a GPU holds, and `SCRATCH` suffices for.
     """
 
     planes: int
     spots: int
     blocks: int
     last: bool
+    most: int = 1
 
     @property
     def warps(self) -> int:
@@ -69,7 +75,7 @@ class Shape(NamedTuple):
 
     def programs(self, work: int) -> int:
         """Programs that share ``work`` blocks."""
-        return min(work, WARPS // self.warps)
+        return min(work, self.most)
 
     def constants(self) -> dict:
         return dict(
@@ -82,23 +88,46 @@ class Shape(NamedTuple):
         )
 
 
-def shape_of(channels: int, height: int, width: int, last: bool) -> Shape:
-    """Tiles of one to eight warps with four to eight strips a lane at the full map."""
+def shape_of(
+    images: int, channels: int, height: int, width: int, last: bool, floats: int, warps: int
+) -> Shape:
+    """Tiles of one to 16 warps, with four to eight strips a lane at the full map.
+
+    Lanes share the scratch memory of their planes: of channels-last maps, whose 16 channels are a
+    sector of memory, a program takes fewer where the programs of a GPU would need more than `SCRATCH`.
+
+    Args:
+        images, channels, height, width: Of the map.
+        last: Whether channels are contiguous.
+        floats: Of scratch memory for each plane.
+        warps: `FORWARD` or `BACKWARD`.
+    """
     strips = cdiv(height, ROWS) * width
+    choices = []
     if last:
-        planes = min(16, power_of_2(channels))
-        spots = min(max(power_of_2(cdiv(strips, 8)), 32 // planes), 16)
+        for most in (16, 8, 4):
+            planes = min(most, power_of_2(channels))
+            spots = min(max(power_of_2(cdiv(strips, 8)), 32 // planes), 32 * warps // planes)
+            choices.append((planes, spots))
     else:
         spots = min(max(power_of_2(cdiv(strips, 6)), min(32, power_of_2(strips))), 256)
-        planes = min(max(1, 32 // spots), power_of_2(channels))
-    return Shape(planes, spots, cdiv(channels, planes), last)
+        choices.append((min(max(1, 32 // spots), power_of_2(channels)), spots))
+    for planes, spots in choices:
+        shape = Shape(planes, spots, cdiv(channels, planes), last)
+        resident = PROCESSORS * warps // shape.warps
+        enough = SCRATCH // (4 * planes * max(1, floats))
+        if 4 * enough >= 3 * min(resident, images * shape.blocks):  # nearly all of them
+            break
+    return shape._replace(most=max(1, min(resident, enough)))
 
 
 def fits(images: int, channels: int, height: int, width: int, last: bool) -> bool:
     """Whether a program takes all rows of its planes, rather than a band of them."""
     pixels = height * width
-    programs = images * shape_of(channels, height, width, last).blocks
-    return pixels <= SMALL_PIXELS or pixels <= FUSED_PIXELS and programs >= FUSED_PROGRAMS
+    if pixels <= SMALL_PIXELS or last:  # more scratch memory than `SCRATCH` has for 4 channels
+        return pixels <= SMALL_PIXELS
+    blocks = shape_of(images, channels, height, width, last, 0, FORWARD).blocks
+    return pixels <= FUSED_PIXELS and images * blocks >= FUSED_PROGRAMS
 
 
 def _tiled_levels(x: Tensor, levels: int) -> int:
@@ -110,21 +139,21 @@ def _tiled_levels(x: Tensor, levels: int) -> int:
     return tiled
 
 
-def _extent(height: int, width: int, shape: Shape, margin: int) -> int:
-    """Floats of a map in scratch memory, as `recconv_phases.extent`."""
-    return shape.planes * (cdiv(height, ROWS) * ROWS + 2 * margin) * (width + 2 * margin)
+def _extent(height: int, width: int, margin: int) -> int:
+    """Floats of a plane in scratch memory, as `triton_phases.extent`."""
+    return (cdiv(height, ROWS) * ROWS + 2 * margin) * (width + 2 * margin)
 
 
-def _extents(height: int, width: int, levels: int, shape: Shape, margin: int) -> list[int]:
+def _extents(height: int, width: int, levels: int, margin: int) -> list[int]:
     found = []
     for _ in range(levels + 1):
-        found.append(_extent(height, width, shape, margin))
+        found.append(_extent(height, width, margin))
         height, width = (height + 1) // 2, (width + 1) // 2
     return found
 
 
 def _margin(kernel: int) -> int:
-    return max(2, kernel // 2)  # 2 for the window of `recconv_phases.up_gradient`
+    return max(2, kernel // 2)  # 2 for the window of `triton_phases.up_gradient`
 
 
 def _scratch(x: Tensor, programs: int, size: int) -> Tensor:
@@ -185,12 +214,16 @@ def _forward(x: Tensor, down: Tensor, weights: list[Tensor], nearest: bool, tile
     kernel = down.shape[-1]
     x = _strided(x, last)
     y = _empty(x, h, w, x.dtype, last)
-    shape, margin = shape_of(c, h, w, last), _margin(kernel)
-    constants = dict(K=kernel, MARGIN=margin, NEAREST=nearest, **shape.constants())
-    work = n * shape.blocks
+    margin = _margin(kernel)
+    floats = _extent(BAND, w, margin)
     if tiled == 0:
-        extents = _extents(h, w, levels, shape, margin)
-        size, programs = sum(extents) + extents[1], shape.programs(work)
+        extents = _extents(h, w, levels, margin)
+        floats = sum(extents) + extents[1]
+    shape = shape_of(n, c, h, w, last, floats, FORWARD)
+    size, work = shape.planes * floats, n * shape.blocks
+    constants = dict(K=kernel, MARGIN=margin, NEAREST=nearest, **shape.constants())
+    if tiled == 0:
+        programs = shape.programs(work)
         launch(
             kernels.forward_planes,
             (programs,),
@@ -212,7 +245,6 @@ def _forward(x: Tensor, down: Tensor, weights: list[Tensor], nearest: bool, tile
         )
         return y
     coarse = _forward(_halved(x, down, shape), down, weights[:-1], nearest, tiled - 1)
-    size = _extent(BAND, w, shape, margin)
     programs = shape.programs(work * _bands(h))
     launch(
         kernels.merge_band,
@@ -351,12 +383,15 @@ def _backward(
     kernel = down.shape[-1]
     x, grad = _strided(x, last), _strided(grad, last)
     grad_x = _empty(x, h, w, x.dtype, last)
-    shape, margin = shape_of(c, h, w, last), _margin(kernel)
+    margin, floats = _margin(kernel), 0
+    if tiled == 0:
+        extents = _extents(h, w, levels, margin)
+        floats = extents[0] + 4 * sum(extents[1:]) + extents[1]
+    shape = shape_of(n, c, h, w, last, floats, BACKWARD)
     taps = dict(K=kernel, PADDED=power_of_2(kernel * kernel), **shape.constants())
     lanes, work = shape.planes * shape.spots * kernel * kernel, n * shape.blocks
     if tiled == 0:
-        extents = _extents(h, w, levels, shape, margin)
-        size = extents[0] + 4 * sum(extents[1:]) + extents[1] + lanes
+        size = shape.planes * floats + lanes
         programs = shape.programs(work)
         launch(
             kernels.backward_planes,

@@ -168,19 +168,26 @@ def position(index, small, large, NEAREST: tl.constexpr):
 
 
 @jit
-def interpolate(at, row, column, height_at, width_at):
-    """Values of a coarse map at a `position` in rows and one in columns."""
+def interpolate(at, row, column, height_at, width_at, NEAREST: tl.constexpr):
+    """Values of a coarse map at a `position` in rows and one in columns.
+
+    Weighted sums rather than differences: next to each other, two infinite values have an infinite mean.
+    """
     low, high, down = height_at
     left, right, across = width_at
     upper = at + low * row
-    lower = at + high * row
-    a = tl.load(upper + left * column)
-    b = tl.load(upper + right * column)
-    c = tl.load(lower + left * column)
-    d = tl.load(lower + right * column)
-    first = a + across * (b - a)
-    second = c + across * (d - c)
-    return first + down * (second - first)
+    if NEAREST:
+        value = tl.load(upper + left * column)
+    else:
+        lower = at + high * row
+        a = tl.load(upper + left * column)
+        b = tl.load(upper + right * column)
+        c = tl.load(lower + left * column)
+        d = tl.load(lower + right * column)
+        first = a * (1.0 - across) + b * across
+        second = c * (1.0 - across) + d * across
+        value = first * (1.0 - down) + second * down
+    return value
 
 
 @jit
@@ -279,7 +286,12 @@ def merge(
             row = tl.minimum(h + r, bottom - 1)
             value = tl.load(fine + row * f_row + w * f_column, mask=within, other=0.0)
             up = interpolate(
-                coarse, c_row, c_column, position(row, small_h, height, NEAREST), across
+                coarse,
+                c_row,
+                c_column,
+                position(row, small_h, height, NEAREST),
+                across,
+                NEAREST,
             )
             tl.store(target + row * t_row + w * t_column, value.to(tl.float32) + up, mask=within)
 
@@ -463,7 +475,12 @@ def convolve_gradient(
             value = value.to(tl.float32)
             if UP:
                 value += interpolate(
-                    coarse, u_row, u_column, position(row, small_h, height, NEAREST), across
+                    coarse,
+                    u_row,
+                    u_column,
+                    position(row, small_h, height, NEAREST),
+                    across,
+                    NEAREST,
                 )
                 value = tl.where(within, value, 0.0)
             values = values + (value,)

@@ -81,24 +81,31 @@ def inspect(launch: runtime.Launch, arch: int) -> Report:
     return _read(compiled.asm['cubin'], compiled.metadata.shared)
 
 
-def _read(cubin: bytes, shared: int) -> Report:
+def resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread of the kernel in ``cubin``."""
+    usage = _dump(cubin, '--dump-resource-usage')
+    registers, stack = map(int, re.search(r'REG:(\d+) STACK:(\d+)', usage).groups())
+    return registers, stack
+
+
+def _dump(cubin: bytes, what: str) -> str:
     tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(cubin)
         file.flush()
-        usage, code = (
-            subprocess.run(
-                [tool, flag, file.name], capture_output=True, text=True, check=True
-            ).stdout
-            for flag in ('--dump-resource-usage', '-sass')
-        )
-    registers, stack = map(int, re.search(r'REG:(\d+) STACK:(\d+)', usage).groups())
+        return subprocess.run(
+            [tool, what, file.name], capture_output=True, text=True, check=True
+        ).stdout
+
+
+def _read(cubin: bytes, shared: int) -> Report:
     lines = [
         (int(match[1], 16), match[2], match[4])
-        for match in map(_INSTRUCTION.match, code.splitlines())
+        for match in map(_INSTRUCTION.match, _dump(cubin, '-sass').splitlines())
         if match
     ]
-    return Report(registers, stack, shared, Counter(name for _, name, _ in lines), _hot_loop(lines))
+    names = Counter(name for _, name, _ in lines)
+    return Report(*resources(cubin), shared, names, _hot_loop(lines))
 
 
 def _hot_loop(lines: list[tuple[int, str, str]]) -> Counter:

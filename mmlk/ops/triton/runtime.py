@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +89,10 @@ def jit(function: Callable | None = None, **options):
 # --------------------------------------------------------------------------------- launching
 
 
+LARGEST_GRID = (2**31 - 1, 65_535, 65_535)
+"""Programs per axis that CUDA launches; all axes together have at most as many as the first one."""
+
+
 class Launch(NamedTuple):
     """A launch that was recorded instead of run."""
 
@@ -119,8 +124,16 @@ def launch(kernel, grid: Sequence[int], *args, **options) -> None:
         grid: Programs per axis; none at all if one of them is 0.
         args: Its run-time arguments, the first one a tensor or a tuple of them.
         options: Its constants, and num_warps, num_stages.
+
+    Raises:
+        RuntimeError: If there are more programs than CUDA launches.
     """
     grid = tuple(grid)
+    if math.prod(grid) > LARGEST_GRID[0] or max(grid[1:], default=0) > LARGEST_GRID[1]:
+        raise RuntimeError(
+            f'{kernel.__name__}: the launch needs {grid} programs, CUDA has {LARGEST_GRID} at most; '
+            "take a smaller map or backend='reference'"
+        )
     if _RECORD is not None:
         _RECORD.append(Launch(kernel, grid, args, options))
         return

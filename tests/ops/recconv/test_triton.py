@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from mmlk.ops.recconv import cuda as recconv_cuda
-from tests.ops.triton.interpreter import check_recconv
+from mmlk.ops.recconv import triton as recconv
+from mmlk.ops.triton import runtime
+from tests.ops.triton.interpreter import check_recconv, check_recconv_not_finite
 
 PLAIN, LAST = 'contiguous', 'channels_last'
 SMALL = dict(ROWS=2)  # shorter strips: less to interpret, and several of them on a small map
@@ -45,6 +47,43 @@ def test_larger_recursions_equal_reference(interpreted, case):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
 def test_half_maps_with_float_weights(interpreted, dtype):
     interpreted(run, ((1, 2, 5, 3), 1, 3, 'bilinear', 'channel_slice'), dtype, SMALL)
+
+
+@pytest.mark.parametrize('mode', ['bilinear', 'nearest'])
+def test_infinite_values_spread_as_in_the_reference(interpreted, mode):
+    interpreted(check_recconv_not_finite, mode)
+
+
+@pytest.mark.parametrize('last', [False, True])
+@pytest.mark.parametrize(
+    'shape,levels',
+    [
+        ((64, 64, 56, 56), 4),
+        ((256, 128, 28, 28), 3),
+        ((256, 512, 7, 7), 1),
+        ((64, 64, 64, 64), 4),
+        ((16, 64, 128, 160), 4),
+        ((2, 64, 200, 336), 4),
+        ((1, 48, 500, 900), 4),
+    ],
+)
+def test_scratch_memory_stays_within_its_budget(shape, levels, last):
+    x = runtime.meta(*shape, last=last)
+    down, *weights = [runtime.meta(shape[1], 1, 5, 5)] * (levels + 2)
+    with runtime.recording() as found:
+        recconv.forward(x, down, weights, 'bilinear')
+        recconv.backward(x, x, down, weights, [], 'bilinear', [True] * 3)
+    sizes = {}
+    for each in found:
+        names = each.kernel.arg_names
+        if 'scratch' in names or 'area' in names:
+            given = each.args[names.index('scratch' if 'scratch' in names else 'area')]
+            sizes[each.kernel.__name__] = 4 * given.numel()
+            # The programs that share it are most of those that a GPU holds, or all.
+            warps = 8 if 'partial' in names else 16
+            held = 128 * warps // each.options['num_warps']
+            assert each.grid[0] >= min(held // 2, shape[0] * shape[1] // 16)
+    assert sizes and max(sizes.values()) <= 2**25, sizes
 
 
 def run(arguments, dtype, settings):

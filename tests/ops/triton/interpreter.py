@@ -1,6 +1,7 @@
 """What runs in the interpreter's process: poisoned memory, and comparisons with float64."""
 
 import torch
+from triton.runtime import interpreter
 
 from mmlk.ops import reference
 from tests.cases import TOLERANCE, assert_close
@@ -11,6 +12,7 @@ def prepare() -> None:
     """Fills what `torch.empty*` returns with NaN, in one thread; fp32 maps are strict fp32."""
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
+    _read_scalars()
     for owner, name in (
         (torch, 'empty'),
         (torch, 'empty_like'),
@@ -18,6 +20,25 @@ def prepare() -> None:
         (torch.Tensor, 'new_empty'),
     ):
         setattr(owner, name, _poisoned(getattr(owner, name)))
+
+
+def _read_scalars() -> None:
+    """Numbers of kernels are arrays of one element, of which Triton 3.6 takes ``int(array)``.
+
+    NumPy has none for arrays with axes from 2.4 on; the value is the array's only item.
+    """
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, '__index__', lambda self: int(self.handle.data.item()))
+        scope.set_attr(tensor, '__bool__', lambda self: _truth(self.handle.data))
+
+    interpreter._patch_lang_tensor = patched
+
+
+def _truth(data) -> bool:
+    return bool(data.item()) if data.size == 1 else True
 
 
 def _poisoned(allocate):
@@ -181,6 +202,23 @@ def check_recconv(shape, levels, kernel, mode, layout, dtype, **settings):
         dtype,
         ('y', 'grad_x', 'down', *['kernel'] * 9),
     )
+
+
+def check_recconv_not_finite(mode):
+    """Infinite values of the coarse maps reach what they reach in the reference, and as the same."""
+    from mmlk.ops.recconv import triton as recconv
+
+    torch.manual_seed(0)
+    x, (down, *weights) = torch.randn(1, 2, 8, 12), torch.rand(3, 2, 1, 3, 3) + 0.1
+    x[0, 0, 3, 3:5], x[0, 1, 2, 2], x[0, 1, 6, 9] = float('inf'), float('inf'), -float('inf')
+    y, _ = recconv.forward(x, down, weights, mode)
+    want = reference.recconv2d_reference(
+        x.double(), down.double(), [each.double() for each in weights], mode=mode
+    )
+    assert want.isinf().any() and want.isfinite().any()
+    assert torch.equal(y.isnan(), want.isnan()) and torch.equal(y.isinf(), want.isinf())
+    rest = want.isfinite()
+    assert_close('y', y[rest], want[rest], TOLERANCE[torch.float32][0])
 
 
 def check_dcls(version, channels, count, window, dtype):

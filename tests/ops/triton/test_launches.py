@@ -1,5 +1,6 @@
-"""Launches and copied maps of every operator on CUDA, by pass, without a GPU."""
+"""Launches and copied maps of every operator on CUDA, by pass, without a GPU; sizes of the grids."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ from mmlk.ops.depthwise import triton as depthwise
 from mmlk.ops.inception import triton as inception
 from mmlk.ops.large_kernel import triton as large_kernel
 from mmlk.ops.recconv import triton as recconv
-from mmlk.ops.triton import runtime
+from mmlk.ops.triton import planes, runtime
 
 CHANNELS = 64
 DIRECT, DIRECT_LAST = ['convolve_plain'], ['convolve_last']
@@ -22,7 +23,8 @@ def image(side, last):
     return runtime.meta(2, CHANNELS, side, side, last=last)
 
 
-def kernels(*sizes, channels=CHANNELS):
+def kernels(*sizes, channels=None):
+    channels = channels or CHANNELS
     return [runtime.meta(channels, 1, *size, dtype=torch.float32) for size in sizes]
 
 
@@ -122,3 +124,21 @@ def test_launches_and_copies(make, side, last, want):
             assert Counter(names) == Counter(launches)
         copies = [each for each in found if each.kernel.__name__ == 'copy_planes']
         assert sum(len(each.args[0]) for each in copies) == maps
+
+
+@pytest.mark.parametrize('make,side,last,_', table())
+def test_grids_have_room_for_any_number_of_channels(make, side, last, _, monkeypatch):
+    """CUDA has 2^31 - 1 programs along the first axis of a grid and 65,535 along the others."""
+    monkeypatch.setitem(globals(), 'CHANNELS', 70_000)
+    with runtime.recording() as found:
+        for call in make[0](side, last, *make[1:]):
+            call()
+    assert found
+    for each in found:
+        assert max(each.grid[1:], default=1) <= 65_535 and math.prod(each.grid) < 2**31
+
+
+def test_more_programs_than_cuda_launches_are_an_error():
+    for grid in ((1, 65_536), (1, 1, 65_536), (2**31,), (2**20, 2**11)):
+        with runtime.recording(), pytest.raises(RuntimeError, match='CUDA has .* at most'):
+            runtime.launch(planes.copy_planes, grid)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from mmlk.ops import DepthwiseConv2d, InceptionDWConv2d, cuda, depthwise_conv2d, explain
+from mmlk.ops import (
+    DepthwiseConv2d,
+    InceptionDWConv2d,
+    cuda,
+    dcls_kernel2d,
+    depthwise_conv2d,
+    explain,
+)
 from mmlk.ops.depthwise import triton as depthwise
 from mmlk.ops.triton import runtime
 
@@ -74,6 +81,16 @@ def test_reasons_of_type_and_size(monkeypatch):
         large = torch.empty(1, 2**12, 2**10, 2**10, dtype=torch.bfloat16, device='cuda')
         assert 'one image has more than 2147483647 elements' in cuda.refusal(large)
         assert depthwise_conv2d(*fake_arguments(torch.float16)).shape == (2, 4, 9, 9)
+
+
+def test_reasons_of_strides_and_counts_of_elements(monkeypatch):
+    monkeypatch.setattr(cuda, '_refusal_of_triton', lambda index: None)
+    with FakeTensorMode(), torch.device('cuda'):
+        text = explain(depthwise_conv2d, *fake_arguments(torch.bfloat16), stride=300)
+        assert 'triton: not used, the stride (300, 300) is above 16' in text
+        weight, positions = torch.empty(1, 1, 70_000), torch.empty(2, 1, 1, 70_000)
+        text = explain(dcls_kernel2d, weight, positions, kernel_size=5)
+        assert 'triton: not used, a kernel has 70000 elements, more than 65535' in text
 
 
 def test_compiled_graph_holds_the_registered_operators(monkeypatch):
