@@ -10,8 +10,9 @@ pattern in quotes, a video, or the number of a camera.
 
 OUT gets pictures/ (prediction over image, with a legend), for segmentors labels/ (PNGs of class
 indices from 0) and classes.json, for detectors predictions.json (COCO's layout), for classifiers
-predictions.json and predictions.csv (the likeliest classes of each picture with their scores). Files
-that cannot be read are left out and listed, and the exit status is then 3.
+predictions.json and predictions.csv (the likeliest classes of each picture with their scores); of a
+video also the predicted video, NAME.mp4. Ctrl-C ends a camera. Files that cannot be read are left out
+and listed, and the exit status is then 3.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import csv
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from mmlk.cli import arguments
@@ -106,18 +108,30 @@ def _write(model, frames, skipped: list[str], args: argparse.Namespace) -> int:
     )
 
     from mmlk.inference.prediction import save
+    from mmlk.inference.video import video_file
 
     kind = dict(segmentation=_Labels, detection=_Objects, classification=_Classes)[model.task]
     results, count = kind(model.classes, args), 0
     columns = TextColumn('predict'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
         bar = progress.add_task('predict', total=frames.total)
-        for prediction in model.stream(frames, args.batch_size, skipped):
-            count += 1
-            results.add(prediction, count)
-            drawn = prediction.above(args.threshold)
-            save(drawn, args.out, not args.no_pictures, model.task == 'segmentation')
-            progress.update(bar, completed=count + len(skipped))
+        video = None
+        if frames.video and not args.no_pictures:
+            name, rate = frames.video
+            video = stack.enter_context(video_file(args.out / f'{name}.mp4', rate))
+        try:
+            for prediction in model.stream(frames, args.batch_size, skipped):
+                count += 1
+                results.add(prediction, count)
+                drawn = prediction.above(args.threshold)
+                save(drawn, args.out, not args.no_pictures, model.task == 'segmentation')
+                if video:
+                    video.add(drawn.picture(legend=False))
+                progress.update(bar, completed=count + len(skipped))
+        except KeyboardInterrupt:
+            if not frames.live:
+                raise
     if count:
         results.write(args.out)
     return count

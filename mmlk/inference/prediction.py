@@ -77,13 +77,14 @@ class Prediction:
             masks=masks,
         )
 
-    def picture(self, opacity: float = 0.5) -> Image.Image:
+    def picture(self, opacity: float = 0.5, legend: bool = True) -> Image.Image:
         """The image under its prediction, and a legend of the classes that occur below it.
 
         A classifier's image is untouched, and has its five likeliest classes below it.
 
         Args:
             opacity: Weight of the colours, 0 to 1.
+            legend: Whether to add the legend, whose height depends on what occurs.
         """
         if self.class_scores is not None:
             rows = [(entry['name'], entry['score']) for entry in self.top()]
@@ -94,6 +95,8 @@ class Prediction:
         else:
             drawn = pictures.paint_objects(self, opacity)
             occurring = np.unique(self.box_labels)
+        if not legend:
+            return drawn
         return pictures.add_legend(drawn, occurring.tolist(), self.classes, self.palette)
 
     def label_image(self) -> Image.Image:

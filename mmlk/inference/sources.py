@@ -17,6 +17,7 @@ from mmlk.data.files import image_problem
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
+_USUAL_RATE = 25.0  # pictures per second, where a camera or a video does not say
 
 Source = Any
 """Path, pattern, camera number, array (H, W, 3) uint8 RGB, PIL image, or a sequence of these."""
@@ -45,6 +46,8 @@ class Frames:
 
     Attributes:
         total: Number of pictures, None where it is unknown (cameras, some videos).
+        live: Whether it is a camera, whose pictures end with the program.
+        video: Name and pictures per second of a video or camera; None for pictures.
 
     Raises:
         ValueError: If the source does not exist, holds no picture, or is of another kind.
@@ -53,10 +56,13 @@ class Frames:
     def __init__(self, source: Source) -> None:
         self._video = _video(source)
         self._items = [] if self._video is not None else list(_items(source))
+        self.live = isinstance(self._video, int)
         self.total: int | None = len(self._items)
+        self.video: tuple[str, float] | None = None
         if self._video is not None:
-            count = 0 if isinstance(self._video, int) else _frame_count(self._video)
+            count, rate = (0, 0.0) if self.live else _frame_count_and_rate(self._video)
             self.total = count if count > 0 else None
+            self.video = _video_name(self._video), rate if rate > 0 else _USUAL_RATE
 
     def __iter__(self) -> Iterator[Frame]:
         if self._video is not None:
@@ -163,16 +169,20 @@ def _open(video: Path | int) -> cv2.VideoCapture:
     return capture
 
 
-def _frame_count(video: Path) -> int:
+def _frame_count_and_rate(video: Path) -> tuple[int, float]:
     capture = _open(video)
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    count, rate = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS)
     capture.release()
-    return count
+    return count, rate
+
+
+def _video_name(video: Path | int) -> str:
+    return f'camera{video}' if isinstance(video, int) else video.stem
 
 
 def _read_video(video: Path | int) -> Iterator[Frame]:
     capture, index = _open(video), 0
-    stem = f'camera{video}' if isinstance(video, int) else video.stem
+    stem = _video_name(video)
     try:
         while True:
             read, image = capture.read()

@@ -99,6 +99,69 @@ def test_video_gives_its_frames(tmp_path, model):
     assert [round(p.image.mean() / 100) for p in found] == [0, 1, 2]
 
 
+@pytest.fixture
+def clip(tmp_path):
+    """Twelve frames of 64 x 48, twelve per second: a square that moves over a grey ground."""
+    path = str(tmp_path / 'clip.avi')
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'MJPG'), 12, (64, 48))
+    for index in range(12):
+        frame = np.full((48, 64, 3), 120, np.uint8)
+        frame[10:30, 4 * index : 4 * index + 20] = (30, 200, 240)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_command_writes_the_predicted_video(trained, clip, tmp_path):
+    out = tmp_path / 'out'
+    words = ['predict', str(trained / 'iter_4.pth'), clip, '--out', str(out), '--device', 'cpu']
+    assert program.main(words) == 0
+    video = cv2.VideoCapture(str(out / 'clip.mp4'))
+    assert video.get(cv2.CAP_PROP_FPS) == 12 and video.get(cv2.CAP_PROP_FRAME_COUNT) == 12
+    model = mmlk.load_model(trained / 'iter_4.pth', device='cpu')
+    for prediction in model.stream(clip):
+        read, frame = video.read()
+        wanted = np.asarray(prediction.picture(legend=False)).astype(int)
+        assert read and frame.shape == (48, 64, 3)
+        assert np.abs(frame[..., ::-1].astype(int) - wanted).mean() < 12, 'more than compression'
+    assert len(list((out / 'pictures').iterdir())) == 12
+    assert not [path for path in out.iterdir() if path.name.startswith('.')]
+
+
+def test_a_camera_ends_with_the_program_and_keeps_its_results(trained, clip, tmp_path, monkeypatch):
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: Camera(capture(clip)))
+    out = tmp_path / 'out'
+    words = ['predict', str(trained / 'iter_4.pth'), '0', '--out', str(out), '--device', 'cpu']
+    assert program.main(words) == 0
+    assert len(list((out / 'labels').glob('camera0_*.png'))) == 4  # the fifth waits for a sixth
+    monkeypatch.undo()
+    assert cv2.VideoCapture(str(out / 'camera0.mp4')).get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    assert (out / 'classes.json').exists()
+
+
+class Camera:
+    """A camera that gives five pictures, until Ctrl-C is pressed."""
+
+    def __init__(self, video):
+        self.video, self.left = video, 5
+
+    def read(self):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.video.read()
+
+    def isOpened(self):
+        return True
+
+    def get(self, _):
+        return 0.0
+
+    def release(self):
+        self.video.release()
+
+
 def test_video_that_cannot_be_opened_is_one_message(tmp_path):
     (tmp_path / 'clip.mp4').write_bytes(b'no video')
     with pytest.raises(ValueError, match='cannot open the video .*clip.mp4.*codec'):
