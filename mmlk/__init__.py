@@ -13,9 +13,12 @@ from mmlk.mmcv_ops import install as install_mmcv_operators
 
 __version__ = '0.2.0'
 _LAZY = {
+    'accelerate': 'mmlk.surgery.acceleration',
+    'convert': 'mmlk.surgery.conversion',
     'create_model': 'mmlk.models.create',
     'list_models': 'mmlk.models.names',
     'load_model': 'mmlk.inference.load',
+    'restore': 'mmlk.surgery.acceleration',
 }
 __all__ = ['__version__', 'config_path', *_LAZY]
 

@@ -36,6 +36,7 @@ RULES = {
     'mmlk.networks': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.registry', 'mmlk.ops.triton'],
     'mmlk.heads': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.registry', 'mmlk.ops.triton'],
     'mmlk.checkpoints.classifiers': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.ops'],
+    'mmlk.surgery': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.registry', 'mmlk.ops.triton'],
     'mmlk.models.create': ['mmengine', *OPENMMLAB, 'mmlk.backbones', 'mmlk.registry'],
     'mmlk.models.names': ['torch', 'numpy', 'mmengine', *OPENMMLAB],
     'mmlk.registry': ['mmlk.classification', *OPENMMLAB],
@@ -101,6 +102,7 @@ FOLDERS = {
     'networks': ('ops', 'layers', 'checkpoints'),
     'backbones': ('networks', 'checkpoints', 'registry'),
     'heads': ('layers', 'checkpoints'),
+    'surgery': ('ops',),
     'classification': ('heads', 'checkpoints', 'registry'),
     'models': ('ops', 'networks', 'heads', 'checkpoints'),
     'timm': ('models',),
@@ -156,7 +158,8 @@ def violations(path):
                 each.split('_')[0] in ('loops', 'triton', 'jit', 'cpu', 'cuda')
                 for each in target[1:]
             )
-            and home in ('layers', 'networks', 'backbones', 'checkpoints', 'engine', 'data')
+            and home
+            in ('layers', 'networks', 'backbones', 'checkpoints', 'engine', 'data', 'surgery')
         ):
             yield f"{where}: kernels and policies are the operators' own"
         if home != 'ops' or len(parts) < 2 or target[0] != 'ops' or len(target) < 2:

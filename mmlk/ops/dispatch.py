@@ -36,12 +36,14 @@ class Backend(NamedTuple):
         run: The computation, with the operator's arguments.
         refusal: Reason why it cannot take these arguments, or None.
         describe: Further words on what it would do with them, for `explain`.
+        refusal_to_gain: Reason why it is not faster than the reference for them, or None.
     """
 
     name: str
     run: Callable[..., Any]
     refusal: Callable[..., str | None]
     describe: Callable[..., str] | None = None
+    refusal_to_gain: Callable[..., str | None] | None = None
 
 
 _ARGUMENTS: dict[str, Callable[..., tuple]] = {}
@@ -181,6 +183,28 @@ def explain(operator: str | Callable, *args: Any, backend: str | None = None, **
             detail = f' ({each.describe(*args)})' if each.describe else ''
             lines.append(f'{each.name}: used{detail}')
     return '\n'.join(lines)
+
+
+def refusal_to_gain(operator: str, *args: Any) -> str | None:
+    """Reason why ``operator`` is not expected to be faster than its reference on ``args``, or None.
+
+    Args:
+        operator: Registered name.
+        args: The arguments of the public function.
+
+    Raises:
+        ValueError: If the arguments do not fit the operator.
+    """
+    args = _ARGUMENTS[operator](*args)
+    chosen = choose(operator, *args)
+    if chosen.name == 'reference':
+        reasons = (
+            f'{each.name}: {each.refusal(*args) or "another backend is forced"}'
+            for each in _BACKENDS[operator]
+            if each.name != 'reference'
+        )
+        return '; '.join(reasons)
+    return None if chosen.refusal_to_gain is None else chosen.refusal_to_gain(*args)
 
 
 @compat.assume_constant  # some versions of the compiler cannot read a variable that is not set

@@ -79,11 +79,12 @@ def are_depthwise(*layers: nn.Module, stride: int = 1, kind: type = nn.Conv2d) -
 
 
 def pads_evenly(*convolutions: nn.Conv2d) -> bool:
-    """Whether they have no dilation and pad ``k // 2`` zeros on each side."""
+    """Whether they have no dilation and pad ``k // 2`` zeros on each side, in numbers or as 'same'."""
     for each in convolutions:
         rows, columns = each.kernel_size
+        same = each.padding == 'same' and rows % 2 == columns % 2 == 1
         if (
-            each.padding != (rows // 2, columns // 2)
+            not (same or each.padding == (rows // 2, columns // 2))
             or each.dilation != (1, 1)
             or each.padding_mode != 'zeros'
         ):

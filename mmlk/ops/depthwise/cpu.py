@@ -293,6 +293,21 @@ def can_use_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
     return kw <= 3 and kh <= 31 and weight.stride(1) != 1
 
 
+def _refusal_to_gain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]
+) -> str | None:
+    """Reason why torch's own convolution is as fast in every pass, or None."""
+    reason = "torch's own convolution is as fast for this map and kernel"
+    if can_use_torch(x, weight, stride):
+        return reason
+    kernel = clipped_kernel(weight, x.shape[2:], weight.dtype)
+    as_it_is = kernel.shape == weight.shape and in_compute_dtype(x) is x
+    native = NATIVE_LAST if channels_last(x) else NATIVE
+    if as_it_is and not torch.is_autocast_enabled('cpu') and plan_for(x, kernel, stride) == native:
+        return reason
+    return None
+
+
 def _can_loop(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> bool:
     """Whether the loops are the route, without conversion or clipping."""
     kh, kw = weight.shape[2:]
@@ -358,4 +373,6 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]
 
 library.implement('depthwise_conv2d', 'CPU', compute)
 library.implement('depthwise_conv2d_backward', 'CPU', compute_backward)
-dispatch.register('depthwise_conv2d', dispatch.Backend('cpu', _run, _refusal, _describe))
+dispatch.register(
+    'depthwise_conv2d', dispatch.Backend('cpu', _run, _refusal, _describe, _refusal_to_gain)
+)

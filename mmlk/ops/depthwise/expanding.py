@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmlk.ops import dispatch
 from mmlk.ops.depthwise import depthwise_conv2d
-from mmlk.ops.maps import pair
+from mmlk.ops.maps import channels_last, pair
 from mmlk.ops.reference import expanding_depthwise_conv2d_reference
 
 
@@ -67,5 +67,15 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None, _stride) -> str | N
     return dispatch.refusal_for_device(x, 'cpu', weight, bias)
 
 
+def _refusal_to_gain(x: Tensor, weight: Tensor, _bias, _stride) -> str | None:
+    """Reason why torch's own convolution is as fast, or None."""
+    if not channels_last(x) and weight.shape[2] * weight.shape[3] < 25:
+        return "torch's own convolution is as fast for this map and kernel"
+    return None
+
+
 dispatch.declare('expanding_depthwise_conv2d', _arguments, expanding_depthwise_conv2d_reference)
-dispatch.register('expanding_depthwise_conv2d', dispatch.Backend('cpu', _run, _refusal))
+dispatch.register(
+    'expanding_depthwise_conv2d',
+    dispatch.Backend('cpu', _run, _refusal, refusal_to_gain=_refusal_to_gain),
+)

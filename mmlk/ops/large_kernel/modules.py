@@ -184,9 +184,10 @@ def _branch(
 
 def _folded(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
     """Kernel and bias, in float64, of a branch whose norm is in eval mode."""
-    weight = branch.conv.weight.double()
+    weight, bias = branch.conv.weight.double(), branch.conv.bias
+    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias.double()
     if not hasattr(branch, 'bn'):
-        return weight, weight.new_zeros(weight.shape[0])
+        return weight, bias
     norm = branch.bn
     if getattr(norm, 'running_var', None) is None:
         raise ValueError(
@@ -198,7 +199,7 @@ def _folded(branch: nn.Sequential) -> tuple[Tensor, Tensor]:
     if norm.affine:
         scale = scale * norm.weight.double()
         shift = shift * norm.weight.double() + norm.bias.double()
-    return weight * scale.view(-1, 1, 1, 1), shift
+    return weight * scale.view(-1, 1, 1, 1), shift + bias * scale
 
 
 def _embed(kernel: Tensor, size: tuple[int, int]) -> Tensor:
