@@ -26,6 +26,8 @@ class AcceleratedConv2d(NotScriptable, nn.Conv2d):
     It is never constructed: a layer gets this class, and `restore` gives it its own one back.
     """
 
+    own_class: type[nn.Conv2d]
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or not pads_evenly(self):  # its attributes were changed since
             return super().forward(x)
@@ -192,7 +194,7 @@ def _refusal(layer: nn.Conv2d) -> str | None:
         return 'this package computes it already'
     if layer.dilation != (1, 1):
         return f'it has dilation {layer.dilation}'
-    return refusal_of_kind(layer, (nn.Conv2d,)) or refusal_of_geometry(layer, expands=True)
+    return refusal_of_kind(layer) or refusal_of_geometry(layer, expands=True)
 
 
 class _Check:
@@ -235,12 +237,12 @@ def _swap(
     hooks: list[Any] = []
     try:
         for layer, check in zip(layers, checks):
-            layer.__class__ = AcceleratedConv2d
+            own_class, layer.__class__ = layer.__class__, AcceleratedConv2d
+            layer.own_class = own_class
             hooks.append(layer.register_forward_pre_hook(check, with_kwargs=True))
         error = _error(outputs(model, sample), want, tolerance, 'the network')
     except BaseException:
-        for layer in layers:
-            layer.__class__ = nn.Conv2d
+        _give_back(layers)
         raise
     finally:
         for hook in hooks:
@@ -268,4 +270,5 @@ def _give_back(layers: dict[nn.Conv2d, str]) -> None:
             )
     for layer in layers:
         if type(layer) is AcceleratedConv2d:
-            layer.__class__ = nn.Conv2d
+            layer.__class__ = layer.own_class
+            del layer.own_class

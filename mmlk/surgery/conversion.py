@@ -23,7 +23,7 @@ from mmlk.surgery.parts import PARTS, Part, residual
 from mmlk.surgery.patterns import Pattern, parse_pattern
 from mmlk.surgery.table import table
 
-_KINDS = (nn.Conv2d, DepthwiseConv2d, AcceleratedConv2d)
+_OURS = (DepthwiseConv2d, AcceleratedConv2d)
 _HOOKS = (
     '_forward_hooks',
     '_forward_pre_hooks',
@@ -214,7 +214,7 @@ def _refuse(
 
 def _refusal(layer: nn.Conv2d, rule: _Rule) -> str | None:
     """Reason why a layer cannot be replaced by the part of a rule, or None."""
-    reason = refusal_of_kind(layer, _KINDS) or refusal_of_geometry(layer)
+    reason = refusal_of_kind(layer, _OURS) or refusal_of_geometry(layer)
     if reason is not None:
         return reason
     if any(layer.__dict__.get(each) for each in _HOOKS):

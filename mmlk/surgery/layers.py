@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+PLAIN = ('torch.nn.modules.conv.Conv2d', 'mmcv.cnn.bricks.wrappers.Conv2d')
+"""Classes whose call is a convolution and nothing besides; MMCV's adds old versions of torch."""
+
 
 def depthwise_layers(model: nn.Module) -> dict[nn.Conv2d, tuple[str, ...]]:
     """Convolutions with one group per input channel, and more than one, each with all its names.
@@ -30,12 +33,12 @@ def described(layer: nn.Conv2d) -> str:
     return ', '.join(words)
 
 
-def refusal_of_kind(layer: nn.Conv2d, kinds: tuple[type, ...]) -> str | None:
-    """Reason why a call of ``layer`` may be another one than of the classes ``kinds``, or None."""
+def refusal_of_kind(layer: nn.Conv2d, others: tuple[type, ...] = ()) -> str | None:
+    """Reason why a call of ``layer`` may be another one than of nn.Conv2d or ``others``, or None."""
     if parametrize.is_parametrized(layer):
         return 'its parameters are parametrised'
-    if type(layer) not in kinds:
-        name = f'{type(layer).__module__}.{type(layer).__qualname__}'
+    name = f'{type(layer).__module__}.{type(layer).__qualname__}'
+    if name not in PLAIN and type(layer) not in others:
         return f'it is a {name}, whose call may differ from that of nn.Conv2d'
     if 'forward' in layer.__dict__:
         return 'its forward was replaced'

@@ -22,7 +22,12 @@ from mmlk.ops import (
     dcls_kernel2d,
 )
 from mmlk.ops.dcls.construct import driven_axes
+from mmlk.ops.maps import pair
 from mmlk.surgery.layers import centred, dense_kernel, dilated
+
+_ROUNDING = 1e-12
+_NARROW = 0.01
+"""Width of elements: the narrowest would be 0, where the width has no gradient."""
 
 
 class Carried(NamedTuple):
@@ -56,11 +61,12 @@ class Part(NamedTuple):
 
 
 def residual(kernel: Tensor, carried: Tensor) -> float:
-    """Norm of the difference of two kernels (C, 1, kh, kw) over the norm of the first."""
+    """Norm of the difference of two kernels (C, 1, kh, kw) over that of the first; rounding is 0."""
     size = tuple(max(sides) for sides in zip(kernel.shape[2:], carried.shape[2:]))
     difference = torch.linalg.vector_norm(centred(kernel, size) - centred(carried, size))
     scale = torch.linalg.vector_norm(kernel)
-    return float(difference / scale if scale > 0 else difference)
+    share = float(difference / scale if scale > 0 else difference)
+    return share if share > _ROUNDING else 0.0
 
 
 def shares(kernel: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -76,9 +82,11 @@ def shares(kernel: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
 
 
 def _larger(layer: nn.Conv2d, kernel_size: int | tuple[int, int]) -> Carried:
+    if any(size < 1 or size % 2 == 0 for size in pair(kernel_size)):
+        raise ValueError(f'DepthwiseConv2d: kernel_size {kernel_size} must be odd and positive')
     module = DepthwiseConv2d(
         layer.in_channels, kernel_size, layer.stride, bias=layer.bias is not None
-    )
+    ).to(layer.weight.dtype)
     kernel = centred(dense_kernel(layer), module.kernel_size)
     _copy(module.weight, kernel)
     _copy(module.bias, layer.bias)
@@ -86,7 +94,7 @@ def _larger(layer: nn.Conv2d, kernel_size: int | tuple[int, int]) -> Carried:
 
 
 def _strips(layer: nn.Conv2d, **options: int | bool) -> Carried:
-    module = LargeKernelDWConv2d(layer.in_channels, norm=None, **options)
+    module = LargeKernelDWConv2d(layer.in_channels, norm=None, **options).to(layer.weight.dtype)
     convolutions = [each for each in module.modules() if isinstance(each, nn.Conv2d)]
     kernels = shares(dense_kernel(layer), [each.kernel_size for each in convolutions])
     for convolution, kernel in zip(convolutions, kernels):
@@ -98,7 +106,7 @@ def _strips(layer: nn.Conv2d, **options: int | bool) -> Carried:
 
 
 def _bands(layer: nn.Conv2d, **options: int | float) -> Carried:
-    module = InceptionDWConv2d(layer.in_channels, **options)
+    module = InceptionDWConv2d(layer.in_channels, **options).to(layer.weight.dtype)
     kernel = dense_kernel(layer)
     rest = layer.in_channels - 3 * module.branch_channels
     convolutions = (module.dwconv_hw, module.dwconv_w, module.dwconv_h)
@@ -118,7 +126,7 @@ def _bands(layer: nn.Conv2d, **options: int | float) -> Carried:
 
 
 def _recursive(layer: nn.Conv2d, **options: int | str) -> Carried:
-    module = RecConv2d(layer.in_channels, **options)
+    module = RecConv2d(layer.in_channels, **options).to(layer.weight.dtype)
     *coarser, finest = module.convs
     kernel = centred(dense_kernel(layer), finest.kernel_size)
     _copy(finest.weight, kernel)
@@ -132,7 +140,7 @@ def _elements(layer: nn.Conv2d, **options: int | str) -> Carried:
     """Elements on the largest taps of each channel; further elements weigh nothing at first."""
     module = DCLSDepthwiseConv2d(
         layer.in_channels, stride=layer.stride, bias=layer.bias is not None, **options
-    )
+    ).to(layer.weight.dtype)
     kernel = centred(dense_kernel(layer), module.kernel_size)
     channels, _, height, width = kernel.shape
     taps = kernel.flatten(1)
@@ -145,10 +153,10 @@ def _elements(layer: nn.Conv2d, **options: int | str) -> Carried:
     for component, axis in zip(module.P, driven_axes(module.version, 2)):
         component[:, 0, :count] = cells[axis].to(component.dtype)
     if module.SIG is not None:
-        module.SIG.zero_()
+        nn.init.constant_(module.SIG, _NARROW)
     weights = module.weight.new_zeros(channels, module.kernel_count, dtype=torch.float64)
     weights[:, :count] = taps.gather(1, chosen)
-    if module.SIG is not None:
+    if module.version != 'v0':
         weights[:, :count] = _spread_weights(module, taps, count)
     _copy(module.weight, weights.unsqueeze(1))
     _copy(module.bias, layer.bias)
@@ -165,16 +173,16 @@ def _elements(layer: nn.Conv2d, **options: int | str) -> Carried:
 
 
 def _spread_weights(module: DCLSDepthwiseConv2d, taps: Tensor, count: int) -> Tensor:
-    """Weights (C, count) of elements that reach their neighbours, by least squares."""
+    """Weights (C, count) of elements that are scaled or reach their neighbours, by least squares."""
     channels = taps.shape[0]
-    places, widths = (
-        each.detach().double()[:, :, 0, :count].reshape(2, channels * count, 1, 1)
-        for each in (module.P, module.SIG)
-    )
+
+    def apart(each: Tensor) -> Tensor:
+        return each.double()[:, :, 0, :count].reshape(2, channels * count, 1, 1)
+
     alone = dcls_kernel2d(
-        places.new_ones(channels * count, 1, 1),
-        places,
-        widths,
+        taps.new_ones(channels * count, 1, 1),
+        apart(module.P),
+        None if module.SIG is None else apart(module.SIG),
         kernel_size=module.kernel_size,
         version=module.version,
         backend='reference',
