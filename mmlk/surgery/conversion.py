@@ -102,7 +102,7 @@ def convert(
             ``'depthwise==1x11'`` (rows x columns), each with an optional place: ``'depthwise in
             stages.2'`` takes layers whose name, or that of a module around them, matches the glob. A
             replacement is ``dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=49)``: a class of
-            `mmlk.ops` (`PARTS`) with its own arguments but channels, stride and bias.
+            `mmlk.ops` with its own arguments but channels, stride and bias.
         inplace: Change ``model`` itself; otherwise a deep copy of it.
 
     Returns:

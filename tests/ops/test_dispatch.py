@@ -217,3 +217,26 @@ def test_the_reference_turns_everything_off(family, folded, monkeypatch):
         dispatch.operators()
     )
     assert not own
+
+
+def test_a_gain_is_expected_where_the_policy_has_another_way_than_torch(monkeypatch):
+    x = torch.randn(1, 4, 20, 20)
+
+    def reason(*args):
+        return dispatch.refusal_to_gain('depthwise_conv2d', *args)
+
+    three, seven = torch.randn(4, 1, 3, 3), torch.randn(4, 1, 7, 7)
+    torchs = "torch's own convolution is as fast for this map and kernel"
+    assert reason(x, three) == torchs and reason(x, seven) is None
+    assert reason(x.double(), three.double()) == torchs
+    assert reason(x.to(torch.bfloat16), three.to(torch.bfloat16)) is None
+    assert reason(x[:, :, :3, :3], torch.randn(4, 1, 7, 3)) is None  # the kernel is clipped
+    wide = torch.randn(8, 1, 3, 3)
+    assert dispatch.refusal_to_gain('expanding_depthwise_conv2d', x, wide) == torchs
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert dispatch.refusal_to_gain('expanding_depthwise_conv2d', last, wide) is None
+    assert 'cpu: the input is on meta' in reason(x.to('meta'), seven.to('meta'))
+    with pytest.raises(ValueError, match='expected \\(4, 1, kh, kw\\)'):
+        reason(x, wide)
+    monkeypatch.setenv(dispatch.ENVIRONMENT, 'reference')
+    assert 'cpu: another backend is forced' in reason(x, seven)

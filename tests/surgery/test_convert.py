@@ -205,7 +205,7 @@ NETS = {
     'timm convnext': ('depthwise>=7 in stages.[12]', 2),
     'torchvision convnext': ('depthwise in features.*', 3),
     'torchvision mobilenet_v2': ('depthwise==3x3', 17),
-    'mmseg mscan': ('depthwise>7', 24),
+    'mmseg mscan': ('depthwise>7', 16),
 }
 
 
