@@ -30,7 +30,7 @@ from benchmark_ops import CLOCKS, LAYOUTS, device  # noqa: E402
 
 import mmlk  # noqa: E402
 
-TOLERANCE = 1e-3  # of the largest gradient of a parameter, float32, through a whole network
+TOLERANCE = 1e-4  # of the largest gradient of a parameter, float32, through a whole network
 NETWORKS = {
     # name -> module, factory, arguments
     'mobilenet_v2': ('torchvision.models', 'mobilenet_v2', {}),
@@ -86,21 +86,27 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [each.grad.clone() for each in model.parameters() if each.grad is not None]
 
 
-def verify(name: str, plain: nn.Module, ours: nn.Module, x: Tensor) -> float:
-    """Largest difference of a gradient, over the largest gradient of its parameter.
+def verify(name: str, plain: nn.Module, ours: nn.Module, x: Tensor) -> None:
+    """Compare gradients with those of the untouched network in float64.
+
+    Some gradients are sums that cancel, so that float32 holds none of their digits: errors may be ten
+    times those of the untouched network in float32, and 1e-7 of the network's largest gradient.
 
     Raises:
-        RuntimeError: If one is too large; nothing is timed then.
+        RuntimeError: If a gradient is off by more, and by `TOLERANCE`; nothing is timed then.
     """
-    worst = 0.0
-    for index, (mine, theirs) in enumerate(zip(gradients(ours, x), gradients(plain, x))):
-        error = float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
-        if not error <= TOLERANCE:
+    truth = gradients(copy.deepcopy(plain).double(), x.double())
+    least = 1e-7 * max(each.abs().max() for each in truth)
+    found = zip(gradients(ours, x), gradients(plain, x), truth)
+    for index, (mine, theirs, exact) in enumerate(found):
+        own_error = (theirs - exact).abs().max()
+        allowed = max(TOLERANCE * exact.abs().max(), 10 * own_error, least)
+        error = (mine - exact).abs().max()
+        if not error <= allowed:
             raise RuntimeError(
-                f'benchmark_surgery: gradient {index} of {name} is off by {error:.1e}; it is not timed'
+                f'benchmark_surgery: gradient {index} of {name} is off by {error:.1e}, {allowed:.1e} '
+                'is allowed; it is not timed'
             )
-        worst = max(worst, error)
-    return worst
 
 
 def durations(runs: dict[str, Callable], args: argparse.Namespace) -> dict[str, list[float]]:
@@ -135,7 +141,7 @@ def measure(name: str, layout: str, args: argparse.Namespace) -> list[dict]:
     if not done.taken:
         print(f'{name:<16} {layout:<13} nothing taken of {len(done.layers)} layers')
         return [dict(facts, result='nothing taken')]
-    facts['gradients'] = verify(name, plain, ours, x)
+    verify(name, plain, ours, x[:1])
     rows = []
     for mode, make in (('train', trainer), ('infer', inferer)):
         if args.mode not in (mode, 'both'):

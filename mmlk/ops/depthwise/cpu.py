@@ -9,7 +9,8 @@ no vectorised depthwise convolution for them on most CPUs. Results are returned 
 input, whatever layout the route works in.
 
 Where loops can be compiled (`mmlk.ops.jit`), they are the route of nearly every float32 shape; the
-routes of torch serve float64, the largest kernels and machines without llvmlite.
+routes of torch serve float64, the largest kernels, machines without llvmlite, and contiguous maps in
+inference for kernels up to 9 wide.
 """
 
 from __future__ import annotations
@@ -278,10 +279,13 @@ def _describe(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int,
     return ', '.join([*words, *([] if reason is None else [f'no compiled loops: {reason}'])])
 
 
-def can_use_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
+def can_use_torch(
+    x: Tensor, weight: Tensor, stride: tuple[int, int], forward_alone: bool = False
+) -> bool:
     """Whether torch's own convolution is the best route for all passes of ``x`` as it is given.
 
-    Then it is called directly, which spares small maps the cost of a registered operator.
+    Then it is called directly, which spares small maps the cost of a registered operator. A forward
+    pass alone of a contiguous map does not pay the compiled loops back that the map is reordered.
     """
     kh, kw = weight.shape[2:]
     if x.dtype != torch.float32 or torch.is_autocast_enabled('cpu'):
@@ -290,7 +294,15 @@ def can_use_torch(x: Tensor, weight: Tensor, stride: tuple[int, int]) -> bool:
         return False
     if channels_last(x):
         return kw <= 3 and kh <= 31 or kh == 1 and kw <= 11 or stride != (1, 1)
-    return kw <= 3 and kh <= 31 and weight.stride(1) != 1
+    vectorised = kw <= 9 if forward_alone else kw <= 3 and kh <= 31
+    return vectorised and weight.stride(1) != 1
+
+
+def _forward_alone(*tensors: Tensor | None) -> bool:
+    """Whether nobody will ask for gradients."""
+    return not torch.is_grad_enabled() or not any(
+        each is not None and each.requires_grad for each in tensors
+    )
 
 
 def _refusal_to_gain(
@@ -364,7 +376,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]
         if torch.is_grad_enabled():
             return _apply_loops(x, weight, bias, stride)
         return loops.forward(x, weight, bias, stride)
-    if can_use_torch(x, weight, stride):
+    if can_use_torch(x, weight, stride, _forward_alone(x, weight, bias)):
         return depthwise_conv2d_reference(x, weight, bias, stride)
     if seen:
         return schema.depthwise_conv2d(x, weight, bias, stride)
