@@ -27,6 +27,7 @@ def networks(monkeypatch):
     monkeypatch.setattr(benchmark_surgery, 'NETWORKS', found)
 
 
+@pytest.mark.slow
 def test_networks_are_verified_timed_and_reported(networks, tmp_path, capsys):
     out = tmp_path / 'gains.json'
     benchmark_surgery.main([*SMALL, '--layout', 'contiguous', '--out', str(out)])
