@@ -253,8 +253,10 @@ def unwrap(content: Any, path: Path, prefer: str | None = None) -> tuple[Mapping
     args = content.get('args')
     info.args = args if isinstance(args, argparse.Namespace) else None
     if info.others:
+        exchanged = 'message_hub' in content and 'ema_state_dict' in info.others
+        what = " (MMEngine's files have the average in state_dict)" if exchanged else ''
         info.notes.append(
             f'{info.container!r} was taken; the file also holds '
-            f'{", ".join(info.others)}: prefer={info.others[0]!r} takes that'
+            f'{", ".join(info.others)}{what}: prefer={info.others[0]!r} takes that'
         )
     return content[info.container], info

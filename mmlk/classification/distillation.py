@@ -51,7 +51,7 @@ class DistilledClassifier(ImageClassifier):
             )
         if not 0 <= alpha <= 1:
             raise ValueError(f'DistilledClassifier: alpha {alpha} must be within 0 to 1')
-        if not hasattr(self.head, 'branches'):
+        if self.head is not None and not hasattr(self.head, 'branches'):
             raise ValueError(
                 f'DistilledClassifier: head {type(self.head).__name__} has no branches; use '
                 'mmlk.TwoBranchClsHead'
@@ -91,12 +91,20 @@ class DistilledClassifier(ImageClassifier):
 
         Raises:
             RuntimeError: If ``init_weights`` has not been called.
+            ValueError: If the teacher tells another number of classes apart.
         """
         if not self._teacher:
             raise RuntimeError('DistilledClassifier: no teacher; call init_weights before training')
         (teacher,) = self._teacher
         with torch.no_grad():
-            return teacher.to(inputs.device)(inputs).argmax(1)
+            scores = teacher.to(inputs.device)(inputs)
+        if scores.shape[1] != self.head.num_classes:
+            raise ValueError(
+                f'DistilledClassifier: the teacher tells {scores.shape[1]} classes apart and '
+                f'model.head.num_classes is {self.head.num_classes}; a teacher has to know the same '
+                'classes. Name another one, or train without a teacher'
+            )
+        return scores.argmax(1)
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Losses ``loss_labels`` and ``loss_teacher``, weighted; MMEngine logs their sum as ``loss``."""

@@ -18,6 +18,8 @@ from mmlk.heads import HEADS
 # Entry under which a family's own scripts look for the state dict; InceptionNeXt's are timm's.
 ENTRIES = dict(inceptionnext='state_dict', slak='model', dcls_convnext='model', recnext='model')
 SAFETENSORS = '.safetensors'
+AVERAGE_COUNTERS = ('steps', 'n_averaged')
+"""What MMEngine's and torch's averages keep beside the weights, under names without a wrapper."""
 PICKLED = ('.pth', '.pt', '.bin')
 
 
@@ -39,7 +41,9 @@ def convert(args: argparse.Namespace) -> None:
     state, info = read_checkpoint(
         args.source, prefer=args.prefer, sha256=args.sha256, unsafe=args.unsafe_pickle
     )
-    state = {keymaps.bare_name(key): value for key, value in state.items()}
+    state = {
+        keymaps.bare_name(key): value for key, value in state.items() if key not in AVERAGE_COUNTERS
+    }
     prefix = f'{args.prefix}.' if args.prefix and not args.prefix.endswith('.') else args.prefix
     start = keymaps.common_wrapper(state) + prefix
     state = {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}

@@ -108,7 +108,11 @@ def _arch(backbone: Network) -> str | None:
 
 
 def _expected_channels(model: dict, channels: tuple[int, ...]) -> dict[str, dict]:
-    """Changes of ``in_channels`` that neck, or decode and auxiliary head, need."""
+    """Changes of ``in_channels`` that a classifier's head, neck, or decode and auxiliary head need."""
+    classifier = model.get('head')
+    if isinstance(classifier, dict) and str(classifier.get('type')).startswith('mmlk.'):
+        fits = classifier.get('in_channels', channels[-1]) == channels[-1]
+        return {} if fits else {'head': dict(in_channels=channels[-1])}
     neck = model.get('neck')
     if neck:
         given = neck.get('in_channels') if isinstance(neck, dict) else None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mmengine import runner
 
+from mmlk.cli.loading import require_coverage
 from mmlk.data.errors import DataError
 
 # Of a schedule's public state, what a training moves; the rest are its settings.
@@ -58,11 +59,12 @@ class Runner(runner.Runner):
         """Continue from ``filename``, see MMEngine.
 
         Raises:
-            UnusableCheckpoint: If the file cannot be read, does not fit the model or its optimizer, or
-                holds weights alone.
+            UnusableCheckpoint: If the file cannot be read, does not fit the model (its class count
+                included) or its optimizer, or holds weights alone.
         """
         asked = [_settings(each) for each in _schedules(self.param_schedulers)]
         with _naming(filename):
+            require_coverage(self.model)
             try:
                 super().resume(filename, *args, **kwargs)
             except KeyError as error:

@@ -54,8 +54,12 @@ def check(cfg: Mapping, loaders: Sequence[str]) -> list[str]:
                 root = dataset.get('data_root') or '.'
                 raise DataError(f'{loader}: {error}\n{HELP.format(root=root)}') from None
             lines.append(f'{loader}: {line}')
-            if classes:
-                classes_of[loader] = classes
+            if classes and classes_of.setdefault(loader, classes) != classes:
+                odd = sorted({*classes} ^ {*classes_of[loader]})
+                raise DataError(
+                    f'{loader}: its data sets have different class folders, {odd[0]!r} for one; their '
+                    'labels would mean different classes'
+                )
     head = (cfg.get('model') or {}).get('head') or {}
     _check_agreement(classes_of, head.get('num_classes'))
     return lines
@@ -92,7 +96,15 @@ def _check_dataset(dataset: Mapping) -> tuple[str, list[str]]:
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not classes:
         raise DataError(f'{folder} has no class folders; an image lies in the folder of its class')
-    counts = {name: _count_images(folder / name) for name in classes}
+    suffixes = tuple(each.lower() for each in dataset.get('extensions') or _SUFFIXES)
+    counts = {name: _count_images(folder / name, suffixes) for name in classes}
+    named = list((dataset.get('metainfo') or {}).get('classes') or ())
+    if named != classes and sorted(named) == classes:
+        raise DataError(
+            f'metainfo.classes names the class folders of {folder} in another order, starting with '
+            f'{named[0]!r}; labels follow the alphabet, starting with {classes[0]!r}: leave it out, or '
+            'write the names in that order'
+        )
     empty = next((name for name, count in counts.items() if not count), None)
     if empty:
         raise DataError(f'the class folder {folder / empty} holds no image')
@@ -117,9 +129,9 @@ def _check_agreement(classes_of: Mapping[str, list[str]], num_classes: int | Non
             )
 
 
-def _count_images(folder: Path) -> int:
+def _count_images(folder: Path, suffixes: tuple[str, ...]) -> int:
     return sum(
-        name.lower().endswith(_SUFFIXES)
+        name.lower().endswith(suffixes)
         for _, _, names in os.walk(folder, followlinks=True)
         for name in names
     )

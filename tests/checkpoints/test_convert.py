@@ -177,3 +177,19 @@ def test_list_names_every_checkpoint(convert, capsys):
     assert convert('--list') == 0
     said = capsys.readouterr().out
     assert all(f'{zoo.SCHEME}{name} ' in said for name in zoo.ENTRIES)
+
+
+def test_averages_of_mmengine_are_freed_of_wrapper_and_counter(
+    convert, published, tmp_path, capsys
+):
+    average = {f'module.{key}': value for key, value in published.items()}
+    content = dict(state_dict=published, message_hub={}, meta={})
+    torch.save(
+        dict(content, ema_state_dict=dict(average, steps=torch.tensor(4))), tmp_path / 'a.pth'
+    )
+    words = ['--prefer', 'ema_state_dict', '--to', 'timm']
+    assert convert(tmp_path / 'a.pth', tmp_path / 'b.pth', *words) == 0
+    assert 'head for 1000 classes' in capsys.readouterr().out
+    assert read(tmp_path / 'b.pth')['state_dict'].keys() == published.keys()
+    assert convert(tmp_path / 'a.pth', tmp_path / 'c.pth') == 0
+    assert "MMEngine's files have the average in state_dict" in capsys.readouterr().out

@@ -141,6 +141,15 @@ def test_weights_of_another_teacher_are_refused_in_a_line(teacher_file, tmp_path
     assert '\n' not in str(error.value) and len(str(error.value)) < 700
 
 
+def test_a_teacher_of_other_classes_is_refused(teacher_file):
+    model = build(teacher_file[0]).train()
+    model.init_weights()
+    model.head.num_classes += 1
+    inputs, _, samples = batch()
+    with pytest.raises(ValueError, match='teacher tells 5 classes apart .*num_classes is 6'):
+        model(inputs, samples, mode='loss')
+
+
 @pytest.mark.parametrize('alpha', [-0.1, 1.5, math.nan])
 def test_weight_of_the_teacher_is_a_share(teacher_file, alpha):
     with pytest.raises(ValueError, match='alpha .* must be within 0 to 1'):

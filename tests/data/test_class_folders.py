@@ -111,6 +111,32 @@ def test_sets_of_different_classes_are_refused(root):
         check_all(config(root))
 
 
+def test_joined_sets_of_different_classes_are_refused(root):
+    cfg = config(root)
+    one = cfg['train_dataloader']['dataset']
+    shutil.copytree(root / 'train', root / 'more')
+    (root / 'more' / 'newt').rename(root / 'more' / 'owl')
+    two = dict(type='CustomDataset', data_root=str(root), data_prefix='more')
+    cfg['train_dataloader']['dataset'] = dict(type='ConcatDataset', datasets=[one, two])
+    with pytest.raises(DataError, match="train_dataloader: .*different class folders, 'newt'"):
+        check_all(cfg)
+
+
+def test_suffixes_of_the_data_set_count(root):
+    for path in list(root.rglob('*.JPEG')):
+        path.rename(path.with_suffix('.WEBP'))
+    with pytest.raises(DataError, match='holds no image'):
+        check_all(config(root, kind='CustomDataset'))
+    assert len(check_all(config(root, kind='CustomDataset', extensions=('.webp',)))) == 2
+
+
+def test_names_in_another_order_than_the_folders_are_refused(root):
+    with pytest.raises(DataError, match="in another order, starting with 'newt'.*with 'cat'"):
+        check_all(config(root, metainfo=dict(classes=CLASSES[::-1])))
+    for names in (CLASSES, ('Katze', 'Hund', 'Molch')):
+        assert len(check_all(config(root, metainfo=dict(classes=names)))) == 2
+
+
 def test_head_of_another_class_count_is_refused(root):
     with pytest.raises(DataError, match='3 class folders, but model.head.num_classes is 1000'):
         check_all(config(root, classes=1000))

@@ -146,3 +146,10 @@ def test_what_does_not_fit_is_named_before_anything_is_built(changes, words):
 def test_models_of_others_pass():
     check_fit(Config(dict(model=dict(type='X', backbone=dict(type='ResNet', depth=50)))))
     check_fit(Config(dict(train_cfg=dict())))
+
+
+def test_channels_of_a_classifiers_head_are_proposed():
+    cfg = load_config('inceptionnext_a_in1k', {'model.head.in_channels': 512})
+    with pytest.raises(ValueError, match=r'320 channels. Write(.|\n)*head=dict\(in_channels=320\)'):
+        check_fit(cfg)
+    check_fit(load_config('inceptionnext_a_in1k'))

@@ -102,6 +102,15 @@ def test_optimizer_of_another_model_names_the_file(trained, tmp_path):
         runner(tmp_path, load_from=str(path), resume=True).train()
 
 
+def test_another_class_count_cannot_be_resumed(trained, tmp_path):
+    def widen(content):
+        content['state_dict']['layer.weight'] = torch.ones(3, 1)
+
+    path = change(trained, tmp_path, widen)
+    with pytest.raises(UnusableCheckpoint, match=f'^{path}: .*other shapes, first layer.weight'):
+        runner(tmp_path, load_from=str(path), resume=True).train()
+
+
 def warnings(caplog):
     return [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
 

@@ -56,7 +56,6 @@ def test_missing_data_stops_before_anything_is_built(tmp_path):
         ('train.py', ['tiny.py', '--cfg-options', 'model.type=EncoderDecodr'], 'EncoderDecoder'),
         ('train.py', ['tiny.py', '--cfg-options', 'data_root=absent'], 'no folder'),
         ('train.py', ['tiny.py', '--resume', 'absent.pth'], 'does not exist'),
-        ('train.py', ['tiny.py', '--accumulate', '0'], 'at least 1'),
         ('test.py', ['tiny.py', 'absent.pth'], 'does not exist'),
         ('test.py', ['tiny.py', 'absent.pth', '--cfg-options', 'x=1'], 'unknown key'),
     ],
