@@ -89,7 +89,14 @@ class Shape(NamedTuple):
 
 
 def shape_of(
-    images: int, channels: int, height: int, width: int, last: bool, floats: int, warps: int
+    images: int,
+    channels: int,
+    height: int,
+    width: int,
+    last: bool,
+    floats: int,
+    warps: int,
+    sums: int = 0,
 ) -> Shape:
     """Tiles of one to 16 warps, with four to eight strips a lane at the full map.
 
@@ -101,6 +108,7 @@ def shape_of(
         last: Whether channels are contiguous.
         floats: Of scratch memory for each plane.
         warps: `FORWARD` or `BACKWARD`.
+        sums: Floats of scratch memory for each lane.
     """
     strips = cdiv(height, ROWS) * width
     choices = []
@@ -115,7 +123,7 @@ def shape_of(
     for planes, spots in choices:
         shape = Shape(planes, spots, cdiv(channels, planes), last)
         resident = PROCESSORS * warps // shape.warps
-        enough = SCRATCH // (4 * planes * max(1, floats))
+        enough = SCRATCH // (4 * planes * max(1, floats + spots * sums))
         if 4 * enough >= 3 * min(resident, images * shape.blocks):  # nearly all of them
             break
     return shape._replace(most=max(1, min(resident, enough)))
@@ -387,7 +395,7 @@ def _backward(
     if tiled == 0:
         extents = _extents(h, w, levels, margin)
         floats = extents[0] + 4 * sum(extents[1:]) + extents[1]
-    shape = shape_of(n, c, h, w, last, floats, BACKWARD)
+    shape = shape_of(n, c, h, w, last, floats, BACKWARD, kernel * kernel)
     taps = dict(K=kernel, PADDED=power_of_2(kernel * kernel), **shape.constants())
     lanes, work = shape.planes * shape.spots * kernel * kernel, n * shape.blocks
     if tiled == 0:
