@@ -20,7 +20,6 @@ from mmlk.checkpoints import keymaps, zoo
 from mmlk.checkpoints.classifiers import START_FROM_OTHER_TASK
 from mmlk.checkpoints.fetch import locate
 from mmlk.checkpoints.read import load_file, unwrap
-from mmlk.networks.base import Network
 
 _SCHEMES = ('', 'http://', 'https://', zoo.SCHEME)
 """What our reader answers for; object stores and other zoos stay with MMEngine."""
@@ -141,6 +140,8 @@ def require_coverage(model: torch.nn.Module) -> None:
     report the accuracy of random weights. Auxiliary heads take no part in a test and may be absent.
     Backbones of this package judge what concerns them, also under their authors' names.
     """
+    from mmlk.networks.base import Network  # operators, which a config alone does not need
+
     given: dict[str, tuple] = {}
 
     def note(_: torch.nn.Module, state: dict, prefix: str, *__: Any) -> None:

@@ -5,13 +5,21 @@
 any ``nn.Module``.
 """
 
-from mmlk.surgery.acceleration import AcceleratedConv2d, Acceleration, accelerate, restore
-from mmlk.surgery.conversion import Conversion, convert
+from mmlk.surgery.acceleration import (
+    AcceleratedConv2d,
+    Acceleration,
+    Considered,
+    accelerate,
+    restore,
+)
+from mmlk.surgery.conversion import Conversion, Converted, convert
 
 __all__ = [
     'AcceleratedConv2d',
     'Acceleration',
+    'Considered',
     'Conversion',
+    'Converted',
     'accelerate',
     'convert',
     'restore',
