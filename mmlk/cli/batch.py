@@ -89,23 +89,17 @@ def accumulate(cfg: Config, steps: int) -> None:
         _stretch(checkpoint, ('interval',), steps)
 
 
-def allow_single_images(cfg: Config, synchronised: bool) -> list[str]:
-    """Prepare norms for one image per process, which leaves pooled maps one value per channel.
+def allow_single_images(cfg: Config, synchronised: bool) -> None:
+    """Prepare norms for steps on one image, which leaves pooled maps one value per channel.
 
     Args:
-        cfg: Training config; gets :class:`~mmlk.engine.SingleImageNormHook` where it is needed.
-        synchronised: Whether norms see the images of several processes.
-
-    Returns:
-        A sentence for the log where something was changed.
+        cfg: Training config; gets :class:`~mmlk.engine.SingleImageNormHook`, which acts in a step on
+            one image alone: of any step of a run, or of the last of an epoch.
+        synchronised: Whether norms see the images of several processes; then nothing is needed.
     """
-    if synchronised or _per_process(cfg) > 1:
-        return []
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='mmlk.SingleImageNormHook')]
-    return [
-        'One image per process: a batch norm that meets one value per channel (pyramid pooling '
-        'to one pixel) uses its running statistics, since a single value has no variance.'
-    ]
+    if not synchronised:
+        hook = dict(type='mmlk.SingleImageNormHook')
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def _stretch(settings: dict, keys: tuple[str, ...], factor: int) -> None:

@@ -1,4 +1,4 @@
-"""Checks that run before a model is built: are packages installed, are type names known."""
+"""Checks that run before a model is built: packages, type names, counts of classes."""
 
 from __future__ import annotations
 
@@ -71,6 +71,39 @@ def check_types(cfg: Config) -> None:
             raise ValueError(
                 f'check_types: {place}.type={name!r} is not registered; did you mean {offered}?'
             )
+
+
+def check_class_counts(cfg: Config) -> None:
+    """Raise if parts of a classifier's config count other classes than its head.
+
+    Raises:
+        ValueError: With both places and numbers, and the lines to write.
+    """
+    head = (cfg.get('model') or {}).get('head') or {}
+    count = head.get('num_classes')
+    if cfg.get('default_scope') != 'mmpretrain' or count is None:
+        return
+    for place, settings in (
+        ('data_preprocessor', cfg.get('data_preprocessor') or {}),
+        ('model.data_preprocessor', cfg.model.get('data_preprocessor') or {}),
+    ):
+        if settings.get('num_classes', count) != count:
+            raise ValueError(
+                f'{place}.num_classes is {settings["num_classes"]} and model.head.num_classes is '
+                f'{count}; mixed labels would have another length than the scores. Set '
+                f'{place}.num_classes={count}'
+            )
+    for name in ('val_evaluator', 'test_evaluator'):
+        metrics = cfg.get(name) or []
+        for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
+            ranks = metric.get('topk', 1)
+            ranks = [*ranks] if isinstance(ranks, (list, tuple)) else [ranks]
+            if max(ranks) > count:
+                kept = tuple(rank for rank in ranks if rank <= count)
+                raise ValueError(
+                    f'{name}.topk asks for the best {max(ranks)} of {count} classes '
+                    f'(model.head.num_classes); write topk={kept or (1,)}'
+                )
 
 
 def _types(node: Any, path: str) -> list[tuple[str, str]]:

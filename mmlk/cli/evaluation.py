@@ -98,7 +98,9 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     if hook is None:
         raise ValueError('--show, --show-dir: the config has no default_hooks.visualization')
     if cfg.get('default_scope') == 'mmpretrain':
-        hook.update(enable=True, interval=1, show=show, wait_time=wait_time, out_dir=show_dir)
+        cfg.default_hooks.visualization = dict(
+            type='mmlk.ClassPicturesHook', out_dir=show_dir, show=show, wait_time=wait_time
+        )
         return
     hook.draw = True
     if show:

@@ -41,6 +41,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
     cfg.launcher = args.launcher
     cfg.load_from, cfg.resume = locate(args.checkpoint), False
     checks.check_packages(cfg)
+    checks.check_class_counts(cfg)
     notes = check_datasets(cfg, ('test_dataloader',))
     if args.show or args.show_dir:
         evaluation.draw_predictions(cfg, args.show, args.show_dir, args.wait_time)

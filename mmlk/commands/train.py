@@ -47,6 +47,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
     check_writable(Path(cfg.work_dir))
     cfg.launcher = args.launcher
     checks.check_packages(cfg)
+    checks.check_class_counts(cfg)
     notes = check_datasets(cfg, ('train_dataloader', 'val_dataloader'))
     if args.accumulate is not None:
         batch.accumulate(cfg, args.accumulate)
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         notes += device.find_unused_parameters(cfg)
         notes += device.limit_waiting(cfg)
         notes += device.adapt_to_device(cfg)
-        notes += batch.allow_single_images(cfg, device.norms_are_synchronised(cfg))
+        batch.allow_single_images(cfg, device.norms_are_synchronised(cfg))
         device.open_process_group(cfg)
     loading.read_only_tensors(trust=args.unsafe_pickle)
     runner = device.build_runner(cfg, notes)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from mmlk.data import class_lists
 from mmlk.data.errors import DataError
 
 KINDS = ('ImageNet', 'CustomDataset')
@@ -33,7 +34,8 @@ def check(cfg: Mapping, loaders: Sequence[str]) -> list[str]:
     """Check the class folders that the loaders of a config will read.
 
     Every class folder must hold an image. All sets must have the same class folders, as many as the
-    head has classes. Sets that are listed in a file, or that lie elsewhere, are not looked into.
+    head has classes. Of a set that a file lists, the file is checked. Sets that lie elsewhere are not
+    looked into.
 
     Args:
         cfg: Merged config.
@@ -46,10 +48,11 @@ def check(cfg: Mapping, loaders: Sequence[str]) -> list[str]:
         DataError: Naming loader, folder, expected layout and remedy.
     """
     lines, classes_of = [], {}
+    num_classes = ((cfg.get('model') or {}).get('head') or {}).get('num_classes')
     for loader in loaders:
         for dataset in _leaves((cfg.get(loader) or {}).get('dataset')):
             try:
-                line, classes = _check_dataset(dataset)
+                line, classes = _check_dataset(dataset, num_classes)
             except DataError as error:
                 root = dataset.get('data_root') or '.'
                 raise DataError(f'{loader}: {error}\n{HELP.format(root=root)}') from None
@@ -60,8 +63,7 @@ def check(cfg: Mapping, loaders: Sequence[str]) -> list[str]:
                     f'{loader}: its data sets have different class folders, {odd[0]!r} for one; their '
                     'labels would mean different classes'
                 )
-    head = (cfg.get('model') or {}).get('head') or {}
-    _check_agreement(classes_of, head.get('num_classes'))
+    _check_agreement(classes_of, num_classes)
     return lines
 
 
@@ -79,7 +81,7 @@ def _leaves(dataset) -> Iterator[Mapping]:
             yield from _leaves(dataset.get(key))
 
 
-def _check_dataset(dataset: Mapping) -> tuple[str, list[str]]:
+def _check_dataset(dataset: Mapping, num_classes: int | None) -> tuple[str, list[str]]:
     """What was found, and the class folders; none where a file lists the images."""
     root, split = Path(dataset.get('data_root') or ''), dataset.get('split') or ''
     prefix = dataset.get('data_prefix') or split
@@ -91,8 +93,12 @@ def _check_dataset(dataset: Mapping) -> tuple[str, list[str]]:
     listed = root / (dataset.get('ann_file') or Path('meta', f'{split}.txt'))
     if dataset.get('ann_file') and not listed.is_file():
         raise DataError(f'no list of images {listed}')
+    labelled = dataset.get('with_label', True) and split != 'test'  # as the loader decides
+    if not labelled:
+        return f'images without labels in {folder}', []
     if listed.is_file():
-        return f'{len(listed.read_text().splitlines())} images listed in {listed}', []
+        count = class_lists.check(listed, folder, num_classes)
+        return f'{count} images listed in {listed}', []
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if not classes:
         raise DataError(f'{folder} has no class folders; an image lies in the folder of its class')

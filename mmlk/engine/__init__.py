@@ -1,6 +1,7 @@
 """Training parts that configs name after ``mmlk.``: hooks and optimizer constructors."""
 
 from mmlk.engine.checkpoint import SafeCheckpointHook
+from mmlk.engine.class_pictures import ClassPicturesHook
 from mmlk.engine.clip import AdaptiveClipHook
 from mmlk.engine.dcls import DCLSClampHook, DCLSRepulsionHook
 from mmlk.engine.finite_loss import FiniteLossHook
@@ -10,6 +11,7 @@ from mmlk.engine.sparse import SparseMaskHook
 
 __all__ = [
     'AdaptiveClipHook',
+    'ClassPicturesHook',
     'DCLSClampHook',
     'DCLSRepulsionHook',
     'FiniteLossHook',

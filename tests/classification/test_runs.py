@@ -3,6 +3,8 @@
 import json
 import pickle
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.hooks import Hook
@@ -147,7 +149,17 @@ def test_published_file_is_tested_by_its_config_and_a_wrong_one_refused(
     assert 0 <= accuracy_of_test(tmp_path / 'a') <= 100
     kept = pickle.loads((tmp_path / 'a.pkl').read_bytes())
     assert [len(sample['pred_score']) for sample in kept] == [len(CLASSES)] * PICTURES.val
-    assert len(list((tmp_path / 'pictures').iterdir())) > 1
+    drawn = {
+        file.relative_to(tmp_path / 'pictures').as_posix().removesuffix('.png'): file
+        for file in (tmp_path / 'pictures').rglob('*.png')
+    }
+    assert len(drawn) == PICTURES.val, 'equal names in several folders are several files'
+    for name, file in drawn.items():
+        below = slice(-12, None)  # of the words
+        shown, original = (
+            cv2.imread(str(each))[below].mean((0, 1)) for each in (file, pictures / 'val' / name)
+        )
+        assert np.abs(shown - original).max() < 6, 'red is red'
     with pytest.raises(SystemExit, match='classification writes one file'):
         workbench.call_tool(
             'test.py', config[0], 'author.pth', *config[1:], '--out', 'folder', **call

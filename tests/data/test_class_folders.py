@@ -67,6 +67,44 @@ def test_lists_of_images_are_read_instead_of_folders(root):
         check_all(config(root, ann_file='absent.txt'))
 
 
+LISTS = {
+    'no label': ('cat/0.JPEG 0\ndog/0.JPEG\n', r"line 2: 'dog/0.JPEG' is not"),
+    'a blank line': ('cat/0.JPEG 0\n\ndog/0.JPEG 1\n', "line 2: '' is not"),
+    'a name for a label': ('cat/0.JPEG cat\n', 'line 1: .* counted from 0'),
+    'a negative label': ('cat/0.JPEG -1\n', 'line 1: .* counted from 0'),
+    'commas': ('cat/0.JPEG,0\n', "line 1: 'cat/0.JPEG,0' is not"),
+    'a label too high': ('cat/0.JPEG 0\ndog/0.JPEG 7\n', 'line 2: label 7 has no class'),
+    'labels from 1': ('cat/0.JPEG 1\ndog/0.JPEG 2\nnewt/0.JPEG 3\n', 'line 3: .* subtract 1'),
+    'another folder': ('0.JPEG 0\n', 'line 1: there is no file .*val/0.JPEG'),
+    'nothing': ('', 'lists no picture'),
+}
+
+
+@pytest.mark.parametrize('fault', LISTS)
+def test_a_wrong_list_is_named_with_its_line(root, fault):
+    content, message = LISTS[fault]
+    (root / 'meta').mkdir()
+    (root / 'meta' / 'val.txt').write_text(content)
+    with pytest.raises(DataError, match=message) as raised:
+        check_all(config(root))
+    assert 'val_dataloader' in str(raised.value) and 'Remedy' in str(raised.value)
+
+
+def test_a_list_in_another_encoding_is_refused(root):
+    (root / 'meta').mkdir()
+    (root / 'meta' / 'val.txt').write_bytes('zoé/0.JPEG 0\n'.encode('latin-1'))
+    with pytest.raises(DataError, match='val.txt is not text in UTF-8'):
+        check_all(config(root))
+
+
+def test_sets_without_labels_are_not_counted(root):
+    (root / 'meta').mkdir()
+    (root / 'meta' / 'val.txt').write_text('cat/0.JPEG\n')
+    cfg = config(root)
+    cfg['val_dataloader']['dataset']['with_label'] = False
+    assert 'images without labels' in check_all(cfg)[1]
+
+
 def remove_split(root):
     shutil.rmtree(root / 'val')
 

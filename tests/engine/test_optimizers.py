@@ -12,7 +12,13 @@ from mmlk.engine import AdaptiveClipHook, DCLSRepulsionHook, FiniteLossHook, Spa
 
 FOR_ONE = (AdaptiveClipHook, DCLSRepulsionHook, SparseMaskHook)
 # Hooks that never ask for the optimizer, or take any number of them.
-FOR_ANY = ('DCLSClampHook', 'FiniteLossHook', 'SafeCheckpointHook', 'SingleImageNormHook')
+FOR_ANY = (
+    'ClassPicturesHook',
+    'DCLSClampHook',
+    'FiniteLossHook',
+    'SafeCheckpointHook',
+    'SingleImageNormHook',
+)
 
 
 def several(kind=OptimWrapper):

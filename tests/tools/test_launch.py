@@ -171,34 +171,37 @@ def test_everything_else_is_left_alone(cfg, device, name, launcher):
     assert cfg.pretty_text == before
 
 
-@pytest.mark.parametrize(
-    'size, synchronised, hooks',
-    [(1, False, [dict(type='mmlk.SingleImageNormHook')]), (1, True, None), (2, False, None)],
-)
-def test_single_images_get_the_norm_hook_where_norms_are_not_synchronised(
-    cfg, size, synchronised, hooks
-):
-    cfg.train_dataloader.batch_size = size
-    notes = batch.allow_single_images(cfg, synchronised)
-    assert cfg.get('custom_hooks') == hooks
-    assert len(notes) == (hooks is not None)
+@pytest.mark.parametrize('synchronised', [False, True])
+def test_single_images_get_the_norm_hook_where_norms_are_not_synchronised(cfg, synchronised):
+    batch.allow_single_images(cfg, synchronised)
+    expected = None if synchronised else [dict(type='mmlk.SingleImageNormHook')]
+    assert cfg.get('custom_hooks') == expected
 
 
 def test_norm_with_one_value_per_channel_uses_running_statistics():
     norm = torch.nn.BatchNorm2d(3)
     norm.running_mean.fill_(2.0)
+    said = []
+    runner = SimpleNamespace(
+        model=torch.nn.Sequential(norm), logger=SimpleNamespace(info=said.append)
+    )
+    hook, single, several = SingleImageNormHook(), dict(inputs=[0]), dict(inputs=[0, 0])
+    hook.before_train_iter(runner, 0, several)
     with pytest.raises(ValueError, match='more than 1 value per channel'):
         norm(torch.ones(1, 3, 1, 1))
-    SingleImageNormHook().before_train(SimpleNamespace(model=torch.nn.Sequential(norm)))
+    hook.after_train_iter(runner, 0, data_batch=several, outputs={})
+    hook.before_train_iter(runner, 1, single)
     torch.testing.assert_close(
         norm(torch.full((1, 3, 1, 1), 5.0)), torch.full((1, 3, 1, 1), 3.0), rtol=1e-4, atol=0
     )
-    assert norm.training
+    assert norm.training and len(said) == 1
     assert norm.running_mean.tolist() == [2.0] * 3
 
     x = torch.randn(1, 3, 4, 4)
     torch.testing.assert_close(norm(x), torch.nn.BatchNorm2d(3)(x))
     assert norm.running_mean.tolist() != [2.0] * 3
+    hook.after_train_iter(runner, 1, data_batch=single, outputs={})
+    assert not norm._forward_hooks and not norm._forward_pre_hooks
 
 
 @pytest.mark.parametrize(
