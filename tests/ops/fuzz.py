@@ -331,14 +331,14 @@ def _errors(got, want, tolerance, floor):
 def _assert_close(what, got, want, tolerance, floor, rounded):
     """Errors in bounds, or else no larger than those of the reference in the operands' own dtype.
 
-    Variances close to zero and sums that cancel are not the operator's fault; ``rounded`` computes what
+    Variances close to zero, sums that cancel and GELU's tail are not the operator's fault; ``rounded`` computes what
     the reference makes of them.
     """
     for index, (error, bound) in _errors(got, want, tolerance, floor).items():
         if error <= bound:
             continue
         other, _ = _errors(rounded(), want, tolerance, floor)[index]
-        assert error <= min(3 * other, 100 * bound), (
+        assert error <= max(other, min(3 * other, 100 * bound)), (
             f'{what} {index} ({got[index].dtype}): error {error:.3g} > {bound:.3g}, '
             f'of the reference {other:.3g}'
         )

@@ -4,6 +4,7 @@ import collections
 import os
 
 import pytest
+import torch
 
 from tests.ops import fuzz
 
@@ -25,6 +26,21 @@ def test_random_calls_equal_the_reference(part, loops, monkeypatch):
             failures.append(str(error))
     print(f'seed {seed}, MMLK_JIT={loops}\n{fuzz.table(counts)}')
     assert not failures, '\n'.join(failures)
+
+
+def map_with_gaps(case, channels):
+    """Some of the channels of a wider channels-last map: no stride but the channels' is the usual one."""
+    n, h, w = case.size(1, 2, 3), case.size(2, 5, 9), case.size(1, 3, 16)
+    wide = torch.randn(n, h, w, channels + 3, dtype=case.dtype)
+    return wide[..., 2 : 2 + channels].permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize('name', sorted(fuzz.CALLS))
+def test_channels_of_a_wider_map_equal_the_reference(name, monkeypatch):
+    monkeypatch.setattr(fuzz, 'CALLS', {name: fuzz.CALLS[name]})
+    monkeypatch.setattr(fuzz.Case, 'map', map_with_gaps)
+    for number in range(8):
+        fuzz.check(1, number)
 
 
 def test_a_wrong_result_and_a_written_operand_are_found(monkeypatch):

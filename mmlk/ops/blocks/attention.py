@@ -133,7 +133,8 @@ def _attend(x: Tensor, scores: Tensor, heads: int, epsilon: float) -> tuple[Tens
         and scores.shape[1] == 2 * c
         and loops_attention.can_run(c // heads, x, scores)
     ):
-        pixels, scores = (rows(each).view(n, h * w, -1) for each in (x, scores))
+        # A slice of a wider map has gaps between its pixels, which the loops do not step over.
+        pixels, scores = (rows(each).contiguous().view(n, h * w, -1) for each in (x, scores))
         out, summary = loops_attention.forward(pixels, scores, heads, epsilon)
         return as_map(out, x), scores, out, summary
     return _attend_by_products(x, scores, heads, epsilon)
@@ -152,7 +153,7 @@ def _attend_gradients(
     if len(saved) > 3:
         return _gradients_by_products(grad, x, *saved, heads)
     n, c, h, w = x.shape
-    grad, pixels = (rows(each).view(n, h * w, c) for each in (grad, x))
+    grad, pixels = (rows(each).contiguous().view(n, h * w, c) for each in (grad, x))
     gradients = loops_attention.backward(grad, pixels, *saved, heads, epsilon)
     return tuple(each.flatten(0, 1) for each in gradients)
 
