@@ -11,6 +11,7 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS as CLASSIFIERS
 from torch import Tensor, nn
 
+from mmlk.checkpoints.errors import UnusableCheckpoint
 from mmlk.checkpoints.read import read_checkpoint
 from mmlk.registry import MODELS
 
@@ -66,8 +67,8 @@ class DistilledClassifier(ImageClassifier):
         """Initialise the classifier, then build the teacher and load its weights completely.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            RuntimeError: If the file is no checkpoint, or does not cover the teacher.
+            UnusableCheckpoint: If there is no such file, it is no checkpoint, or it does not cover the
+                teacher.
         """
         super().init_weights()
         if not self._teacher:
@@ -76,10 +77,13 @@ class DistilledClassifier(ImageClassifier):
     def _load_teacher(self) -> nn.Module:
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             teacher = CLASSIFIERS.build(self.teacher_cfg)
-        state, _ = read_checkpoint(self.teacher_checkpoint)
+        try:
+            state, _ = read_checkpoint(self.teacher_checkpoint)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UnusableCheckpoint(f'DistilledClassifier: teacher_checkpoint: {error}') from error
         faults = _load_completely(teacher, state)
         if faults:
-            raise RuntimeError(
+            raise UnusableCheckpoint(
                 f'DistilledClassifier: {self.teacher_checkpoint} does not fit the teacher '
                 f'{self.teacher_cfg}: {"; ".join(faults)}. Name a file of this network, or another '
                 'teacher'
@@ -91,7 +95,7 @@ class DistilledClassifier(ImageClassifier):
 
         Raises:
             RuntimeError: If ``init_weights`` has not been called.
-            ValueError: If the teacher tells another number of classes apart.
+            UnusableCheckpoint: If the teacher tells another number of classes apart.
         """
         if not self._teacher:
             raise RuntimeError('DistilledClassifier: no teacher; call init_weights before training')
@@ -99,7 +103,7 @@ class DistilledClassifier(ImageClassifier):
         with torch.no_grad():
             scores = teacher.to(inputs.device)(inputs)
         if scores.shape[1] != self.head.num_classes:
-            raise ValueError(
+            raise UnusableCheckpoint(
                 f'DistilledClassifier: the teacher tells {scores.shape[1]} classes apart and '
                 f'model.head.num_classes is {self.head.num_classes}; a teacher has to know the same '
                 'classes. Name another one, or train without a teacher'

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from mmengine import runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop
 
+from mmlk.checkpoints.errors import UnusableCheckpoint
 from mmlk.cli.loading import require_coverage
 from mmlk.data.errors import DataError
 
@@ -18,10 +20,6 @@ _PROGRESS = {'last_step', 'verbose', 'base_values', 'best', 'num_bad_epochs', 'c
 
 # What MMCV's LoadImageFromFile says of a file that OpenCV does not decode.
 _UNDECODED = re.compile(r'failed to load image: (?P<file>.+)')
-
-
-class UnusableCheckpoint(RuntimeError):
-    """A checkpoint that does not suit the model or the run; the message names the file."""
 
 
 class Runner(runner.Runner):
@@ -36,10 +34,23 @@ class Runner(runner.Runner):
 
         Raises:
             UnusableCheckpoint: If the checkpoint to start or resume from does not suit the run.
-            DataError: If a picture cannot be decoded.
+            DataError: If a picture cannot be decoded, or an epoch has no whole batch.
         """
         with self._reading_samples():
             return super().train()
+
+    def build_train_loop(self, loop: dict | BaseLoop) -> BaseLoop:
+        """The loop of the training, see MMEngine; raises DataError if an epoch has no batch."""
+        built = super().build_train_loop(loop)
+        loader = getattr(built, 'dataloader', None)
+        if isinstance(built, EpochBasedTrainLoop) and not len(loader):
+            raise DataError(
+                f'train_dataloader: an epoch has no batch: {len(loader.dataset)} samples, batches of '
+                f'{loader.batch_sampler.batch_size}, {self.world_size} process(es), and an '
+                'incomplete batch is dropped. Set a smaller train_dataloader.batch_size, or '
+                'train_dataloader.drop_last=False'
+            )
+        return built
 
     def test(self) -> dict[str, float]:
         """Test, see MMEngine; raises as :meth:`train` does."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmlk.checkpoints.errors import UnusableCheckpoint
 from mmlk.cli import arguments, checks, evaluation
 from mmlk.cli.checkpoint import locate
 from mmlk.cli.config import load_config
@@ -95,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
     with arguments.plain_errors(args.program):
         cfg, notes = prepare(args)
         notes += check(cfg)
-        from mmlk.cli.runner import UnusableCheckpoint
     with arguments.plain_errors(args.program, (UnusableCheckpoint, DataError)):
         evaluate(cfg, notes, trust=args.unsafe_pickle, fold=not args.no_fold)
     return 0

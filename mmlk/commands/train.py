@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmlk.checkpoints.errors import UnusableCheckpoint
 from mmlk.cli import arguments, batch, checks
 from mmlk.cli.checkpoint import check_weights, set_resume
 from mmlk.cli.config import load_config
@@ -66,7 +67,6 @@ def run(args: argparse.Namespace) -> int:
         from mmlk.cli import device, loading
         from mmlk.cli.fit import check_fit
         from mmlk.cli.hooks import bring_hooks
-        from mmlk.cli.runner import UnusableCheckpoint
 
         checks.check_types(cfg)
         check_fit(cfg)
@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
         batch.allow_single_images(cfg, device.norms_are_synchronised(cfg))
         device.open_process_group(cfg)
     loading.read_only_tensors(trust=args.unsafe_pickle)
-    runner = device.build_runner(cfg, notes)
+    with arguments.plain_errors(args.program, (ValueError,)):
+        runner = device.build_runner(cfg, notes)
     loading.refuse_classifiers(runner.model)
     statement, departs = batch.batch_statement(cfg, runner.world_size)
     (runner.logger.warning if departs else runner.logger.info)(statement)

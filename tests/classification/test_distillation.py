@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from mmlk.checkpoints.errors import UnusableCheckpoint
 from mmlk.cli.checkpoint import check_weights
 from tests.cases import assert_close
 from tests.golden_weights import golden_input
@@ -109,7 +110,7 @@ def test_both_branches_are_what_a_test_averages(teacher_file):
 def test_without_a_teacher_nothing_starts(teacher_file):
     with pytest.raises(ValueError, match='teacher_checkpoint is missing.*ImageClassifier'):
         build(None)
-    with pytest.raises(FileNotFoundError, match='gone.pth'):
+    with pytest.raises(UnusableCheckpoint, match='teacher_checkpoint: .*gone.pth'):
         build(teacher_file[0].with_name('gone.pth')).init_weights()
     inputs, _, samples = batch()
     with pytest.raises(RuntimeError, match='no teacher; call init_weights'):
@@ -136,7 +137,9 @@ def test_weights_of_another_teacher_are_refused_in_a_line(teacher_file, tmp_path
     state = dict(teacher_file[1].state_dict())
     what = change(state)
     torch.save(state, tmp_path / 'other.pth')
-    with pytest.raises(RuntimeError, match=f'other.pth does not fit the teacher.*{what}') as error:
+    with pytest.raises(
+        UnusableCheckpoint, match=f'other.pth does not fit the teacher.*{what}'
+    ) as error:
         build(tmp_path / 'other.pth').init_weights()
     assert '\n' not in str(error.value) and len(str(error.value)) < 700
 
@@ -146,7 +149,9 @@ def test_a_teacher_of_other_classes_is_refused(teacher_file):
     model.init_weights()
     model.head.num_classes += 1
     inputs, _, samples = batch()
-    with pytest.raises(ValueError, match='teacher tells 5 classes apart .*num_classes is 6'):
+    with pytest.raises(
+        UnusableCheckpoint, match='teacher tells 5 classes apart .*num_classes is 6'
+    ):
         model(inputs, samples, mode='loss')
 
 

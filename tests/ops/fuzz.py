@@ -331,8 +331,8 @@ def _errors(got, want, tolerance, floor):
 def _assert_close(what, got, want, tolerance, floor, rounded):
     """Errors in bounds, or else no larger than those of the reference in the operands' own dtype.
 
-    Variances close to zero, sums that cancel and GELU's tail are not the operator's fault; ``rounded`` computes what
-    the reference makes of them.
+    Variances close to zero, sums that cancel and GELU's tail are not the operator's fault;
+    ``rounded`` computes what the reference makes of them.
     """
     for index, (error, bound) in _errors(got, want, tolerance, floor).items():
         if error <= bound:

@@ -29,7 +29,7 @@ def test_random_calls_equal_the_reference(part, loops, monkeypatch):
 
 
 def map_with_gaps(case, channels):
-    """Some of the channels of a wider channels-last map: no stride but the channels' is the usual one."""
+    """Some of the channels of a wider channels-last map: its pixels have gaps between them."""
     n, h, w = case.size(1, 2, 3), case.size(2, 5, 9), case.size(1, 3, 16)
     wide = torch.randn(n, h, w, channels + 3, dtype=case.dtype)
     return wide[..., 2 : 2 + channels].permute(0, 3, 1, 2)

@@ -8,8 +8,9 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.model import BaseModel
 
+from mmlk.checkpoints.errors import UnusableCheckpoint
 from mmlk.cli.loading import require_coverage
-from mmlk.cli.runner import Runner, UnusableCheckpoint
+from mmlk.cli.runner import Runner
 from mmlk.data.errors import DataError
 from tests.tools import workbench
 
@@ -41,7 +42,17 @@ class Numbers(BaseDataset):
         return dict(inputs=torch.ones(1))
 
 
-def runner(folder, end=4, lr=0.1, name='one', dataset=None, workers=0, **options):
+def runner(
+    folder,
+    end=4,
+    lr=0.1,
+    name='one',
+    dataset=None,
+    workers=0,
+    batch_size=2,
+    drop_last=False,
+    **options,
+):
     return Runner(
         model=Line(),
         work_dir=str(folder),
@@ -49,7 +60,8 @@ def runner(folder, end=4, lr=0.1, name='one', dataset=None, workers=0, **options
         train_dataloader=dict(
             dataset=dataset or Numbers(),
             sampler=dict(type='DefaultSampler', shuffle=False),
-            batch_size=2,
+            batch_size=batch_size,
+            drop_last=drop_last,
             num_workers=workers,
             collate_fn=dict(type='default_collate'),
         ),
@@ -182,3 +194,16 @@ def test_test_tool_names_a_broken_picture(config, data_root, tmp_path, monkeypat
     options = ['--cfg-options', f'data_root={root}']
     with pytest.raises(SystemExit, match=f'{picture} is not a picture.*check-data'):
         workbench.call_tool('train.py', config, *options, monkeypatch=monkeypatch, cwd=tmp_path)
+
+
+@pytest.mark.parametrize('batch_size, drop_last', [(5, False), (4, True), (3, True)])
+def test_an_epoch_has_a_batch(tmp_path, batch_size, drop_last):
+    run = runner(tmp_path, batch_size=batch_size, drop_last=drop_last)
+    run.train()
+    assert run.iter == 2, 'two epochs'
+
+
+def test_an_epoch_without_a_batch_is_refused(tmp_path):
+    message = 'an epoch has no batch: 4 samples, batches of 5, .*batch_size, or .*drop_last=False'
+    with pytest.raises(DataError, match=message):
+        runner(tmp_path, batch_size=5, drop_last=True).train()
