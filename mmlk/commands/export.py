@@ -140,7 +140,8 @@ def _export_smaller(graph, description: dict, frames: list[Any], args: argparse.
         if not pictures:
             scale, size = (255 if graph.normalize else 1), args.shape or (256, 256)
             generator = torch.Generator().manual_seed(0)
-            pictures, on = [torch.rand(1, 3, *size, generator=generator) * scale], 'noise'
+            noise = torch.rand(1, graph.backbone.in_channels, *size, generator=generator)
+            pictures, on = [noise * scale], 'noise'
         worst, equal = write_smaller(full, args.out, args.dtype, pictures)
         sizes = [path.stat().st_size / 1e6 for path in (args.out, full)]
     of = 'pictures' if graph.part == 'classifier' else 'pixels'

@@ -19,6 +19,7 @@ _SIZE_STEPS = {
 }
 # Of these, no other setting can be expressed.
 _STRICT = ('ResizeEdge', 'CenterCrop')
+_CHANNELS = {1: 'GRAY', 3: 'RGB'}
 _TASKS = dict(
     segmentor='segmentation',
     detector='detection',
@@ -55,6 +56,7 @@ def describe(
         ValueError: If the test pipeline prepares pictures in a way that cannot be described.
     """
     settings = cfg.model.get('data_preprocessor') or {}
+    channels = graph.backbone.in_channels
     whole = graph.part == 'classifier'
     return dict(
         version=1,
@@ -66,11 +68,11 @@ def describe(
         input=dict(
             name='image',
             layout='NCHW',
-            channels='RGB',
+            channels=_CHANNELS.get(channels, f'{channels} bands'),
             values='0 to 255' if graph.normalize else 'normalised by mean and std',
             mean=_in_rgb(graph, settings.get('mean')),
             std=_in_rgb(graph, settings.get('std')),
-            shape=[1, 3, *(shape or (None, None))] if shape or not graph.any_batch else None,
+            shape=[1, channels, *(shape or (None, None))] if shape or not graph.any_batch else None,
         ),
         outputs=graph.output_names,
         mask_threshold=getattr(graph, 'mask_threshold', None),

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -45,7 +46,8 @@ class CheckpointedModel(Model):
         module: The network, in eval mode.
 
     Raises:
-        ValueError: If the config is of another task, or has no settings for ``tta``.
+        ValueError: If the config is of another task, has no settings for ``tta``, or the network takes
+            neither one channel nor three.
     """
 
     def __init__(
@@ -64,6 +66,13 @@ class CheckpointedModel(Model):
             )
         super().__init__(TASKS[scope], **classes)
         self.cfg, self.module, self._runner = cfg, network, network
+        channels = getattr(getattr(network, 'backbone', None), 'in_channels', 3)
+        if channels not in (1, 3):
+            raise ValueError(
+                f'load_model: the network takes {channels} channels, pictures have one or three; '
+                'predict its files by tools/test.py with --out'
+            )
+        self._grey = channels == 1
         steps = next(leaf_datasets(cfg.test_dataloader.dataset)).pipeline
         with DefaultScope.overwrite_default_scope(scope):
             if tta:
@@ -76,6 +85,7 @@ class CheckpointedModel(Model):
 
     def _prepare(self, image: np.ndarray) -> tuple[dict, Any]:
         size = image.shape[:2]
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if self._grey else image
         sample = self._pipeline(dict(img=image, img_path=None, img_shape=size, ori_shape=size))
         inputs = sample['inputs'] if isinstance(sample['inputs'], list) else [sample['inputs']]
         return sample, (size, [tuple(tensor.shape) for tensor in inputs])

@@ -52,6 +52,9 @@ class ExportedModel(Model):
                 f'load_model: {path} gives the label alone and no scores; export the classifier '
                 f'with --output probabilities'
             )
+        channels = self.description['input']['channels']
+        if channels not in ('RGB', 'GRAY'):
+            raise ValueError(f'load_model: {path} takes {channels}, which pictures do not have')
         task, classes = self.description['task'], self.description['classes']
         super().__init__(task, classes, self.description['palette'])
 
@@ -97,10 +100,14 @@ class ExportedModel(Model):
 
 
 def prepare(image: np.ndarray, description: dict[str, Any]) -> torch.Tensor:
-    """A BGR picture (H, W, 3) of uint8 as the input (3, H', W') of an exported file."""
-    resized = resize(image, description['resize'])
+    """A BGR picture (H, W, 3) of uint8 as the input (C, H', W') of an exported file."""
     entry = description['input']
-    tensor = torch.from_numpy(np.ascontiguousarray(resized[..., ::-1])).permute(2, 0, 1).float()
+    grey = entry['channels'] == 'GRAY'
+    resized = resize(
+        cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if grey else image, description['resize']
+    )
+    pixels = np.array(resized[..., None] if grey else resized[..., ::-1])
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1).float()
     if entry['values'] == '0 to 255' or not entry['mean']:
         return tensor
     mean, std = (torch.tensor(entry[key])[:, None, None] for key in ('mean', 'std'))
@@ -108,7 +115,7 @@ def prepare(image: np.ndarray, description: dict[str, Any]) -> torch.Tensor:
 
 
 def resize(image: np.ndarray, steps: list[dict[str, Any]]) -> np.ndarray:
-    """``image`` (H, W, 3) at the size that the model sees it at.
+    """``image`` (H, W, 3) or (H, W) at the size that the model sees it at.
 
     Args:
         image: uint8.
