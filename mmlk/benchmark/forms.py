@@ -63,7 +63,7 @@ def caller(
 
         run = runner(Path(task.model))[0]
         return lambda: [value.numpy() for value in run(x)], _peak_of_process
-    graph = build_graph(task)
+    graph, _ = build_graph(task)
     graph.load_state_dict(torch.load(folder / 'weights.pth', weights_only=True))
     graph = graph if form == 'eager' else graph.folded()
     graph, x = graph.to(task.device), x.to(task.device)
@@ -105,8 +105,11 @@ def _openvino(path: str, threads: int, image: np.ndarray) -> Callable[[], list[n
     return lambda: [np.array(value) for value in compiled([image]).values()]
 
 
-def build_graph(task: Task) -> Graph:
-    """The unfolded network as a function of the image, with random weights if none are given."""
+def build_graph(task: Task) -> tuple[Graph, tuple[int, int]]:
+    """The unfolded network as a function of the image, and the size at which it is usual.
+
+    Without a checkpoint the weights are random.
+    """
     import torch
 
     from mmlk.export.graph import Graph, part_of
@@ -120,17 +123,20 @@ def build_graph(task: Task) -> Graph:
         if task.part == 'backbone':
             network = create_model(task.model, features_only=True)
         cfg = SimpleNamespace(model=dict(data_preprocessor=dict(bgr_to_rgb=True)))
+        shape = (224, 224)
     else:
-        from mmlk.inference.checkpointed import network_and_classes
+        from mmlk.cli.evaluation import usual_shape
+        from mmlk.inference.checkpointed import network_of
 
-        network, cfg, _ = network_and_classes(task.config, task.checkpoint, task.unsafe_pickle)
+        network, cfg, _ = network_of(task.config, task.checkpoint, task.unsafe_pickle)
         whole = part_of(network)
+        shape = (224, 224) if task.part == 'backbone' else usual_shape(cfg)
     if task.checkpoint is None:
         with torch.no_grad():
             for name, value in network.named_parameters():
                 if name.endswith('.gamma'):
                     value.fill_(_LAYER_SCALE)
-    return Graph(network, cfg, task.part or whole).eval()
+    return Graph(network, cfg, task.part or whole).eval(), shape
 
 
 def _peak_of_process() -> float:

@@ -96,6 +96,8 @@ def _prepare(
     notes: dict[str, str] = {}
     scale = 1.0
     if task.model.endswith(EXPORTED):
+        from mmlk.export.describe import channel_count
+
         forms, description = _exported_forms(Path(task.model), task.device)
         entry = description['input']
         fixed = entry['shape']
@@ -108,14 +110,14 @@ def _prepare(
                 f'leave --batch-size and --shape out'
             )
         scale = 255.0 if entry['values'] == '0 to 255' else 1.0
-        channels, about = 3, dict(part=description['part'], weights='exported')
+        channels = channel_count(description)
+        about = dict(part=description['part'], weights='exported')
         task = replace(task, shape=shape)
     else:
         import torch
 
-        graph = build_graph(task)
-        side = _SIDES.get(graph.part, 512)
-        task = replace(task, shape=task.shape or (side, side))
+        graph, usual = build_graph(task)
+        task = replace(task, shape=task.shape or usual)
         channels = graph.backbone.in_channels
         about = dict(part=graph.part, weights='loaded' if task.checkpoint else 'random')
         torch.save(graph.state_dict(), folder / 'weights.pth')

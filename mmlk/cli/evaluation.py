@@ -1,4 +1,4 @@
-"""Test-time settings of the command line: augmentation, stored predictions, pictures."""
+"""Test-time settings of a config: size, augmentation, stored predictions, pictures."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ _DETECTION_TTA_TAIL = dict(
 
 # Scope: task, and the metric that keeps its predictions in one file.
 _DUMPS = dict(mmdet=('detection', 'DumpDetResults'), mmpretrain=('classification', 'DumpResults'))
+
+
+def usual_shape(cfg: Config) -> tuple[int, int]:
+    """Height and width at which the model of a config is counted and timed, unless they are given.
+
+    A classifier's pictures end with a centre crop, whose size it is. Pictures of segmentors and
+    detectors vary: 512 x 512, and 800 x 1280.
+    """
+    scope = cfg.get('default_scope')
+    if scope != 'mmpretrain':
+        return (800, 1280) if scope == 'mmdet' else (512, 512)
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    steps = [step for step in dataset.get('pipeline') or () if 'crop_size' in step]
+    size = steps[-1]['crop_size'] if steps else 224
+    return (size, size) if isinstance(size, int) else (size[1], size[0])
 
 
 def enable_tta(cfg: Config) -> None:

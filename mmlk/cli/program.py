@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if close:
         parser.error(f'there is no command {first!r}; closest names: {", ".join(close)}')
     args = parser.parse_args(words)
-    return args.run(args)
+    return _run(args)
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -93,7 +93,19 @@ def run_tool(name: str, argv: Sequence[str] | None = None) -> int:
     )
     _fill(parser, name)
     args = parser.parse_args(argv)
-    return args.run(args)
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a parsed command; a reader who wants no more (``mmlk models | head``) ends it quietly."""
+    try:
+        status = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is still to be written at exit would raise again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status
 
 
 def _fill(parser: argparse.ArgumentParser, name: str) -> None:

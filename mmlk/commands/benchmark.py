@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         nargs=2,
         metavar=('H', 'W'),
-        help='size of the images (default: 224 224, of a segmentor 512 512)',
+        help="size of the images (default: the crop of a classifier's test, of a backbone 224 224, "
+        'of a segmentor 512 512)',
     )
     parser.add_argument('--rounds', type=int, default=20, help='timed calls per form (default: 20)')
     parser.add_argument(

@@ -9,8 +9,7 @@ import argparse
 
 from mmlk.cli import arguments, checks
 from mmlk.cli.config import load_config
-
-DEFAULT_SHAPE = {'mmdet': (800, 1280), 'mmpretrain': (224, 224)}
+from mmlk.cli.evaluation import usual_shape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.positive,
         nargs='+',
         metavar='PIXELS',
-        help='height and width, or one number for both (default: 512 512; detection: '
-        '800 1280; classification: 224 224)',
+        help='height and width, or one number for both (default: 512 512; detection: 800 1280; '
+        "classification: the crop of the config's test)",
     )
     parser.add_argument('--deploy', action='store_true', help='count the folded backbone')
     arguments.add_cfg_options(parser)
@@ -36,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         cfg = load_config(args.config, args.cfg_options)
         checks.check_packages(cfg)
         checks.check_types(cfg)
-        shape = tuple(args.shape or DEFAULT_SHAPE.get(cfg.get('default_scope'), (512, 512)))
+        shape = tuple(args.shape or usual_shape(cfg))
         shape = shape if len(shape) == 2 else shape * 2
         from mmlk.cli import complexity
 

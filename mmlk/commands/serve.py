@@ -67,8 +67,10 @@ def build(args: argparse.Namespace):
     """The application, after every name has been looked up.
 
     Raises:
-        ValueError: If nothing has the name of a model.
+        ValueError: If nothing has the name of a model, or a file of weights is missing or damaged.
     """
+    from mmlk.checkpoints import zoo
+    from mmlk.cli.checkpoint import locate
     from mmlk.inference import names
     from mmlk.inference.load import load_model
     from mmlk.serve.app import Models, application
@@ -81,6 +83,8 @@ def build(args: argparse.Namespace):
                 raise ValueError(f'there is no file {model!r}')
         else:
             names.resolve(model, checkpoint or None)
+            if checkpoint and not zoo.is_remote(checkpoint):
+                locate(checkpoint)
         device = 'cpu' if Path(model).suffix in names.EXPORTED else args.device
         loaders[text] = partial(
             load_model,

@@ -131,7 +131,9 @@ def _check_agreement(classes_of: Mapping[str, list[str]], num_classes: int | Non
         if num_classes is not None and len(classes) != num_classes:
             raise DataError(
                 f'{loader}: there are {len(classes)} class folders, but model.head.num_classes is '
-                f'{num_classes}; set it and data_preprocessor.num_classes, or name another folder'
+                f'{num_classes}; set it and data_preprocessor.num_classes, and read the folders as '
+                "type='CustomDataset' where the config has ImageNet, whose thousand names are fixed; "
+                'or name another folder'
             )
 
 

@@ -81,6 +81,13 @@ def describe(
     )
 
 
+def channel_count(description: dict[str, Any]) -> int:
+    """Channels of the pictures that an exported file takes."""
+    name = description['input']['channels']
+    named = {value: key for key, value in _CHANNELS.items()}
+    return named[name] if name in named else int(name.split()[0])
+
+
 def size_steps(cfg: Config) -> list[dict[str, Any]]:
     """The steps of the test pipeline that change a picture's size, in order.
 

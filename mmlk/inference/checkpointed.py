@@ -151,6 +151,23 @@ def network_and_classes(
         ValueError: If there is no config, or the class names do not fit the heads.
         RuntimeError: If the checkpoint is damaged or does not cover the network.
     """
+    network, cfg, meta = network_of(config, checkpoint, unsafe_pickle, overrides)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        classes = describe_classes(next(leaf_datasets(cfg.test_dataloader.dataset)), meta)
+    check_class_count(network, classes['classes'])
+    return network, cfg, classes
+
+
+def network_of(
+    config: str | None,
+    checkpoint: str | None,
+    unsafe_pickle: bool = False,
+    overrides: dict | None = None,
+) -> tuple[nn.Module, Config, dict]:
+    """Network in eval mode, its config, and what the checkpoint says about itself.
+
+    Arguments and errors are those of :func:`network_and_classes`; classes need no names.
+    """
     state, meta = (None, {}) if checkpoint is None else read_whole(checkpoint, unsafe_pickle)
     cfg = config_of(config, checkpoint, meta)
     apply_overrides(cfg, overrides or {})
@@ -163,9 +180,7 @@ def network_and_classes(
         except (RuntimeError, ValueError) as error:
             where = config or 'its own config'
             raise RuntimeError(f'load_model: {checkpoint} does not fit {where}: {error}') from error
-        classes = describe_classes(next(leaf_datasets(cfg.test_dataloader.dataset)), meta)
-    check_class_count(network, classes['classes'])
-    return network, cfg, classes
+    return network, cfg, meta
 
 
 def read_whole(checkpoint: str, unsafe_pickle: bool = False) -> tuple[Mapping, dict]:

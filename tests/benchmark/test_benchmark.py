@@ -36,7 +36,7 @@ def onnx_file(tmp_path_factory):
         [weight],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)], ir_version=10)
-    entry = dict(shape=None, values='normalised by mean and std')
+    entry = dict(shape=None, channels='RGB', values='normalised by mean and std')
     helper.set_model_props(model, dict(mmlk=json.dumps(dict(part='backbone', input=entry))))
     path = tmp_path_factory.mktemp('exported') / 'model.onnx'
     onnx.save(model, path)

@@ -89,6 +89,15 @@ def test_exit_status(words, status, stream, text):
     assert text in getattr(done, stream)
 
 
+def test_a_reader_who_leaves_ends_a_command_without_words():
+    command = [sys.executable, '-m', 'mmlk', 'models']
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with subprocess.Popen(command, env={**os.environ, 'PYTHONPATH': str(ROOT)}, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b''
+    assert process.returncode == 1
+
+
 @pytest.mark.parametrize('form', ['mmlk::{}', 'mmlk::{}.py', '{}', '{}.py'])
 def test_configs_of_the_package_go_by_name(form, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mmlk
 from mmlk.backbones import InceptionNeXt, RecNeXt
+from mmlk.cli.config import load_config
+from mmlk.cli.evaluation import usual_shape
 from tests.configs.test_configs import SEGMENTATION, metafile_models
 
 # Sizes at which papers count a whole segmentor.
@@ -75,3 +77,17 @@ def test_segmentor_has_the_parameters_and_multiply_adds_stated(name):
     assert parameters == pytest.approx(stated['Parameters'], rel=1e-3, abs=0.005)
     macs = multiply_adds(segmentor._forward, SIZES[name.split('_')[0]])
     assert macs == pytest.approx(stated['FLOPs'], rel=1e-3, abs=0.05)  # stated to 0.1
+
+
+@pytest.mark.parametrize(
+    'name, shape',
+    [
+        ('inceptionnext_a_in1k', (224, 224)),
+        ('inceptionnext_b_384_in1k', (384, 384)),
+        ('inceptionnext_a_in1k_mini', (64, 64)),
+        ('fpn_recnext_m3_ade20k', (512, 512)),
+        ('mask_rcnn_recnext_m3_coco', (800, 1280)),
+    ],
+)
+def test_models_are_counted_at_the_size_of_their_pictures(name, shape):
+    assert usual_shape(load_config(name)) == shape

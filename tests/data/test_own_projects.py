@@ -1,20 +1,24 @@
 """The projects of docs/own_data.md, run as they are printed: data, check, training, evaluation.
 
-Scenarios: three projects x (check, training and test), the variant with pretrained weights, the
+Scenarios: four projects x (check, training and test), the variant with pretrained weights, the
 README's copy.
 """
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from mmlk.cli import checks
 from mmlk.cli.config import load_config
+from mmlk.cli.fit import check_fit
 from mmlk.data.files import image_size
 from mmlk.data.layout import check_datasets
 from mmlk.data.scan import scan_datasets
@@ -27,7 +31,10 @@ COMMANDS = [
     for block in re.findall(r'```sh\n(.*?)```', PAGE, re.S)
     for line in block.replace('\\\n', ' ').splitlines()
 ]
-PROJECTS = ['discs_segmentation', 'discs_detection', 'discs_bands']
+PROJECTS = ['discs_segmentation', 'discs_detection', 'discs_bands', 'discs_classes']
+METRICS = dict(discs_detection='coco/bbox_mAP', discs_classes='accuracy/top1')
+# Printed without data of its own.
+EXAMPLES = ['pets']
 # The same commands with fewer iterations.
 SHORTER = {
     'max_iters=150': 'max_iters=2',
@@ -36,10 +43,13 @@ SHORTER = {
     'max_epochs=4': 'max_epochs=1',
     'val_begin=4': 'val_begin=1 train_dataloader.dataset.indices=8',
     'epoch_4': 'epoch_1',
+    'max_epochs=3': 'max_epochs=1',
+    'epoch_3': 'epoch_1',
 }
 
 pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')
+pytest.importorskip('mmpretrain')
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +63,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_page_prints_the_projects_and_their_commands():
-    assert set(FILES) == {'make_examples.py', *(f'{name}.py' for name in PROJECTS)}
+    assert set(FILES) == {f'{name}.py' for name in ['make_examples', *PROJECTS, *EXAMPLES]}
     for name in PROJECTS:
         tools = [line.split()[1] for line in COMMANDS if f'{name}.py' in line]
         assert tools[:3] == ['tools/check_dataset.py', 'tools/train.py', 'tools/test.py']
@@ -111,6 +121,28 @@ def test_the_variant_with_pretrained_weights_passes_the_check(folder, monkeypatc
     assert cfg.model.auxiliary_head.num_classes == cfg.model.decode_head.num_classes == 2
 
 
+def test_a_recipe_of_imagenet_takes_other_classes(folder, monkeypatch):
+    """The example config as it is printed, on folders of its 37 classes."""
+    monkeypatch.chdir(folder)
+    for split in ('train', 'val'):
+        for index in range(37):
+            (folder / f'data/pets/{split}/{index:02d}').mkdir(parents=True)
+            shutil.copy(
+                folder / 'data/discs/classes/val/disc/000.png',
+                folder / f'data/pets/{split}/{index:02d}',
+            )
+    cfg = load_config('pets.py')
+    checks.check_class_counts(cfg)
+    check_fit(cfg)
+    found = check_datasets(cfg, ('train_dataloader', 'val_dataloader', 'test_dataloader'))
+    assert [line.split(' in ')[0] for line in found] == [
+        f'{loader}_dataloader: 37 samples' for loader in ('train', 'val', 'test')
+    ]
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        data = DATASETS.build(cfg.train_dataloader.dataset)
+        assert len(data) == 37 and data[36]['data_samples'].gt_label.item() == 36
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', PROJECTS)
 def test_the_printed_commands_train_and_evaluate(folder, name):
@@ -128,7 +160,7 @@ def test_the_printed_commands_train_and_evaluate(folder, name):
             text=True,
         )
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    metric = 'coco/bbox_mAP' if name == 'discs_detection' else 'mIoU'
+    metric = METRICS.get(name, 'mIoU')
     first, again = scalars(folder / 'work_dirs' / name, metric), []
     for report in (folder / 'work_dirs' / name).glob('*/*.json'):
         again += re.findall(rf'"{metric}": ([0-9.]+)', report.read_text())

@@ -127,6 +127,7 @@ def test_pictures_are_turned_as_cameras_say():
     [
         (['upernet_slak_tt_ade20k'], 'closest names: upernet_slak_t_ade20k'),
         (['absent.onnx'], "there is no file 'absent.onnx'"),
+        (['fpn_recnext_m3_ade20k=absent.pth'], 'checkpoint absent.pth does not exist'),
     ],
 )
 def test_names_are_looked_up_before_the_server_starts(words, message):
