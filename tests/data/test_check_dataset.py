@@ -1,21 +1,17 @@
 """The offline scan reports every broken file of the data sets that a config names."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.data.layouts import HEIGHT, WIDTH, write_image, write_label
+from tests.scripts import load_tool
 
 pytest.importorskip('mmengine')
 
-_PATH = Path(__file__).parents[2] / 'tools' / 'check_dataset.py'
-_SPEC = importlib.util.spec_from_file_location('check_dataset', _PATH)
-tool = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tool)
+tool = load_tool('check_dataset.py')
 
 
 @pytest.fixture

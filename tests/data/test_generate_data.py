@@ -1,17 +1,13 @@
 """The command line: what it writes, that it repeats itself, and what it refuses to touch."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from mmlk.data import folder
+from tests.scripts import load_tool
 
-_PATH = Path(__file__).parents[2] / 'tools' / 'generate_data.py'
-_SPEC = importlib.util.spec_from_file_location('generate_data', _PATH)
-tool = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tool)
+tool = load_tool('generate_data.py')
 
 SMALL = ['--train', '2', '--val', '1', '--size', '100x120']
 

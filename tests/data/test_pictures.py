@@ -1,6 +1,5 @@
 """Generated pictures of one thing each: repeatable, balanced, apart, and loadable by MMPretrain."""
 
-import importlib.util
 from collections import Counter
 from pathlib import Path
 
@@ -9,11 +8,9 @@ import pytest
 
 from mmlk.data.pictures import CLASSES, make_picture
 from mmlk.data.scene import make_scene
+from tests.scripts import load_tool
 
-_PATH = Path(__file__).parents[2] / 'tools' / 'generate_data.py'
-_SPEC = importlib.util.spec_from_file_location('generate_data', _PATH)
-tool = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tool)
+tool = load_tool('generate_data.py')
 
 
 def files(root):

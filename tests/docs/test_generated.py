@@ -1,6 +1,5 @@
 """What tools write for the documents: the zoo, the figures; and the citations."""
 
-import importlib.util
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -12,16 +11,9 @@ import mmlk
 from mmlk.checkpoints import zoo
 from mmlk.cli.published import published_facts
 from tests.docs.pages import BLOCKS, ROOT
+from tests.scripts import load_tool
 
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-update_zoo, draw = tool('update_zoo'), tool('draw_figures')
+update_zoo, draw = load_tool('update_zoo.py'), load_tool('draw_figures.py')
 ROWS = json.loads((ROOT / 'docs/zoo.json').read_text())
 PUBLISHED = published_facts()
 FIGURES = ROOT / 'docs/figures'

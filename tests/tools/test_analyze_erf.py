@@ -1,6 +1,5 @@
 """Effective receptive fields against closed forms, and the tool that draws them."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,19 +10,13 @@ from torch import nn
 
 from mmlk.analysis.erf import areas, contribution_scores, logarithmic
 from tests.cases import TOLERANCE, assert_close
+from tests.scripts import load_tool
 
 ROOT = Path(__file__).parents[2]
 CLOSE = TOLERANCE[torch.float32][0]
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('analyze_erf', ROOT / 'tools/analyze_erf.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool('analyze_erf.py')
 
 
 def depthwise_ones(kernel, channels=3):

@@ -1,26 +1,19 @@
 """The audit of every published row: nothing differs without a reason, and every fact can differ."""
 
 import copy
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.golden_dense import no_random_values
+from tests.scripts import load_tool
 
 ROOT = Path(__file__).parents[2]
 ROW = 'upernet_dcls_convnext_t_ade20k'
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('audit', ROOT / 'tools/audit.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool('audit.py')
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Pictures of training samples: of all three tasks, as the files are and as the model gets them."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from mmlk.analysis.samples import Drawn, as_picture, contact_sheet
 from mmlk.cli.program import main as program
+from tests.scripts import load_tool
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = dict(
@@ -20,14 +20,7 @@ CONFIGS = dict(
 )
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('browse', ROOT / 'tools/browse_dataset.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool('browse_dataset.py')
 
 
 @pytest.fixture(scope='module')

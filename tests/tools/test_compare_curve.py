@@ -1,6 +1,5 @@
 """Published-curve comparison on logs of both generations of the toolboxes and of plain trainers."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -10,20 +9,14 @@ import yaml
 from PIL import Image
 
 from mmlk.analysis import curves, logs
+from tests.scripts import load_tool
 
 ROOT = Path(__file__).parents[2]
 CURVES = curves.published_runs()
 SEG, DET, CLS = 'fpn_recnext_m3_ade20k', 'mask_rcnn_recnext_m3_coco', 'recnext_m3_in1k'
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('compare_curve', ROOT / 'tools/compare_curve.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool('compare_curve.py')
 
 
 def losses_of(name, until, start=0):

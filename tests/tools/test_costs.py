@@ -1,6 +1,5 @@
 """Expected hours and memory: closed forms, the authors' measurements, and the files that hold them."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,18 +9,12 @@ from torch import nn
 
 from mmlk.analysis import costs
 from mmlk.analysis.training_step import HalfPrecision, LiveBytes
+from tests.scripts import load_tool
 
 ROOT = Path(__file__).parents[2]
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('estimate', ROOT / 'tools/estimate_cost.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool('estimate_cost.py')
 ROWS = tool.rows()
 
 

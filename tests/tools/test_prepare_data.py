@@ -1,7 +1,6 @@
 """Data sets fetched from a server, a folder or an archive: whole, safe, and only once."""
 
 import hashlib
-import importlib.util
 import io
 import shutil
 import stat
@@ -15,19 +14,13 @@ from mmlk.checkpoints import download
 from mmlk.cli.config import load_config
 from mmlk.data.releases import RELEASES, Archive
 from tests.file_server import serving
+from tests.scripts import load_tool
 
 ROOT = Path(__file__).parents[2]
 COUNT = 3
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('prepare_data', ROOT / 'tools/prepare_data.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool('prepare_data.py')
 
 
 def archived(entries, links=()):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import shlex
 import shutil
 from pathlib import Path
@@ -20,19 +19,13 @@ from mmlk.data.releases import RELEASES
 from tests.configs.test_configs import zoo_entry
 from tests.file_server import serving
 from tests.golden_dense import AuthorsNetwork
+from tests.scripts import load_tool
 
 ROOT = Path(__file__).parents[2]
 ROW, FILE = 'fpn_recnext_m3_ade20k', 'recnext_m3_ade20k'
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('reproduce', ROOT / 'tools/reproduce.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool('reproduce.py')
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
 """Feature maps and Grad-CAM of trained models of all three tasks."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import mmlk
 from mmlk.analysis.maps import class_activation, feature_map, last_stage, overlay
 from mmlk.inference.checkpointed import network_and_classes
 from tests.cases import TOLERANCE, assert_close
+from tests.scripts import load_tool
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = dict(
@@ -25,14 +25,7 @@ LAST = 'backbone.stages.3'
 CLASSES = ', '.join(f"'c{i}'" for i in range(8))
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('maps_tool', ROOT / 'tools/visualize_maps.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool('visualize_maps.py')
 
 
 @pytest.fixture(scope='module')

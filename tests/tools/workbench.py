@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,8 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tests.isolation import forget_instances
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts import ROOT, load_tool
 
 CONFIG = """
 data_root = {data_root!r}
@@ -158,9 +156,6 @@ def call_tool(tool: str, *args, monkeypatch, cwd: Path) -> None:
 
     MMEngine's named instances (visualizer, logger, message hub) start empty, as in a new process.
     """
-    path = ROOT / 'tools' / tool
-    spec = importlib.util.spec_from_file_location(f'mmlk_tool_{path.stem}', path)
-    module = importlib.util.module_from_spec(spec)
     with monkeypatch.context() as patch:
         patch.chdir(cwd)
         patch.setattr(sys, 'path', list(sys.path))
@@ -169,8 +164,7 @@ def call_tool(tool: str, *args, monkeypatch, cwd: Path) -> None:
         # Undone with the context, unlike what the tool itself sets.
         patch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
         forget_instances()
-        spec.loader.exec_module(module)
-        module.main()
+        load_tool(tool).main()
 
 
 def scalars(work_dir: Path, key: str) -> list[float]:
