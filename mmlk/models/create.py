@@ -14,11 +14,7 @@ from mmlk.heads import HEADS
 from mmlk.models import names
 from mmlk.models.classifier import Classifier
 from mmlk.models.features import FeatureExtractor, as_indices
-from mmlk.networks.base import Network
 
-_NETWORKS: dict[str, type[Network]] = {
-    kind.family: kind for kind in (getattr(networks, name) for name in networks.__all__)
-}
 _FIRST_CONVOLUTION = {
     'inceptionnext': 'stem.0',
     'slak': 'downsample_layers.0.0',
@@ -70,7 +66,7 @@ def create_model(
     """
     variant, entry = names.find(name)
     source = _source(name, entry, pretrained, checkpoint_path)
-    kind = _NETWORKS[variant.family]
+    kind = networks.FAMILIES[variant.family]
     stages = len(kind.arch_settings[variant.arch]['dims'])
     if features_only:
         indices = as_indices(out_indices, stages)

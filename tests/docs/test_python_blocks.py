@@ -20,7 +20,7 @@ from tests.docs.pages import BLOCKS, Block
 PYTHON = [each for found in BLOCKS.values() for each in found if each.language == 'python']
 HOOKS_OF_FAMILIES = {
     name: settings['type']
-    for family in map(networks.__dict__.get, networks.__all__)
+    for family in networks.FAMILIES.values()
     for name, settings in getattr(family, 'required_hooks', {}).items()
 }
 
