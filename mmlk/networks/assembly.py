@@ -52,7 +52,7 @@ class Assembled(Network):
     """
 
     no_weight_decay: Sequence[str] = ()
-    """Suffixes of parameters that layer-wise optimizer settings do not decay."""
+    """Parameters that layer-wise optimizer settings do not decay, beside biases and norms."""
 
     def __init__(
         self,
@@ -86,14 +86,15 @@ class Assembled(Network):
         self.share_positions = share_positions
         stem = make_part(
             f'{name}: stem',
-            stem or template.default_stem,
+            template.default_stem if stem is None else stem,
             (in_channels, dims[0]),
             STEMS,
             self.find,
             norm_cfg=norm_cfg,
         )
         mixers = spread(f'{name}: token_mixer', token_mixer, depths)
-        channel_mixer = channel_mixer or template.default_channel_mixer
+        if channel_mixer is None:
+            channel_mixer = template.default_channel_mixer
         channel_mixers = spread(f'{name}: channel_mixer', channel_mixer, depths)
         rates = (
             [[drop_path_rate] * depth for depth in depths]
@@ -121,27 +122,27 @@ class Assembled(Network):
                 layer_scale_init=layer_scale_init,
             )
 
-        downsamples = [
-            template.downsample(
-                dims[stage - 1], dims[stage], stage, make_mixer(stage, 0), (*rates[stage], 0.0)[0]
+        def make_blocks(stage: int) -> list[nn.Module]:
+            return [make_block(stage, block) for block in range(depths[stage])]
+
+        def make_downsample(stage: int) -> nn.Module:
+            rate = (*rates[stage], 0.0)[0]
+            return template.downsample(
+                dims[stage - 1], dims[stage], stage, make_mixer(stage, 0), rate
             )
-            for stage in range(1, len(dims))
-        ]
-        blocks = [
-            [make_block(stage, block) for block in range(depth)]
-            for stage, depth in enumerate(depths)
-        ]
-        self._flat = template.flat
+
+        self._flat, later = template.flat, range(1, len(dims))
         if self._flat:
-            self.downsample_layers = nn.ModuleList([stem, *downsamples])
-            self.stages = nn.ModuleList(ConvNeXtStage(*each) for each in blocks)
+            self.downsample_layers = nn.ModuleList([stem, *map(make_downsample, later)])
+            self.stages = nn.ModuleList(ConvNeXtStage(*make_blocks(i)) for i in range(len(dims)))
         else:
             self.stem = stem
+            first = template.stage(nn.Identity(), make_blocks(0))
             self.stages = nn.ModuleList(
-                template.stage(down, each)
-                for down, each in zip([nn.Identity(), *downsamples], blocks, strict=True)
+                [first, *(template.stage(make_downsample(i), make_blocks(i)) for i in later)]
             )
         self.apply(template.init_layer)
+        self.apply(template.init_positioned)
         made = self.token_mixers()
         entries = [each for stage, depth in zip(mixers, depths) for each in stage[:depth]]
         self._shared = _share(made, entries) if share_positions else []
@@ -152,11 +153,9 @@ class Assembled(Network):
             )
         self._clamps = any(hasattr(mixer, 'clamp_parameters') for mixer in made.values())
         self.no_weight_decay = tuple(
-            {
-                f'.{parameter}': None
-                for mixer in made.values()
-                for parameter in getattr(mixer, 'no_weight_decay', ())
-            }
+            f'{name}.{parameter}'
+            for name, mixer in made.items()
+            for parameter in getattr(mixer, 'no_weight_decay', ())
         )
         windows = {
             max(mixer.kernel_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -59,15 +61,15 @@ class RecNeXtDownsample(nn.Module):
 
     Args:
         channels: Input channels C; the output has 2C.
-        channel_mixer: Maps (N, 2C, H, W) to the same shape.
+        make_mixer: Makes the channel mixer from 2C.
         norm_cfg: Norm layer.
     """
 
-    def __init__(self, channels: int, channel_mixer: nn.Module, *, norm_cfg: dict):
+    def __init__(self, channels: int, make_mixer: Callable[[int], nn.Module], *, norm_cfg: dict):
         super().__init__()
         self.token_mixer = ExpandingDepthwiseConv2d(channels, 7, stride=2)
         self.norm = build_norm(norm_cfg, 2 * channels)
-        self.channel_mixer = channel_mixer
+        self.channel_mixer = make_mixer(2 * channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.token_mixer(x))

@@ -83,10 +83,13 @@ class Template:
 
     def init_layer(self, module: nn.Module) -> None:
         """Truncated normal weights of std 0.02 and zero biases, depthwise kernels included."""
-        if isinstance(module, (nn.Conv2d, nn.Linear, DCLSDepthwiseConv2d)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            _init(module)
+
+    def init_positioned(self, module: nn.Module) -> None:
+        """The same for kernels with learnt positions, which stay as they are."""
+        if isinstance(module, DCLSDepthwiseConv2d):
+            _init(module)
 
 
 class ConvNeXtStage(nn.Sequential):
@@ -161,10 +164,19 @@ class RecNeXtTemplate(Template):
                 f'RecNeXt: dims {before} -> {after} of stage {stage}: the '
                 'downsampling of the M and A series doubles the channels'
             )
-        return RecNeXtDownsample(before, make_mixer(after), norm_cfg=self.norm_cfg)
+        return RecNeXtDownsample(before, make_mixer, norm_cfg=self.norm_cfg)
 
     def init_layer(self, module: nn.Module) -> None:
         """Nothing."""
+
+    def init_positioned(self, module: nn.Module) -> None:
+        """Nothing."""
+
+
+def _init(module: nn.Conv2d | nn.Linear | DCLSDepthwiseConv2d) -> None:
+    nn.init.trunc_normal_(module.weight, std=0.02)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
 
 TEMPLATES: Mapping[str, type[Template]] = {

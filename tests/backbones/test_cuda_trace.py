@@ -17,6 +17,7 @@ OPERATORS = {
     'InceptionNeXt': {'inception_dwconv2d'},
     'SLaK': {'large_kernel_branches'},
     'RecNeXt': {'recconv2d'},
+    'MetaNeXt': {'depthwise_conv2d', 'dcls_kernel_fused', 'inception_dwconv2d', 'recconv2d'},
 }
 
 

@@ -245,7 +245,7 @@ def test_block_and_downsampling_match_the_authors(series, index):
 
     build = {
         'MetaNeXtBlock': block,
-        'Downsample': lambda: RecNeXtDownsample(channels, mixer(2 * channels), norm_cfg=BN),
+        'Downsample': lambda: RecNeXtDownsample(channels, mixer, norm_cfg=BN),
     }
     check_module(build[case['class']](), case)
 

@@ -58,7 +58,7 @@ def check_types(node, key=''):
         (target,) = filter(None, found)
         arguments = {name: value for name, value in node.items() if name != 'type'}
         inspect.signature(target).bind_partial(**arguments)
-        if issubclass(target, networks.base.Network):
+        if isinstance(target, type) and issubclass(target, networks.base.Network):
             arguments.pop('init_cfg', None)
             with torch.device('meta'):
                 MODELS.build(dict(type=kind, **arguments))
