@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -230,17 +231,14 @@ class Stride8Template(RecNeXtTemplate):
         return Stride8Downsample(before, after, mixer, drop_path=drop_path, norm_cfg=self.norm_cfg)
 
     def block(
-        self,
-        channels: int,
-        token_mixer: nn.Module,
-        make_mixer: MakeMixer,
-        *,
-        drop_path: float,
-        layer_scale_init: None,
+        self, channels: int, token_mixer: nn.Module, make_mixer: MakeMixer, **options: Any
     ) -> nn.Module:
-        mixer = make_mixer(channels)
         return Stride8Block(
-            channels, token_mixer, mixer, drop_path=drop_path, norm_cfg=self.norm_cfg
+            channels,
+            token_mixer,
+            make_mixer(channels),
+            drop_path=options['drop_path'],
+            norm_cfg=self.norm_cfg,
         )
 
     def stage(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:

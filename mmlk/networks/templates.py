@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmlk.layers import ConvMlp, build_norm
 from mmlk.networks.base import Stage, run_blocks
@@ -97,7 +97,7 @@ class ConvNeXtStage(nn.Sequential):
 
     recomputes = False
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return run_blocks(self, x, self.recomputes and self.training)
 
     def fold(self) -> None:
