@@ -77,23 +77,18 @@ MICRO_ARCHS = {
     ),
     'RecNeXt': dict(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128)),
     'MetaNeXt': dict(
-        depths=(3, 1, 3, 2),
+        depths=(2, 1, 2, 1),
         dims=(16, 24, 32, 40),
         block=dict(type='ConvNeXt'),
         stem=dict(type='RecNeXtStem'),
         token_mixer=[
-            [
-                dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=5, kernel_size=9),
-                dict(type='mmlk.InceptionDWConv2d', band_kernel_size=5),
-                dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=5, kernel_size=9),
-            ],
+            dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=5, kernel_size=9),
             dict(type='mmlk.RecConv2d', level=2),
             [
                 dict(type='mmlk.LargeKernelDWConv2d', kernel_size=9, small_kernel_size=3),
-                dict(type='mmlk.DepthwiseConv2d', kernel_size=7),
                 dict(type='mmlk.RecAttn2d', num_heads=4),
             ],
-            [dict(type='mmlk.Pooling'), dict(type='mmlk.Identity')],
+            dict(type='mmlk.InceptionDWConv2d', band_kernel_size=5),
         ],
         channel_mixer=[
             dict(type='mmlk.ConvMlp'),
