@@ -76,4 +76,25 @@ MICRO_ARCHS = {
         depths=(1, 1, 2, 1), dims=(20, 24, 33, 40), kernel_sizes=(13, 11, 9, 7), small_kernel_size=3
     ),
     'RecNeXt': dict(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128)),
+    'MetaNeXt': dict(
+        depths=(2, 1, 2, 1),
+        dims=(16, 24, 32, 40),
+        block=dict(type='ConvNeXt'),
+        stem=dict(type='RecNeXtStem'),
+        token_mixer=[
+            dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=5, kernel_size=9),
+            dict(type='mmlk.RecConv2d', level=2),
+            [
+                dict(type='mmlk.LargeKernelDWConv2d', kernel_size=9, small_kernel_size=3),
+                dict(type='mmlk.RecAttn2d', num_heads=4),
+            ],
+            dict(type='mmlk.InceptionDWConv2d', band_kernel_size=5),
+        ],
+        channel_mixer=[
+            dict(type='mmlk.ConvMlp'),
+            dict(type='mmlk.ConvNormMlp', norm_cfg=dict(type='BN')),
+            dict(type='mmlk.ConvMlp', ratio=2),
+            dict(type='mmlk.ConvMlp', ratio=3),
+        ],
+    ),
 }

@@ -2,7 +2,11 @@
 
 from mmlk import networks
 from mmlk.backbones.base import Backbone
+from mmlk.networks.mixers import CHANNEL_MIXERS, TOKEN_MIXERS
 from mmlk.registry import MODELS
+
+for _name, _part in {**TOKEN_MIXERS, **CHANNEL_MIXERS}.items():
+    MODELS.register_module(name=_name, module=_part)
 
 
 @MODELS.register_module()
@@ -25,4 +29,9 @@ class RecNeXt(Backbone, networks.RecNeXt):
     pass
 
 
-__all__ = ['DCLSConvNeXt', 'InceptionNeXt', 'RecNeXt', 'SLaK']
+@MODELS.register_module()
+class MetaNeXt(Backbone, networks.MetaNeXt):
+    pass
+
+
+__all__ = ['DCLSConvNeXt', 'InceptionNeXt', 'MetaNeXt', 'RecNeXt', 'SLaK']

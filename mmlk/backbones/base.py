@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mmlk.checkpoints.classifiers import split_in_place
 from mmlk.networks.base import Network
+from mmlk.registry import MODELS
 
 
 class Backbone(BaseModule):
@@ -46,6 +47,12 @@ class Backbone(BaseModule):
         option = inspect.Parameter('init_cfg', inspect.Parameter.KEYWORD_ONLY, default=None)
         cls.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
         cls.__doc__ = network.__doc__
+
+    @staticmethod
+    def find(kind: str) -> Any:
+        """A part of the network that a registry of MMEngine knows, in the default scope or by prefix."""
+        with MODELS.switch_scope_and_registry(None) as registry:
+            return registry.get(kind)
 
     def _logger(self) -> logging.Logger:
         return MMLogger.get_current_instance()

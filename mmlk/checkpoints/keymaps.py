@@ -403,8 +403,8 @@ def likely_cause(family: str, shapes: Shapes, own: Shapes) -> str:
         return f'the file looks like {theirs.text}, not like {spec.title}; choose another file'
     if ours.layout is None:
         return (
-            f'the module does not have the parameters of {spec.title}; if it was folded by '
-            'switch_to_deploy, load before folding'
+            f'the module does not have the parameters of {spec.title}: it has other parts, or it was '
+            'folded by switch_to_deploy; take a file of its own, and load before folding'
         )
     if theirs.layout != ours.layout:
         difference = _against(spec, theirs, theirs.layout.detail, ours, ours.layout.detail)

@@ -147,7 +147,7 @@ def _map_backbone(state: dict, place: str, args: argparse.Namespace) -> tuple[st
             f'{args.source} holds {found.text}; name its --family and --arch, or take the file before '
             f'switch_to_deploy if it was folded'
         )
-    kinds = {kind.family: kind for kind in (getattr(networks, name) for name in networks.__all__)}
+    kinds = networks.FAMILIES
     if family not in kinds:
         raise ValueError(f'no backbone of family {family!r}; there are {", ".join(sorted(kinds))}')
     normed = any(keymaps.is_output_norm(key) for key in keys)

@@ -104,7 +104,8 @@ def _published(source: Any) -> zoo.Entry | None:
 def _arch(backbone: Network) -> str | None:
     """Name of the variant, None for one of the user's own."""
     known = type(backbone).arch_settings.items()
-    return next((name for name, settings in known if settings == backbone.arch), None)
+    found = next((name for name, settings in known if settings == backbone.arch), None)
+    return found and found.removeprefix(f'{backbone.family}_')  # which MetaNeXt's names begin with
 
 
 def _expected_channels(model: dict, channels: tuple[int, ...]) -> dict[str, dict]:

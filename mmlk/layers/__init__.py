@@ -2,10 +2,23 @@
 
 from mmlk.layers.conv import GELU, ConvNorm, ExpandingDepthwiseConv2d, fold_conv_norms
 from mmlk.layers.drop import DropPath, drop_path_schedule
-from mmlk.layers.fold import fold_norm_after, fold_norm_before, fold_scale_after, norm_affine
+from mmlk.layers.fold import (
+    fold_norm_after,
+    fold_norm_before,
+    fold_scale_after,
+    has_affine_form,
+    norm_affine,
+)
 from mmlk.layers.layout import channels_last_gradient
 from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
-from mmlk.layers.mlp import ConvMlp, ConvNormMlp, add_conv_mlp, add_conv_norm_mlp, add_normed_mlp
+from mmlk.layers.mlp import (
+    ConvMlp,
+    ConvNormMlp,
+    add_channel_mixer,
+    add_conv_mlp,
+    add_conv_norm_mlp,
+    add_normed_mlp,
+)
 from mmlk.layers.norm import LayerNorm2d, build_norm
 from mmlk.layers.recattn import LinearAttention2d, RecAttn2d
 from mmlk.layers.recompute import recompute
@@ -22,6 +35,7 @@ __all__ = [
     'LayerNorm2d',
     'LinearAttention2d',
     'RecAttn2d',
+    'add_channel_mixer',
     'add_conv_mlp',
     'add_conv_norm_mlp',
     'add_normed_mlp',
@@ -32,6 +46,7 @@ __all__ = [
     'fold_norm_after',
     'fold_norm_before',
     'fold_scale_after',
+    'has_affine_form',
     'norm_affine',
     'recompute',
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlk.layers.fold import fold_norm_after
+from mmlk.layers.fold import fold_norm_after, has_affine_form
 from mmlk.layers.norm import build_norm
 from mmlk.ops import DepthwiseConv2d, PointwiseConv2d, expanding_depthwise_conv2d
 from mmlk.ops.maps import channels_last
@@ -94,8 +94,8 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fold(self) -> nn.Module:
-        """The convolution that equals this in eval mode."""
-        return fold_norm_after(self.conv, self.norm)
+        """The convolution that equals this in eval mode; this itself where no constants do."""
+        return fold_norm_after(self.conv, self.norm) if has_affine_form(self.norm) else self
 
 
 def fold_conv_norms(module: nn.Module) -> None:

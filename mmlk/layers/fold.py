@@ -12,13 +12,18 @@ import torch
 from torch import nn
 
 
+def has_affine_form(norm: nn.Module) -> bool:
+    """Whether ``norm`` keeps running statistics, so that it is a scale and a shift in eval mode."""
+    return getattr(norm, 'running_var', None) is not None
+
+
 def norm_affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and shift (C,) in float64 that an eval-mode batch norm applies per channel.
 
     Raises:
         ValueError: If ``norm`` keeps no running statistics and so has no fixed affine form.
     """
-    if getattr(norm, 'running_var', None) is None:
+    if not has_affine_form(norm):
         raise ValueError(f'norm_affine: {type(norm).__name__} keeps no running statistics to fold')
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:

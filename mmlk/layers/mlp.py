@@ -134,6 +134,29 @@ def add_conv_norm_mlp(
     return x + drop_path(mlp(norm(mixed)))
 
 
+def add_channel_mixer(
+    x: Tensor,
+    mixed: Tensor,
+    norm: nn.Module,
+    mixer: nn.Module,
+    scale: Tensor | None,
+    drop_path: nn.Module,
+) -> Tensor:
+    """``x + drop_path(scale * mixer(norm(mixed)))``, by the fastest way that the mixer has.
+
+    Args:
+        x: (N, C, H, W).
+        mixed: (N, C, H, W).
+        norm: Any map of (N, C, H, W) to itself.
+        mixer: Likewise; `ConvMlp` and `ConvNormMlp` have ways of their own.
+        scale: Factor per channel (C,).
+        drop_path: Applied to the sum's second term.
+    """
+    if scale is None and type(mixer) is ConvNormMlp:
+        return add_conv_norm_mlp(x, mixed, mixer, norm, drop_path)
+    return add_conv_mlp(x, norm(mixed), mixer, scale, drop_path)
+
+
 class ConvMlp(NotScriptable, nn.Module):
     """Pointwise MLP on an (N, C, H, W) map: 1x1 convolution, exact GELU, 1x1 convolution.
 
@@ -210,6 +233,6 @@ class ConvNormMlp(NotScriptable, nn.Sequential):
 
     def fold(self) -> None:
         """Prepare for inference, when the norms are folded and the weights are final."""
-        if all(each.groups == 1 for each in (self[0], self[2])):
+        if all(isinstance(each, nn.Conv2d) and each.groups == 1 for each in (self[0], self[2])):
             self[0], self[1] = FoldedPointwiseConv2d(self[0], gelu=True), nn.Identity()
             self[2] = FoldedPointwiseConv2d(self[2])

@@ -14,17 +14,15 @@ from mmlk.heads import HEADS
 from mmlk.models import names
 from mmlk.models.classifier import Classifier
 from mmlk.models.features import FeatureExtractor, as_indices
-from mmlk.networks.base import Network
 
-_NETWORKS: dict[str, type[Network]] = {
-    kind.family: kind for kind in (getattr(networks, name) for name in networks.__all__)
-}
 _FIRST_CONVOLUTION = {
     'inceptionnext': 'stem.0',
     'slak': 'downsample_layers.0.0',
     'dcls_convnext': 'downsample_layers.0.0',
     'recnext': 'stem.stem.0.conv',
 }
+_PARTS = {'block', 'stem', 'token_mixer', 'channel_mixer'}
+"""Arguments that only `MetaNeXt` has."""
 _CROP = 0.875
 """Share of the resized image's side that published files were evaluated on, at 224 pixels."""
 
@@ -56,7 +54,8 @@ def create_model(
             has another number, the last layer is new, and a warning says so.
         checkpoint_path: A file instead of ``pretrained``.
         drop_rate: Probability of dropping a feature before the last layer (InceptionNeXt).
-        options: Further arguments of the network, such as ``drop_path_rate``.
+        options: Further arguments of the network, such as ``drop_path_rate``. With ``token_mixer`` or
+            another part of :class:`~mmlk.networks.MetaNeXt` it is that network, of this name's size.
 
     Returns:
         A :class:`~mmlk.models.classifier.Classifier` or a
@@ -70,8 +69,10 @@ def create_model(
     """
     variant, entry = names.find(name)
     source = _source(name, entry, pretrained, checkpoint_path)
-    kind = _NETWORKS[variant.family]
-    stages = len(kind.arch_settings[variant.arch]['dims'])
+    kind, arch = networks.FAMILIES[variant.family], variant.arch
+    if _PARTS & options.keys():
+        kind, arch = networks.MetaNeXt, variant.name
+    stages = len(networks.FAMILIES[variant.family].arch_settings[variant.arch]['dims'])
     if features_only:
         indices = as_indices(out_indices, stages)
     elif out_indices is not None:
@@ -79,7 +80,7 @@ def create_model(
     else:
         indices = (stages - 1,)
     options.setdefault('output_norm', False)
-    backbone = kind(variant.arch, in_channels=in_chans, out_indices=indices, **options)
+    backbone = kind(arch, in_channels=in_chans, out_indices=indices, **options)
     model: Classifier | FeatureExtractor
     if features_only:
         model = FeatureExtractor(backbone)

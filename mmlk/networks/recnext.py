@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
-
-from mmlk.layers import (
-    build_norm,
-    drop_path_schedule,
-    fold_conv_norms,
-)
-from mmlk.networks.base import Network
-from mmlk.networks.recnext_parts import RecNeXtStage, RecNeXtStem
-from mmlk.networks.recnext_stride8 import Stride8Stage
+from mmlk.networks.assembly import Assembled
+from mmlk.networks.recnext_stride8 import Stride8Template, attention
 
 SERIES = ('m', 'a', 'stride8', 'stride8_shared')
 
@@ -50,7 +42,7 @@ def _archs() -> dict[str, dict]:
     return archs
 
 
-class RecNeXt(Network):
+class RecNeXt(Assembled):
     """RecNeXt without its classification head, as the authors use it for dense prediction.
 
     Parameters have the authors' names, so their classification and dense checkpoints load. The
@@ -96,53 +88,59 @@ class RecNeXt(Network):
         with_cp: bool = False,
     ):
         settings = self.resolve_arch(arch)
-        norm_cfg = norm_cfg or dict(type='BN')
-        depths, dims, series = settings['depths'], settings['dims'], settings['series']
         if layer_scale_init is not None:
             raise ValueError(
                 f'RecNeXt: layer_scale_init {layer_scale_init} must be None, the '
                 'network has no layer scale'
             )
-        if series not in SERIES:
-            raise ValueError(f'RecNeXt: series {series!r} is not one of {", ".join(SERIES)}')
         super().__init__(
-            dims,
+            **self.parts(settings, norm_cfg),
             in_channels=in_channels,
+            drop_path_rate=drop_path_rate,
             out_indices=out_indices,
-            output_norm=(lambda channels: build_norm(norm_cfg, channels)) if output_norm else None,
+            output_norm=output_norm,
+            norm_cfg=norm_cfg,
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
         )
         self.arch = settings
-        if series in ('m', 'a'):
-            widths = (dims[0] // 2, dims[0])
-            self.stem = RecNeXtStem(in_channels, widths, norm_cfg=norm_cfg)
-            drop_paths = [[drop_path_rate] * depth for depth in depths]
-            stage, options = RecNeXtStage, dict(series=series)
-        else:
-            self.strides = (8, 16, 32, 64)
-            widths = (dims[0] // 4, dims[0] // 2, dims[0])
-            self.stem = RecNeXtStem(
-                in_channels, widths, last_activation=depths[0] == 0, bias=True, norm_cfg=norm_cfg
-            )
-            drop_paths = drop_path_schedule(drop_path_rate, depths)
-            stage, options = Stride8Stage, dict(shared=series == 'stride8_shared')
-        self.stages = nn.ModuleList(
-            stage(
-                dims[max(i - 1, 0)],
-                dims[i],
-                stage=i,
-                mlp_ratio=settings['mlp_ratios'][i],
-                drop_paths=drop_paths[i],
-                norm_cfg=norm_cfg,
-                **options,
-            )
-            for i in range(len(dims))
-        )
-        self._finish()
 
-    def _fold(self) -> None:
-        fold_conv_norms(self.stem)
-        for stage in self.stages:
-            stage.fold()
+    @staticmethod
+    def parts(settings: Mapping, norm_cfg: dict | None = None) -> dict:
+        """The arguments of `Assembled` that a variant stands for, with a norm in the attention.
+
+        Recursion goes one level less deep from stage to stage; heads double. Attention carries norms of
+        its own, so blocks around it have none.
+        """
+        norm_cfg = norm_cfg or dict(type='BN')
+        depths, series = settings['depths'], settings['series']
+        stages, ratios = range(len(depths)), settings['mlp_ratios']
+        mixers = [dict(type='ConvNormMlp', ratio=ratio) for ratio in ratios]
+        parts = dict(
+            depths=depths,
+            dims=settings['dims'],
+            block=dict(type='RecNeXt', norm=series == 'm'),
+            channel_mixer=mixers,
+        )
+        if series == 'm':
+            return parts | dict(
+                token_mixer=[dict(type='RecConv2d', level=4 - stage) for stage in stages]
+            )
+        if series == 'a':
+            heads = [2 ** (stage + 1) for stage in stages]
+            return parts | dict(
+                token_mixer=[
+                    dict(type='RecAttn2d', num_heads=each, norm_cfg=norm_cfg) for each in heads
+                ]
+            )
+        if series not in SERIES:
+            raise ValueError(f'RecNeXt: series {series!r} is not one of {", ".join(SERIES)}')
+        return parts | dict(
+            block=dict(type=Stride8Template),
+            stem=dict(
+                type='RecNeXtStem', convolutions=3, last_activation=depths[0] == 0, bias=True
+            ),
+            token_mixer=attention(series, depths, norm_cfg),
+            channel_mixer=[dict(each, bias=True) for each in mixers],
+        )

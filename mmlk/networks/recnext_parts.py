@@ -1,8 +1,8 @@
-"""Stem, blocks and downsampling of RecNeXt's M and A series."""
+"""Stem and downsampling of RecNeXt's M and A series."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -10,18 +10,14 @@ from torch import nn
 from mmlk.layers import (
     GELU,
     ConvNorm,
-    ConvNormMlp,
-    DropPath,
     ExpandingDepthwiseConv2d,
-    RecAttn2d,
     add_conv_norm_mlp,
     build_norm,
     fold_conv_norms,
     fold_norm_after,
-    fold_norm_before,
+    has_affine_form,
 )
-from mmlk.networks.base import Stage
-from mmlk.ops import RecConv2d
+from mmlk.networks.base import folded
 
 
 class RecNeXtStem(nn.Module):
@@ -29,7 +25,8 @@ class RecNeXtStem(nn.Module):
 
     Args:
         in_channels: Channels of the image.
-        widths: Output channels of each convolution.
+        channels: Channels C of the last convolution; each one before has half as many.
+        convolutions: How many; stride 2 each.
         last_activation: Whether a GELU follows the last convolution too.
         bias: Whether convolutions have a bias in front of the norm's.
         norm_cfg: Norm layer.
@@ -38,70 +35,23 @@ class RecNeXtStem(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        widths: Sequence[int],
+        channels: int,
         *,
+        convolutions: int = 2,
         last_activation: bool = False,
         bias: bool = False,
         norm_cfg: dict,
     ):
         super().__init__()
         layers = []
-        for channels in widths:
-            layers += [ConvNorm(in_channels, channels, 3, 2, bias=bias, norm_cfg=norm_cfg), GELU()]
-            in_channels = channels
+        for halvings in reversed(range(convolutions)):
+            width = channels // 2**halvings
+            layers += [ConvNorm(in_channels, width, 3, 2, bias=bias, norm_cfg=norm_cfg), GELU()]
+            in_channels = width
         self.stem = nn.Sequential(*(layers if last_activation else layers[:-1]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.stem(x)
-
-
-class RecNeXtBlock(nn.Module):
-    """``x + drop_path(channel_mixer(norm(token_mixer(x))))`` on (N, C, H, W) maps.
-
-    Args:
-        channels: Channels C.
-        stage: Index of the stage; it sets the recursion, 4 - stage levels in the M series, and the
-            heads, 2^(stage + 1) in the A series, whose attention carries its own norms.
-        series: 'm' or 'a'.
-        mlp_ratio: Hidden channels of the channel mixer per channel.
-        drop_path: Probability of dropping a sample's residual.
-        norm_cfg: Norm layer.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        stage: int,
-        series: str,
-        mlp_ratio: float,
-        drop_path: float,
-        norm_cfg: dict,
-    ):
-        super().__init__()
-        if series == 'm':
-            self.token_mixer = RecConv2d(channels, 5, level=4 - stage)
-            self.norm = build_norm(norm_cfg, channels)
-        else:
-            self.token_mixer = RecAttn2d(channels, 2 ** (stage + 1), norm_cfg=norm_cfg)
-            self.norm = nn.Identity()
-        self.channel_mixer = ConvNormMlp(
-            channels, int(channels * mlp_ratio), bias=False, norm_cfg=norm_cfg
-        )
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return add_conv_norm_mlp(
-            x, self.token_mixer(x), self.channel_mixer, self.norm, self.drop_path
-        )
-
-    def fold(self) -> None:
-        """Fold every norm; the one between the mixers goes into the 1x1 convolution behind it."""
-        fold_conv_norms(self)
-        if not isinstance(self.norm, nn.Identity):
-            self.channel_mixer[0] = fold_norm_before(self.norm, self.channel_mixer[0])
-            self.norm = nn.Identity()
-        self.channel_mixer.fold()
 
 
 class RecNeXtDownsample(nn.Module):
@@ -111,17 +61,15 @@ class RecNeXtDownsample(nn.Module):
 
     Args:
         channels: Input channels C; the output has 2C.
-        mlp_ratio: Hidden channels of the channel mixer per output channel.
+        make_mixer: Makes the channel mixer from 2C.
         norm_cfg: Norm layer.
     """
 
-    def __init__(self, channels: int, *, mlp_ratio: float, norm_cfg: dict):
+    def __init__(self, channels: int, make_mixer: Callable[[int], nn.Module], *, norm_cfg: dict):
         super().__init__()
         self.token_mixer = ExpandingDepthwiseConv2d(channels, 7, stride=2)
         self.norm = build_norm(norm_cfg, 2 * channels)
-        self.channel_mixer = ConvNormMlp(
-            2 * channels, int(2 * channels * mlp_ratio), bias=False, norm_cfg=norm_cfg
-        )
+        self.channel_mixer = make_mixer(2 * channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.token_mixer(x))
@@ -130,50 +78,7 @@ class RecNeXtDownsample(nn.Module):
     def fold(self) -> None:
         """Fold every norm; the first goes into the depthwise convolution."""
         fold_conv_norms(self)
-        self.token_mixer = fold_norm_after(self.token_mixer, self.norm)
-        self.norm = nn.Identity()
-        self.channel_mixer.fold()
-
-
-class RecNeXtStage(Stage):
-    """Downsampling (absent in the first stage), then blocks."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        stage: int,
-        series: str,
-        mlp_ratio: float,
-        drop_paths: Sequence[float],
-        norm_cfg: dict,
-    ):
-        if stage and channels != 2 * in_channels:
-            raise ValueError(
-                f'RecNeXt: dims {in_channels} -> {channels} of stage {stage}: the '
-                'downsampling of the M and A series doubles the channels'
-            )
-        downsample = (
-            RecNeXtDownsample(in_channels, mlp_ratio=mlp_ratio, norm_cfg=norm_cfg)
-            if stage
-            else nn.Identity()
-        )
-        blocks = nn.ModuleList(
-            RecNeXtBlock(
-                channels,
-                stage=stage,
-                series=series,
-                mlp_ratio=mlp_ratio,
-                drop_path=rate,
-                norm_cfg=norm_cfg,
-            )
-            for rate in drop_paths
-        )
-        super().__init__(downsample, blocks)
-
-    def fold(self) -> None:
-        """Fold the downsampling and every block."""
-        for module in (self.downsample, *self.blocks):
-            if not isinstance(module, nn.Identity):
-                module.fold()
+        if has_affine_form(self.norm):
+            self.token_mixer = fold_norm_after(self.token_mixer, self.norm)
+            self.norm = nn.Identity()
+        self.channel_mixer = folded(self.channel_mixer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from mmlk.layers import (
     ConvNorm,
-    ConvNormMlp,
     DropPath,
     LinearAttention2d,
     RecAttn2d,
@@ -23,6 +23,7 @@ from mmlk.layers import (
     fold_conv_norms,
 )
 from mmlk.networks.base import Stage, run_blocks
+from mmlk.networks.templates import MakeMixer, RecNeXtTemplate
 
 SHARED_PERIOD = 5
 """With shared channels, every fifth block of the last stage reuses the attention before it."""
@@ -77,32 +78,53 @@ class PartialAttention(nn.Module):
         return torch.cat((attended, x[:, self.channels :]), 1), attended
 
 
+class SharedAttention(nn.Module):
+    """Adds what earlier blocks attended, four maps of C / 4 channels, instead of attending.
+
+    Args:
+        channels: Channels C.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+
+    def forward(self, x: Tensor, attended: tuple[Tensor, ...]) -> Tensor:
+        return x + torch.cat(attended, 1)
+
+
 class Stride8Block(nn.Module):
     """``y + drop_path(channel_mixer(token_mixer(y)))`` with ``y = rep_mixer(x)``.
 
     Args:
         channels: Channels C.
-        attention: 'recursive', 'full', or 'shared': add what earlier blocks attended, four maps of
-            C / 4 channels, instead of attending.
-        mlp_ratio: Hidden channels of the channel mixer per channel.
+        token_mixer: `PartialAttention` or `SharedAttention`.
+        channel_mixer: Maps (N, C, H, W) to the same shape.
         drop_path: Probability of dropping a sample's residual.
         norm_cfg: Norm layer.
     """
 
+    mixer_name = 'token_mixer'
+
     def __init__(
-        self, channels: int, *, attention: str, mlp_ratio: float, drop_path: float, norm_cfg: dict
+        self,
+        channels: int,
+        token_mixer: nn.Module,
+        channel_mixer: nn.Module,
+        *,
+        drop_path: float,
+        norm_cfg: dict,
     ):
         super().__init__()
         self.rep_mixer = RepMixer(channels, norm_cfg)
-        self.shares = attention == 'shared'
-        if not self.shares:
-            self.token_mixer = PartialAttention(
-                channels, full=attention == 'full', norm_cfg=norm_cfg
-            )
-        self.channel_mixer = ConvNormMlp(
-            channels, int(channels * mlp_ratio), bias=True, norm_cfg=norm_cfg
-        )
+        self.token_mixer = token_mixer
+        self.shares = isinstance(token_mixer, SharedAttention)
+        self.channel_mixer = channel_mixer
         self.drop_path = DropPath(drop_path)
+
+    @property
+    def mixer(self) -> nn.Module:
+        """The token mixer."""
+        return self.token_mixer
 
     def forward(
         self, x: Tensor, attended: tuple[Tensor, ...] | None = None
@@ -121,7 +143,7 @@ class Stride8Block(nn.Module):
         """
         x = self.rep_mixer(x)
         if self.shares:
-            mixed, attended = x + torch.cat(attended, 1), ()
+            mixed, attended = self.token_mixer(x, attended), ()
         else:
             mixed, latest = self.token_mixer(x)
             attended = None if attended is None else (*attended, latest)
@@ -153,7 +175,13 @@ class Stride8Downsample(nn.Module):
     """``t + drop_path(channel_mixer(t))``, ``t`` a normed, grouped 5x5 convolution of stride 2."""
 
     def __init__(
-        self, in_channels: int, channels: int, *, mlp_ratio: float, drop_path: float, norm_cfg: dict
+        self,
+        in_channels: int,
+        channels: int,
+        channel_mixer: nn.Module,
+        *,
+        drop_path: float,
+        norm_cfg: dict,
     ):
         super().__init__()
         self.token_mixer = ConvNorm(
@@ -165,9 +193,7 @@ class Stride8Downsample(nn.Module):
             bias=True,
             norm_cfg=norm_cfg,
         )
-        self.channel_mixer = ConvNormMlp(
-            channels, int(channels * mlp_ratio), bias=True, norm_cfg=norm_cfg
-        )
+        self.channel_mixer = channel_mixer
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,58 +207,9 @@ class Stride8Downsample(nn.Module):
 
 
 class Stride8Stage(Stage):
-    """Downsampling (absent in the first stage), then blocks.
-
-    The last stage attends at full resolution. With shared channels so does the third, and every
-    `SHARED_PERIOD`-th block of the last one reuses attention.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        stage: int,
-        shared: bool,
-        mlp_ratio: float,
-        drop_paths: Sequence[float],
-        norm_cfg: dict,
-    ):
-        downsample = (
-            Stride8Downsample(
-                in_channels,
-                channels,
-                mlp_ratio=mlp_ratio,
-                drop_path=drop_paths[0],
-                norm_cfg=norm_cfg,
-            )
-            if stage
-            else nn.Identity()
-        )
-        plain = 'full' if stage == 3 or (shared and stage == 2) else 'recursive'
-        sharing = shared and stage == 3
-
-        def attention(index: int) -> str:
-            reuses = sharing and index % SHARED_PERIOD == SHARED_PERIOD - 1
-            return 'shared' if reuses else plain
-
-        blocks = nn.ModuleList(
-            Stride8Block(
-                channels,
-                attention=attention(i),
-                mlp_ratio=mlp_ratio,
-                drop_path=rate,
-                norm_cfg=norm_cfg,
-            )
-            for i, rate in enumerate(drop_paths)
-        )
-
-        super().__init__(downsample, blocks)
-        self.sharing = sharing
+    """A stage in some of whose blocks, every `SHARED_PERIOD`-th, the attention before is reused."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.sharing:
-            return super().forward(x)
         x = self.downsample(x)
         runs = [
             _SharingBlocks(self.blocks[start : start + SHARED_PERIOD])
@@ -240,8 +217,52 @@ class Stride8Stage(Stage):
         ]
         return run_blocks(runs, x, self.recomputes and self.training)
 
-    def fold(self) -> None:
-        """Fold the downsampling and every block."""
-        for module in (self.downsample, *self.blocks):
-            if not isinstance(module, nn.Identity):
-                module.fold()
+
+class Stride8Template(RecNeXtTemplate):
+    """T, S and B: stride 8, attention on a quarter of the channels, by every block or shared."""
+
+    strides = (8, 16, 32, 64)
+    constant_drop_path = False
+
+    def downsample(
+        self, before: int, after: int, stage: int, make_mixer: MakeMixer, drop_path: float
+    ) -> nn.Module:
+        mixer = make_mixer(after)
+        return Stride8Downsample(before, after, mixer, drop_path=drop_path, norm_cfg=self.norm_cfg)
+
+    def block(
+        self, channels: int, token_mixer: nn.Module, make_mixer: MakeMixer, **options: Any
+    ) -> nn.Module:
+        return Stride8Block(
+            channels,
+            token_mixer,
+            make_mixer(channels),
+            drop_path=options['drop_path'],
+            norm_cfg=self.norm_cfg,
+        )
+
+    def stage(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+        shares = any(block.shares for block in blocks)
+        return (Stride8Stage if shares else Stage)(downsample, nn.ModuleList(blocks))
+
+
+def attention(series: str, depths: Sequence[int], norm_cfg: dict) -> list[list[dict]]:
+    """Entries of the token mixers of every block.
+
+    The last stage attends at full resolution. With shared channels so does the third, and every
+    `SHARED_PERIOD`-th block of the last one reuses attention.
+
+    Args:
+        series: 'stride8' or 'stride8_shared'.
+        depths: Blocks of the stages.
+        norm_cfg: Norm layer.
+    """
+    shared = series == 'stride8_shared'
+
+    def entry(stage: int, block: int) -> dict:
+        if shared and stage == 3 and block % SHARED_PERIOD == SHARED_PERIOD - 1:
+            return dict(type=SharedAttention)
+        full = stage == 3 or (shared and stage == 2)
+        return dict(type=PartialAttention, full=full, norm_cfg=norm_cfg)
+
+    return [[entry(stage, block) for block in range(depth)] for stage, depth in enumerate(depths)]

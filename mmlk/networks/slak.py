@@ -4,51 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mmlk.layers import build_norm
-from mmlk.networks.convnext import ConvNeXt, ConvNeXtBlock
-from mmlk.ops import LargeKernelDWConv2d
+from mmlk.networks.assembly import Assembled
 
 
-class SLaKBlock(ConvNeXtBlock):
-    """`ConvNeXtBlock` around SLaK's large kernel, ``large_kernel``.
-
-    Args:
-        channels: Channels C.
-        kernel_size: Long side of the depthwise kernels.
-        small_kernel_size: Their short side.
-        decomposed: Strips instead of a full kernel.
-        drop_path: Probability of dropping a sample's residual.
-        layer_scale_init: Initial ``gamma``; None or 0 leaves the scale out.
-        norm_cfg: Batch norm after each branch of the kernel; None leaves it out.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        kernel_size: int,
-        small_kernel_size: int,
-        decomposed: bool,
-        drop_path: float,
-        layer_scale_init: float | None,
-        norm_cfg: dict | None,
-    ):
-        super().__init__(
-            channels,
-            'large_kernel',
-            LargeKernelDWConv2d(
-                channels,
-                kernel_size,
-                small_kernel_size,
-                decomposed,
-                norm=(lambda width: build_norm(norm_cfg, width)) if norm_cfg else None,
-            ),
-            drop_path=drop_path,
-            layer_scale_init=layer_scale_init,
-        )
-
-
-class SLaK(ConvNeXt):
+class SLaK(Assembled):
     """SLaK trunk for dense prediction.
 
     As in the authors' segmentation code the classifier's norm and head are gone, and each stage
@@ -115,28 +74,11 @@ class SLaK(ConvNeXt):
         with_cp: bool = False,
     ):
         settings = self.resolve_arch(arch)
-        norm_cfg = norm_cfg or dict(type='BN')
-        depths, dims, kernel_sizes = (settings[key] for key in ('depths', 'dims', 'kernel_sizes'))
-        if len(kernel_sizes) != len(dims):
-            raise ValueError(f'SLaK: kernel_sizes {kernel_sizes} and dims {dims} differ in length')
-
-        def block(stage: int, drop_path: float) -> SLaKBlock:
-            return SLaKBlock(
-                dims[stage],
-                kernel_size=kernel_sizes[stage],
-                small_kernel_size=settings['small_kernel_size'],
-                decomposed=settings['decomposed'],
-                drop_path=drop_path,
-                layer_scale_init=layer_scale_init,
-                norm_cfg=norm_cfg if settings['branch_norm'] else None,
-            )
-
         super().__init__(
-            depths,
-            dims,
-            block,
-            drop_path_rate=drop_path_rate,
+            **self.parts(settings, norm_cfg),
             in_channels=in_channels,
+            drop_path_rate=drop_path_rate,
+            layer_scale_init=layer_scale_init or 0.0,
             out_indices=out_indices,
             output_norm=output_norm,
             frozen_stages=frozen_stages,
@@ -144,4 +86,26 @@ class SLaK(ConvNeXt):
             with_cp=with_cp,
         )
         self.arch = settings
-        self._finish()
+
+    @staticmethod
+    def parts(settings: Mapping, norm_cfg: dict | None = None) -> dict:
+        """The arguments of `Assembled` that a variant stands for, with a norm in the large kernels."""
+        norm_cfg = norm_cfg or dict(type='BN')
+        dims, kernel_sizes = settings['dims'], settings['kernel_sizes']
+        if len(kernel_sizes) != len(dims):
+            raise ValueError(f'SLaK: kernel_sizes {kernel_sizes} and dims {dims} differ in length')
+        return dict(
+            depths=settings['depths'],
+            dims=dims,
+            block=dict(type='ConvNeXt', mixer_name='large_kernel'),
+            token_mixer=[
+                dict(
+                    type='LargeKernelDWConv2d',
+                    kernel_size=kernel_size,
+                    small_kernel_size=settings['small_kernel_size'],
+                    decomposed=settings['decomposed'],
+                    norm_cfg=norm_cfg if settings['branch_norm'] else None,
+                )
+                for kernel_size in kernel_sizes
+            ],
+        )

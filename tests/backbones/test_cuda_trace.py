@@ -21,7 +21,7 @@ OPERATORS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', MICRO_ARCHS)
+@pytest.mark.parametrize('name', OPERATORS)
 def test_backbone_on_cuda_is_one_graph_of_operators_with_kernels(name, monkeypatch):
     monkeypatch.setattr(cuda, '_refusal_of_triton', lambda index: None)
     torch._dynamo.reset()

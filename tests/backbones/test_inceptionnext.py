@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from mmlk.backbones import InceptionNeXt
-from mmlk.networks.inceptionnext import InceptionNeXtBlock
+from mmlk.layers import ConvMlp
+from mmlk.networks.blocks import MetaNeXtBlock
+from mmlk.ops import InceptionDWConv2d
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, GOLDEN_TRAIN_MODE, TOLERANCE, assert_close
 from tests.golden_weights import golden_input, load_golden, load_golden_weights, sampled
 
@@ -83,14 +86,12 @@ def test_train_mode_statistics_and_gradients_match_the_authors():
 )
 def test_block_matches_the_authors(name, channels, band, ratio):
     record = load_golden(f'inceptionnext/{name}')
-    block = InceptionNeXtBlock(
+    block = MetaNeXtBlock(
         channels,
-        mlp_ratio=record['mlp_ratio'],
-        band_kernel_size=band,
-        branch_ratio=ratio,
-        drop_path=0.0,
+        InceptionDWConv2d(channels, band_kernel_size=band, branch_ratio=ratio),
+        nn.BatchNorm2d(channels),
+        ConvMlp(channels, int(record['mlp_ratio'] * channels)),
         layer_scale_init=1.0,
-        norm_cfg=dict(type='BN'),
     )
     load_golden_weights(block).eval()
     x = golden_input(record['input']['shape'], record['input']['seed']).requires_grad_()

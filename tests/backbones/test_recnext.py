@@ -3,13 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmlk.backbones import RecNeXt
 from mmlk.data.scene import make_scene
-from mmlk.layers import RecAttn2d
-from mmlk.networks.recnext_parts import RecNeXtBlock, RecNeXtDownsample
+from mmlk.layers import ConvNormMlp, RecAttn2d
+from mmlk.networks.blocks import MetaNeXtBlock
+from mmlk.networks.recnext_parts import RecNeXtDownsample
 from mmlk.ops import RecConv2d
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, GOLDEN_TRAIN_MODE, TOLERANCE, assert_close
 from tests.golden_weights import (
@@ -224,12 +226,26 @@ def test_recursive_attention_matches_the_authors(index):
 @pytest.mark.parametrize('series', ['m', 'a'])
 def test_block_and_downsampling_match_the_authors(series, index):
     case = load_golden(f'recnext/operator-block-{series}')['cases'][index]
-    options = dict(mlp_ratio=case['mlp_ratio'], norm_cfg=BN)
+    channels, stage = case['in_channels'], case.get('stage')
+
+    def mixer(width):
+        return ConvNormMlp(width, int(width * case['mlp_ratio']), bias=False, norm_cfg=BN)
+
+    def block():
+        recursive = series == 'm'
+        return MetaNeXtBlock(
+            channels,
+            RecConv2d(channels, level=4 - stage)
+            if recursive
+            else RecAttn2d(channels, 2 ** (stage + 1)),
+            nn.BatchNorm2d(channels) if recursive else nn.Identity(),
+            mixer(channels),
+            names=('token_mixer', 'channel_mixer'),
+        )
+
     build = {
-        'MetaNeXtBlock': lambda: RecNeXtBlock(
-            case['in_channels'], stage=case['stage'], series=series, drop_path=0.0, **options
-        ),
-        'Downsample': lambda: RecNeXtDownsample(case['in_channels'], **options),
+        'MetaNeXtBlock': block,
+        'Downsample': lambda: RecNeXtDownsample(channels, mixer, norm_cfg=BN),
     }
     check_module(build[case['class']](), case)
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mmlk.backbones import SLaK
-from mmlk.layers import LayerNorm2d
-from mmlk.networks.slak import SLaKBlock
+from mmlk.layers import ConvMlp, LayerNorm2d
+from mmlk.networks.blocks import ConvNeXtBlock
+from mmlk.ops import LargeKernelDWConv2d
 from mmlk.ops.dense import products
 from tests.cases import GOLDEN_NETWORK, GOLDEN_OPERATOR, TOLERANCE
 from tests.golden_weights import assert_matches, golden_input, load_golden, load_golden_weights
@@ -97,14 +98,14 @@ def test_block_matches_the_authors(case, small_products, monkeypatch):
         monkeypatch.setattr(products, 'MANY_ROWS', 1)
         monkeypatch.setattr(products, 'MANY_PRODUCTS', 1)
         memory_format = torch.channels_last
-    block = SLaKBlock(
-        case['dim'],
-        kernel_size=case['kernel_size'][0],
-        small_kernel_size=case['kernel_size'][1],
-        decomposed=True,
-        drop_path=0.0,
+    channels, (size, small) = case['dim'], case['kernel_size']
+    block = ConvNeXtBlock(
+        channels,
+        LargeKernelDWConv2d(channels, size, small),
+        LayerNorm2d(channels),
+        ConvMlp(channels, 4 * channels),
+        mixer='large_kernel',
         layer_scale_init=case['layer_scale_init_value'],
-        norm_cfg=dict(type='BN'),
     )
     assert [[k, list(v.shape)] for k, v in block.state_dict().items()] == [
         key[:2] for key in case['keys']

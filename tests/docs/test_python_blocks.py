@@ -20,7 +20,7 @@ from tests.docs.pages import BLOCKS, Block
 PYTHON = [each for found in BLOCKS.values() for each in found if each.language == 'python']
 HOOKS_OF_FAMILIES = {
     name: settings['type']
-    for family in map(networks.__dict__.get, networks.__all__)
+    for family in networks.FAMILIES.values()
     for name, settings in getattr(family, 'required_hooks', {}).items()
 }
 
@@ -58,7 +58,7 @@ def check_types(node, key=''):
         (target,) = filter(None, found)
         arguments = {name: value for name, value in node.items() if name != 'type'}
         inspect.signature(target).bind_partial(**arguments)
-        if issubclass(target, networks.base.Network):
+        if isinstance(target, type) and issubclass(target, networks.base.Network):
             arguments.pop('init_cfg', None)
             with torch.device('meta'):
                 MODELS.build(dict(type=kind, **arguments))

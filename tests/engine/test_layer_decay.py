@@ -59,7 +59,7 @@ def test_groups_are_the_authors(case):
 
 
 @pytest.mark.parametrize('decay_type', ['stage_wise', 'layer_wise'])
-@pytest.mark.parametrize('name', sorted(MODELS.module_dict))
+@pytest.mark.parametrize('name', sorted(MICRO_ARCHS))
 def test_rates_never_fall_from_stem_to_head_of_any_backbone(name, decay_type):
     model = Segmentor(MODELS.build(dict(type=f'mmlk.{name}', arch=MICRO_ARCHS[name])))
     by_name = settings_by_name(model, build(model, decay_rate=0.5, decay_type=decay_type))

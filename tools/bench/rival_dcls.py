@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmlk.backbones import DCLSConvNeXt  # noqa: E402
 from mmlk.layers import LayerNorm2d  # noqa: E402
-from mmlk.networks.dcls_convnext import DCLSConvNeXtBlock  # noqa: E402
+from mmlk.networks.blocks import ConvNeXtBlock  # noqa: E402
 from mmlk.ops import DCLSDepthwiseConv2d, PatchConv2d  # noqa: E402
 
 
@@ -85,11 +85,11 @@ class _ManualLayerNorm2d(LayerNorm2d):
         return self.weight[:, None, None] * normed + self.bias[:, None, None]
 
 
-class _PlainBlock(DCLSConvNeXtBlock):
+class PlainBlock(ConvNeXtBlock):
     """ConvNeXt's block layer by layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.pwconv2(self.act(self.pwconv1(self.norm(self.dwconv(x).permute(0, 2, 3, 1)))))
+        y = self.pwconv2(self.act(self.pwconv1(self.norm(self.mixer(x).permute(0, 2, 3, 1)))))
         if self.gamma is not None:
             y = self.gamma * y
         return x + self.drop_path(y.permute(0, 3, 1, 2))
@@ -121,7 +121,7 @@ def dcls_convnext(package: str | None = None, **options) -> nn.Module:
     construct = dcls_package_kernel(package) if package else None
     plain = {
         DCLSDepthwiseConv2d: _GridDCLS,
-        DCLSConvNeXtBlock: _PlainBlock,
+        ConvNeXtBlock: PlainBlock,
         PatchConv2d: nn.Conv2d,
         LayerNorm2d: _ManualLayerNorm2d,
     }

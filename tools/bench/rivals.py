@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rival_dcls import dcls_convnext  # noqa: E402, F401
+from rival_dcls import PlainBlock, dcls_convnext  # noqa: E402, F401
 from rival_recnext import recnext  # noqa: E402, F401
 
 from mmlk.backbones import SLaK  # noqa: E402
 from mmlk.layers import LayerNorm2d  # noqa: E402
-from mmlk.networks.slak import SLaKBlock  # noqa: E402
+from mmlk.networks.blocks import ConvNeXtBlock  # noqa: E402
 from mmlk.ops import LargeKernelDWConv2d, PatchConv2d  # noqa: E402
 
 
@@ -28,17 +28,6 @@ class _TorchLargeKernel(LargeKernelDWConv2d):
         for branch in others:
             y += branch(x)
         return y
-
-
-class _PlainBlock(SLaKBlock):
-    """ConvNeXt's block layer by layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.large_kernel(x).permute(0, 2, 3, 1)
-        y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
-        if self.gamma is not None:
-            y = self.gamma * y
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
 
 
 class _ChannelsFirstNorm(LayerNorm2d):
@@ -56,7 +45,7 @@ def slak(**options) -> nn.Module:
     model = SLaK(**options)
     plain = {
         LargeKernelDWConv2d: _TorchLargeKernel,
-        SLaKBlock: _PlainBlock,
+        ConvNeXtBlock: PlainBlock,
         PatchConv2d: nn.Conv2d,
         LayerNorm2d: _ChannelsFirstNorm,
     }

@@ -367,6 +367,11 @@ class DCLSDepthwiseConv2d(_DCLS):
         ValueError: If the version is unknown, the element count is below 1, or the window even.
     """
 
+    no_weight_decay = ('P', 'SIG')
+    """Parameters that layer-wise optimizer settings do not decay."""
+    required_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))
+    """What the train tool adds to a config that has this layer."""
+
     def __init__(
         self,
         channels: int,
