@@ -18,6 +18,7 @@ from torch import Tensor, nn
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 from benchmark_ops import LAYOUTS  # noqa: E402
+from rival_backbones import authors  # noqa: E402
 
 from mmlk.benchmark.forms import compiled, peak_of_process, reset_peak, show_layers  # noqa: E402
 from mmlk.benchmark.process import Timed  # noqa: E402
@@ -98,8 +99,6 @@ def rival(case: Case) -> nn.Module:
     """The network that ours is compared with; of a config, the same heads on the rival's backbone."""
     if case.rival != AUTHORS:
         return _made(case.rival, case.rival_kwargs)
-    from rival_backbones import authors
-
     model = build(case)
     if not hasattr(model, 'backbone'):
         return authors(model)
@@ -138,11 +137,12 @@ def maps(output) -> list[Tensor]:
 def trainer(model: nn.Module, x: Tensor, autocast: Callable) -> Callable[[], Tensor]:
     """One step: forward, loss, backward, update.
 
-    The loss of a segmentor is that of its heads for random labels; of others a sum over all outputs.
+    The loss of a segmentor is that of its heads for random labels; of others a sum over all outputs, of
+    their positive values, as the mean square of all values behind a batch norm would be a constant.
     """
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    loss_of = _loss_of_segmentor(model, x) if hasattr(model, 'decode_head') else _square(model)
+    loss_of = _loss_of_segmentor(model, x) if hasattr(model, 'decode_head') else _square_of(model)
 
     def run() -> Tensor:
         optimizer.zero_grad()
@@ -155,8 +155,8 @@ def trainer(model: nn.Module, x: Tensor, autocast: Callable) -> Callable[[], Ten
     return run
 
 
-def _square(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda x: sum(each.float().square().mean() for each in maps(model(x)))
+def _square_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: sum(each.float().relu().square().mean() for each in maps(model(x)))
 
 
 def _loss_of_segmentor(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:

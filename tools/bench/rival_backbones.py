@@ -57,7 +57,7 @@ def authors(ours: Network) -> nn.Module:
     Raises:
         ValueError: If its family has no rival here.
     """
-    norms = {name: _norm(child) for name, child in ours.named_children() if _is_output(name)}
+    norms = {name: child for name, child in ours.named_children() if _is_output(name)}
     if ours.family == 'inceptionnext':
         import timm
         from timm.models.inception_next import InceptionDWConv2d
@@ -69,10 +69,10 @@ def authors(ours: Network) -> nn.Module:
             token_mixers=partial(InceptionDWConv2d, **bands),
             **{key: ours.arch[key] for key in ('depths', 'dims', 'mlp_ratios')},
         )
-        return Normed(trunk, norms, ours.out_indices)
+        return Normed(trunk, _of_torch(norms), ours.out_indices)
     if ours.family == 'recnext':
         trunk = rivals.recnext(ours.arch['series'], ours.arch['dims'], ours.arch['depths'])
-        return Normed(trunk, norms, ours.out_indices)
+        return Normed(trunk, _of_torch(norms), ours.out_indices)
     makers = dict(slak=rivals.slak, dcls_convnext=rivals.dcls_convnext)
     if ours.family not in makers:
         raise ValueError(f'authors: {type(ours).__name__} has no rival; {sorted(makers)} have')
@@ -90,6 +90,9 @@ def _is_output(name: str) -> bool:
     return name.startswith('norm') and name[4:].isdecimal()
 
 
-def _norm(ours: nn.Module) -> nn.Module:
-    """The batch norm of torch that one of ours is."""
-    return nn.BatchNorm2d(ours.num_features, ours.eps, ours.momentum)
+def _of_torch(norms: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The batch norms of torch that ours are."""
+    return {
+        name: nn.BatchNorm2d(each.num_features, each.eps, each.momentum)
+        for name, each in norms.items()
+    }
