@@ -78,8 +78,11 @@ class AcceleratedFPNHead(Swapped, FPNHead):
 
 def _serves(head: nn.Module, maps: Sequence[Tensor]) -> bool:
     """Whether a head may compute in other steps than its class says."""
-    plain = not torch.is_grad_enabled() and not head.training
-    return plain and all(x.device.type == 'cpu' for x in maps)
+    if torch.is_grad_enabled() or head.training:
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False  # graphs hold plain convolutions, of any size
+    return all(x.device.type == 'cpu' for x in maps)
 
 
 PARTS = {

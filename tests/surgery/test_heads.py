@@ -115,6 +115,16 @@ def test_heads_are_copied_and_given_back(kind):
     assert mmlk.restore(head) == ('head',) and mmlk.restore(head) == ()
 
 
+def test_exported_graphs_hold_plain_convolutions():
+    head, maps = head_of('FPNHead'), maps_of()
+    take_head(head)
+    with torch.no_grad():
+        program = torch.export.export(head, (maps,))
+    targets = [str(each.target) for each in program.graph.nodes if each.op == 'call_function']
+    assert sum('conv2d' in each for each in targets) == 8
+    assert not any('baddbmm' in each for each in targets)
+
+
 def dilate(head):
     head.fpn_bottleneck.conv.dilation = (2, 2)
 

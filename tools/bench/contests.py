@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 from benchmark_ops import CLOCKS, LAYOUTS, device  # noqa: E402
 from networks import Case, build, exported, timed  # noqa: E402
 
-from mmlk.benchmark.forms import Task, caller  # noqa: E402
+from mmlk.benchmark.forms import Task, engine  # noqa: E402
 from mmlk.benchmark.process import FormProcess, Timed, first_line  # noqa: E402
 from mmlk.benchmark.report import versions  # noqa: E402
 from mmlk.benchmark.turns import take_turns, verify  # noqa: E402
@@ -140,25 +140,7 @@ def _makers(
         else:
             size = case.shape[2:]
             task = Task(case.model, None, None, None, case.shape[0], size, 'cpu', case.threads)
-            yield name, partial(_engine, name, task, folder, file)
-
-
-def _engine(name: str, task: Task, folder: Path, file: Path, image: np.ndarray) -> Timed:
-    """An engine; its peak leaves out what the process held before it had read the file."""
-    import importlib
-
-    from mmlk.benchmark.forms import reset_peak
-
-    importlib.import_module(name)
-    before = reset_peak()
-    form = caller(name, task, folder, file, image)
-
-    def outputs() -> list[np.ndarray]:
-        found = form.outputs()
-        reset_peak()
-        return found
-
-    return Timed(outputs, form.step, lambda: form.peak() - before)
+            yield name, partial(engine, name, task, file)
 
 
 def _key(case: Case) -> str:
