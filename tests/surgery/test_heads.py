@@ -115,6 +115,7 @@ def test_heads_are_copied_and_given_back(kind):
     assert mmlk.restore(head) == ('head',) and mmlk.restore(head) == ()
 
 
+@pytest.mark.slow
 def test_exported_graphs_hold_plain_convolutions():
     head, maps = head_of('FPNHead'), maps_of()
     take_head(head)
