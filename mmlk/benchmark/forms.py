@@ -93,7 +93,12 @@ def _run_and_peak(
         return lambda: [value.numpy() for value in run(x)], peak_of_process
     graph, _ = build_graph(task)
     graph.load_state_dict(torch.load(folder / 'weights.pth', weights_only=True))
-    graph = graph if form == 'eager' else graph.folded()
+    if form == 'folded':  # as prediction and evaluation do
+        from mmlk.models.folding import folded_copy
+
+        graph, _ = folded_copy(graph)
+    elif form == 'compiled':
+        graph = graph.folded()
     graph, x = graph.to(task.device), x.to(task.device)
     call = compiled(graph) if form == 'compiled' else graph
 
