@@ -1,6 +1,8 @@
 """Forms of one model: compared first, timed in turns, and named where they are not there."""
 
 import json
+import mmap
+import sys
 from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmlk.benchmark import report, run, turns
-from mmlk.benchmark.forms import Task, caller, peak_of_process
+from mmlk.benchmark.forms import Task, caller, peak_of_process, reset_peak
 from mmlk.benchmark.process import FormProcess
 from mmlk.cli import program
 
@@ -141,3 +143,18 @@ def test_numbers_must_be_positive(capsys):
     with pytest.raises(SystemExit) as stop:
         program.main(['benchmark', 'recnext_m0', '--rounds', '0'])
     assert stop.value.code == 2 and '--rounds must be at least 1' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux can forget a peak')
+def test_a_peak_is_counted_anew():
+    def hold(megabytes):
+        with mmap.mmap(-1, megabytes << 20) as pages:
+            pages.write(bytes(megabytes << 20))
+
+    hold(256)
+    before = peak_of_process()
+    held = reset_peak()
+    assert held < before - 200
+    assert peak_of_process() < held + 50
+    hold(128)
+    assert peak_of_process() > held + 100
