@@ -104,7 +104,7 @@ FOLDERS = {
     'heads': ('layers', 'checkpoints'),
     'surgery': ('ops',),
     'classification': ('heads', 'checkpoints', 'registry'),
-    'models': ('ops', 'networks', 'heads', 'checkpoints'),
+    'models': ('ops', 'networks', 'heads', 'checkpoints', 'surgery'),
     'timm': ('models',),
     'mmcv_ops': ('compat', 'import_hooks'),
     'data': ('registry', 'compat'),

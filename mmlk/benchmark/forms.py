@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmlk.benchmark.process import Timed
+
 if TYPE_CHECKING:
+    from torch import nn
+
     from mmlk.export.graph import Graph
 
 # A layer scale at its initial 1e-6 would let a wrong block agree with a right one.
@@ -46,14 +52,36 @@ class Task:
     unsafe_pickle: bool = False
 
 
-def caller(
+def caller(form: str, task: Task, folder: Path, source: Path | None, image: np.ndarray) -> Timed:
+    """Form ``form`` of the task: ``source`` where it is exported, else with weights in ``folder``."""
+    run, peak = _run_and_peak(form, task, folder, source, image)
+    return Timed(run, run, peak)
+
+
+def engine(form: str, task: Task, source: Path, image: np.ndarray) -> Timed:
+    """An engine whose peak leaves out what the process held before it read the file.
+
+    What it takes to read the file does not count, if it is more than what the steps take.
+    """
+    importlib.import_module(form)
+    before = reset_peak()
+    timed = caller(form, task, source.parent, source, image)
+
+    def outputs() -> list[np.ndarray]:
+        found = timed.outputs()
+        reset_peak()
+        return found
+
+    return Timed(outputs, timed.step, lambda: timed.peak() - before)
+
+
+def _run_and_peak(
     form: str, task: Task, folder: Path, source: Path | None, image: np.ndarray
 ) -> tuple[Callable[[], list[np.ndarray]], Callable[[], float]]:
-    """A function that computes the outputs, and one that tells the largest memory in MB."""
     if form == 'onnxruntime':
-        return _onnxruntime(str(source), task.threads, image), _peak_of_process
+        return _onnxruntime(str(source), task.threads, image), peak_of_process
     if form == 'openvino':
-        return _openvino(str(source), task.threads, image), _peak_of_process
+        return _openvino(str(source), task.threads, image), peak_of_process
     import torch
 
     torch.set_num_threads(task.threads)
@@ -62,12 +90,17 @@ def caller(
         from mmlk.export.write import runner
 
         run = runner(Path(task.model))[0]
-        return lambda: [value.numpy() for value in run(x)], _peak_of_process
+        return lambda: [value.numpy() for value in run(x)], peak_of_process
     graph, _ = build_graph(task)
     graph.load_state_dict(torch.load(folder / 'weights.pth', weights_only=True))
-    graph = graph if form == 'eager' else graph.folded()
+    if form == 'folded':  # as prediction and evaluation do
+        from mmlk.models.folding import folded_copy
+
+        graph, _ = folded_copy(graph)
+    elif form == 'compiled':
+        graph = graph.folded()
     graph, x = graph.to(task.device), x.to(task.device)
-    call = torch.compile(graph) if form == 'compiled' else graph
+    call = compiled(graph) if form == 'compiled' else graph
 
     def run_torch() -> list[np.ndarray]:
         with torch.no_grad():
@@ -76,7 +109,20 @@ def caller(
 
     if torch.device(task.device).type == 'cuda':
         return run_torch, lambda: torch.cuda.max_memory_allocated(task.device) / 2**20
-    return run_torch, _peak_of_process
+    return run_torch, peak_of_process
+
+
+def compiled(network: nn.Module) -> Callable:
+    """``network`` under torch.compile; without gradients its weights become constants (freezing).
+
+    Freezing is a setting of the whole process, so this is for one that serves this form alone.
+    """
+    import torch
+
+    from mmlk.ops import compat
+
+    compat.freeze_compiled_weights()
+    return torch.compile(network)
 
 
 def _onnxruntime(path: str, threads: int, image: np.ndarray) -> Callable[[], list[np.ndarray]]:
@@ -132,14 +178,22 @@ def build_graph(task: Task) -> tuple[Graph, tuple[int, int]]:
         whole = part_of(network)
         shape = (224, 224) if task.part == 'backbone' else usual_shape(cfg)
     if task.checkpoint is None:
-        with torch.no_grad():
-            for name, value in network.named_parameters():
-                if name.endswith('.gamma'):
-                    value.fill_(_LAYER_SCALE)
+        show_layers(network)
     return Graph(network, cfg, task.part or whole).eval(), shape
 
 
-def _peak_of_process() -> float:
+def show_layers(network: nn.Module) -> None:
+    """Give layer scales, in place, a value at which the outputs show what every block computes."""
+    import torch
+
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if name.endswith('.gamma'):
+                value.fill_(_LAYER_SCALE)
+
+
+def peak_of_process() -> float:
+    """Largest memory that this process has held, in MB."""
     status = Path('/proc/self/status')
     if status.is_file():
         # what getrusage tells under Linux includes the process that started this one
@@ -149,3 +203,14 @@ def _peak_of_process() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
+def reset_peak() -> float:
+    """Have :func:`peak_of_process` count from now on; what the process holds now, in MB.
+
+    Only Linux can; elsewhere nothing changes, and the result is the peak so far.
+    """
+    forget = Path('/proc/self/clear_refs')
+    with contextlib.suppress(OSError):
+        forget.write_text('5')
+    return peak_of_process()

@@ -5,23 +5,49 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmlk.benchmark.forms import Task, caller
+
+class Timed(NamedTuple):
+    """What a process can be asked for.
+
+    Args:
+        outputs: Computes what is compared with other forms.
+        step: What is timed.
+        peak: Tells the largest memory in MB.
+        warms: Whether each timed step follows one that is not timed.
+    """
+
+    outputs: Callable[[], list[np.ndarray]]
+    step: Callable[[], object]
+    peak: Callable[[], float]
+    warms: bool = True
 
 
 class FormProcess:
-    """One form in a process of its own, which computes when it is asked to."""
+    """One form in a process of its own, which computes when it is asked to.
 
-    def __init__(self, form: str, task: Task, folder: Path, source: Path | None):
+    Args:
+        make: Builds the form for an image (N, C, H, W), float32; can be pickled.
+        image: ``.npy`` file of the image.
+        clock: Tells seconds in that process; can be pickled.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[np.ndarray], Timed],
+        image: Path,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         context = multiprocessing.get_context('spawn')
         self._pipe, other = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(other, form, task, folder, source), daemon=True
+            target=_serve, args=(other, make, image, clock), daemon=True
         )
         self._process.start()
         other.close()
@@ -41,7 +67,7 @@ class FormProcess:
         return self._ask('outputs')
 
     def step(self) -> float:
-        """Seconds of one call, after one that is not timed."""
+        """Seconds of one step."""
         return self._ask('step')
 
     def peak(self) -> float:
@@ -60,13 +86,18 @@ class FormProcess:
             raise RuntimeError(f'benchmark: a process ended with status {code}') from error
 
 
-def _serve(pipe: Connection, form: str, task: Task, folder: Path, source: Path | None) -> None:
+def _serve(
+    pipe: Connection,
+    make: Callable[[np.ndarray], Timed],
+    image: Path,
+    clock: Callable[[], float],
+) -> None:
     """The life of a form's process: build, then answer questions until the pipe is closed."""
     with contextlib.suppress(EOFError, KeyboardInterrupt):
-        image = np.load(folder / 'image.npy')
+        pixels = np.load(image)
         try:
-            call, peak = caller(form, task, folder, source, image)
-            outputs: list[np.ndarray] | str = call()
+            form = make(pixels)
+            outputs: list[np.ndarray] | str = form.outputs()
         except Exception as error:  # compilers and runtimes fail in any way
             outputs = first_line(error)
         while True:
@@ -74,12 +105,13 @@ def _serve(pipe: Connection, form: str, task: Task, folder: Path, source: Path |
             if question == 'outputs':
                 pipe.send(outputs)
             elif question == 'peak':
-                pipe.send(peak())
+                pipe.send(form.peak())
             else:
-                call()
-                start = time.perf_counter()
-                call()
-                pipe.send(time.perf_counter() - start)
+                if form.warms:
+                    form.step()
+                start = clock()
+                form.step()
+                pipe.send(clock() - start)
 
 
 def first_line(error: Exception) -> str:

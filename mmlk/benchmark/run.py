@@ -11,15 +11,17 @@ import contextlib
 import statistics
 import tempfile
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmlk.benchmark.forms import Task, build_graph
+from mmlk.benchmark.forms import Task, build_graph, caller
 from mmlk.benchmark.process import FormProcess, first_line
 from mmlk.benchmark.report import processor, versions
+from mmlk.benchmark.turns import take_turns, verify
 
 if TYPE_CHECKING:
     from mmlk.export.graph import Graph
@@ -55,14 +57,16 @@ def benchmark(task: Task, rounds: int, compiled: bool = False) -> dict[str, Any]
         forms, notes, task, about = _prepare(task, Path(folder), compiled)
         with contextlib.ExitStack() as stack:
             running = {
-                form: stack.enter_context(FormProcess(form, task, Path(folder), source))
+                form: stack.enter_context(
+                    FormProcess(
+                        partial(caller, form, task, Path(folder), source),
+                        Path(folder) / 'image.npy',
+                    )
+                )
                 for form, source in forms.items()
             }
-            deviations = _verify(running, notes)
-            times: dict[str, list[float]] = {form: [] for form in deviations}
-            for _ in range(rounds):
-                for form in times:
-                    times[form].append(running[form].step())
+            deviations = verify(running, notes)
+            times = take_turns({form: running[form] for form in deviations}, rounds)
             peaks = {form: running[form].peak() for form in times}
     rows = []
     for form in (form for form in _FORMS if form in {*forms, *notes}):
@@ -173,42 +177,3 @@ def _add_exported(
             notes[form] = why
         else:
             forms[form] = folder / 'model.onnx'
-
-
-def _verify(running: dict[str, FormProcess], notes: dict[str, str]) -> dict[str, float]:
-    """Deviation from the first form of each one that runs; a form that fails gets a note.
-
-    Raises:
-        RuntimeError: If outputs differ, or nothing runs.
-    """
-    deviations: dict[str, float] = {}
-    reference: list[np.ndarray] | None = None
-    for form, process in running.items():
-        outputs = process.outputs()
-        if isinstance(outputs, str):
-            notes[form] = f'failed: {outputs}'
-            continue
-        reference = reference or outputs
-        deviations[form] = _deviation(form, outputs, reference)
-    if not deviations:
-        raise RuntimeError(f'benchmark: no form runs: {"; ".join(notes.values())}')
-    return deviations
-
-
-def _deviation(form: str, found: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    from mmlk.export.compare import DISAGREEMENT, TOLERANCE
-
-    worst = 0.0
-    for got, want in zip(found, expected, strict=True):
-        same = got.shape == want.shape
-        if same and want.dtype.kind == 'f':
-            error, bound = np.abs(got - want).max() / max(np.abs(want).max(), 1e-6), TOLERANCE
-        else:
-            error, bound = (got != want).mean() if same else np.inf, DISAGREEMENT
-        if not error <= bound:
-            raise RuntimeError(
-                f'benchmark: outputs of the form {form!r} differ from the first by {error:.3g}, more '
-                f'than {bound:g}; nothing was timed'
-            )
-        worst = max(worst, float(error))
-    return worst

@@ -9,13 +9,15 @@ from torch import nn
 from mmlk.heads import Head
 from mmlk.networks.base import Network
 from mmlk.ops.modules import is_changed
+from mmlk.surgery.heads import considered_heads, take_head
 
 
 def folded_copy(model: nn.Module) -> tuple[nn.Module, str]:
     """A copy of ``model`` for inference, in which the parts of this package are folded.
 
-    The copy computes what the model computes in eval mode, up to rounding, with fewer operations. The
-    model itself stays as it is, for training and for checkpoints.
+    The copy computes what the model computes in eval mode, up to rounding, with fewer operations. Heads
+    of MMSegmentation behind such a part are accelerated as `mmlk.accelerate` does it. The model itself
+    stays as it is, for training and for checkpoints.
 
     Args:
         model: Any model that holds backbones or heads of this package.
@@ -40,6 +42,9 @@ def folded_copy(model: nn.Module) -> tuple[nn.Module, str]:
             result.get_submodule(name).switch_to_deploy()
     except ValueError as error:  # a norm without statistics of its own
         return model, str(error)
+    for head, (_, refusal) in considered_heads(result).items():
+        if refusal is None:
+            take_head(head)
     return result, ''
 
 

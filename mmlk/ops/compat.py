@@ -154,3 +154,13 @@ def openmp_parallel() -> Callable[..., None] | None:
     enter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     enter.restype = None
     return enter
+
+
+def freeze_compiled_weights() -> None:
+    """Have torch.compile take weights for constants wherever gradients are off, in this process.
+
+    Needs ``torch._inductor.config.freezing``.
+    """
+    from torch._inductor import config
+
+    config.freezing = True

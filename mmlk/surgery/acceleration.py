@@ -1,4 +1,4 @@
-"""``mmlk.accelerate``: the same network, its depthwise convolutions computed by our operators."""
+"""``mmlk.accelerate``: the same network, its depthwise convolutions and heads in faster code."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from mmlk.ops import depthwise_conv2d, dispatch, expanding_depthwise_conv2d
 from mmlk.ops.modules import NotScriptable, pads_evenly
 from mmlk.surgery.compare import excess, outputs
+from mmlk.surgery.heads import considered_heads, take_head
 from mmlk.surgery.layers import (
     depthwise_layers,
     described,
     refusal_of_geometry,
     refusal_of_kind,
 )
+from mmlk.surgery.swapped import Swapped, give_back, is_swapped, swap
 from mmlk.surgery.table import table
 
 
-class AcceleratedConv2d(NotScriptable, nn.Conv2d):
+class AcceleratedConv2d(NotScriptable, Swapped, nn.Conv2d):
     """What `accelerate` makes of an ``nn.Conv2d``: same object, attributes, hooks and parameters.
 
     It is never constructed: a layer gets this class, and `restore` gives it its own one back.
     """
-
-    own_class: type[nn.Conv2d]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or not pads_evenly(self):  # its attributes were changed since
@@ -40,11 +40,11 @@ def _operator(layer: nn.Conv2d) -> Callable[..., Tensor]:
 
 
 class Considered(NamedTuple):
-    """One depthwise convolution of the network.
+    """One depthwise convolution or head of the network.
 
     Args:
         names: All its names in the network.
-        what: Its kernel, stride and dilation.
+        what: Kernel, stride and dilation of a convolution, the class of a head.
         reason: Why it was left alone, None where it was taken.
     """
 
@@ -57,14 +57,14 @@ class Acceleration:
     """What `accelerate` did; printed, it is a table of the layers. A context that restores them.
 
     Args:
-        taken: The layers that were taken.
-        layers: What became of each depthwise convolution.
+        taken: The layers and heads that were taken.
+        layers: What became of each depthwise convolution and head.
         error: Largest difference of an output on the sample, of the network or of a layer that was
             taken, over its standard deviation.
     """
 
     def __init__(
-        self, taken: list[nn.Conv2d], layers: tuple[Considered, ...], error: float
+        self, taken: list[nn.Module], layers: tuple[Considered, ...], error: float
     ) -> None:
         self._taken = taken
         self.layers = layers
@@ -81,7 +81,7 @@ class Acceleration:
         Raises:
             ValueError: If one was parametrised since; none is restored then.
         """
-        _give_back({layer: names[0] for layer, names in zip(self._taken, self._names())})
+        give_back({layer: names[0] for layer, names in zip(self._taken, self._names())})
 
     def _names(self) -> list[tuple[str, ...]]:
         return [each.names for each in self.layers if each.reason is None]
@@ -94,7 +94,7 @@ class Acceleration:
 
     def __str__(self) -> str:
         if not self.layers:
-            return 'no depthwise convolution in the network'
+            return 'no depthwise convolution and no head of MMSegmentation in the network'
         rows = [(', '.join(each.names), each.what, each.reason or 'taken') for each in self.layers]
         return table(('layer', 'is', 'result'), rows)
 
@@ -105,7 +105,9 @@ def accelerate(model: nn.Module, sample: Any, *, tolerance: float | None = None)
     The network stays what it is: parameters, state dict, hooks, modes. A layer is taken if the policy of
     the operators has a faster way than torch's convolution for the kernel and one of the maps that
     the layer gets for the sample: their sizes, memory format, dtype and device count, the batch hardly.
-    Taken layers compute other maps, too. Outputs of the network and of each taken layer are compared.
+    Taken layers compute other maps, too. `UPerHead`, `PSPHead` and `FPNHead` of MMSegmentation are taken
+    as well: on a CPU, where no gradients are asked for, they then convolve small maps before resizing
+    them. Outputs of the network and of each taken layer are compared.
 
     Args:
         model: Any network; changed in place.
@@ -139,16 +141,25 @@ def accelerate(model: nn.Module, sample: Any, *, tolerance: float | None = None)
             hook.remove()
     for layer, probe in seen.items():
         reasons[layer] = probe.reason
-    taken = [layer for layer, reason in reasons.items() if reason is None]
-    error = _swap(model, sample, {each: layers[each][0] for each in taken}, want, tolerance)
-    report = tuple(
-        Considered(names, described(layer), reasons[layer]) for layer, names in layers.items()
-    )
-    return Acceleration(taken, report, error)
+    heads = considered_heads(model)
+    reasons = {**reasons, **{head: reason for head, (_, reason) in heads.items()}}
+    report = {
+        **{
+            layer: Considered(names, described(layer), reasons[layer])
+            for layer, names in layers.items()
+        },
+        **{
+            head: Considered((name,), type(head).__name__, reason)
+            for head, (name, reason) in heads.items()
+        },
+    }
+    taken = {each: found.names[0] for each, found in report.items() if found.reason is None}
+    error = _swap(model, sample, taken, want, tolerance)
+    return Acceleration(list(taken), tuple(report.values()), error)
 
 
 def restore(model: nn.Module) -> tuple[str, ...]:
-    """Give every layer of a network that `accelerate` took back to torch.
+    """Give every layer and head of a network that `accelerate` took its own code back.
 
     Args:
         model: The network, or a copy of it.
@@ -159,12 +170,8 @@ def restore(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ValueError: If one was parametrised since; none is restored then.
     """
-    found = {
-        module: name
-        for name, module in model.named_modules()
-        if isinstance(module, AcceleratedConv2d)
-    }
-    _give_back(found)
+    found = {module: name for name, module in model.named_modules() if is_swapped(module)}
+    give_back(found)
     return tuple(found.values())
 
 
@@ -216,7 +223,7 @@ class _Check:
 def _swap(
     model: nn.Module,
     sample: Any,
-    layers: dict[nn.Conv2d, str],
+    layers: dict[nn.Module, str],
     want: list[Tensor],
     tolerance: float | None,
 ) -> float:
@@ -233,21 +240,24 @@ def _swap(
             'accelerate: an output of the untouched network on the sample is not finite; give a '
             'sample for which it is'
         )
-    checks = [_Check(name, tolerance) for name in layers.values()]
+    checks = []
     hooks: list[Any] = []
     try:
-        for layer, check in zip(layers, checks):
-            own_class, layer.__class__ = layer.__class__, AcceleratedConv2d
-            layer.own_class = own_class
-            hooks.append(layer.register_forward_pre_hook(check, with_kwargs=True))
+        for layer, name in layers.items():
+            if not isinstance(layer, nn.Conv2d):
+                take_head(layer)
+                continue
+            swap(layer, AcceleratedConv2d)
+            checks.append(_Check(name, tolerance))
+            hooks.append(layer.register_forward_pre_hook(checks[-1], with_kwargs=True))
         error = _error(outputs(model, sample), want, tolerance, 'the network')
     except BaseException:
-        _give_back(layers)
+        give_back(layers)
         raise
     finally:
         for hook in hooks:
             hook.remove()
-    return max(error, *(check.worst for check in checks))
+    return max([error, *(check.worst for check in checks)])
 
 
 def _error(got: list[Tensor], want: list[Tensor], tolerance: float | None, whose: str) -> float:
@@ -259,16 +269,3 @@ def _error(got: list[Tensor], want: list[Tensor], tolerance: float | None, whose
             'keep a state between calls; otherwise raise the tolerance'
         )
     return error
-
-
-def _give_back(layers: dict[nn.Conv2d, str]) -> None:
-    for layer, name in layers.items():
-        if isinstance(layer, AcceleratedConv2d) and type(layer) is not AcceleratedConv2d:
-            raise ValueError(
-                f'restore: {name} became a {type(layer).__name__} since it was accelerated; undo '
-                'that first (torch.nn.utils.parametrize.remove_parametrizations)'
-            )
-    for layer in layers:
-        if type(layer) is AcceleratedConv2d:
-            layer.__class__ = layer.own_class
-            del layer.own_class

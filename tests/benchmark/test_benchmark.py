@@ -1,19 +1,26 @@
 """Forms of one model: compared first, timed in turns, and named where they are not there."""
 
 import json
+import mmap
+import sys
+from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mmlk.benchmark import report, run
-from mmlk.benchmark.forms import Task, _peak_of_process
+from mmlk.benchmark import report, run, turns
+from mmlk.benchmark.forms import Task, caller, peak_of_process, reset_peak
 from mmlk.benchmark.process import FormProcess
 from mmlk.cli import program
 
 FIGURES = {'p50', 'p90', 'images_per_second', 'peak_megabytes', 'deviation'}
 TASK = Task('a', None, None, None, 2, (64, 64), 'cpu', 1)
+
+
+def process_of(form, folder, source=None):
+    return FormProcess(partial(caller, form, TASK, folder, source), folder / 'image.npy')
 
 
 def command(capsys, *words):
@@ -55,7 +62,7 @@ def test_forms_of_an_exported_file(onnx_file, tmp_path, capsys):
         assert row.keys() == {'form', *FIGURES}
         assert 0 < row['p50'] <= row['p90'] and row['peak_megabytes'] > 10
         assert row['images_per_second'] == pytest.approx(2e3 / row['p50'], rel=1)
-        assert row['peak_megabytes'] < _peak_of_process(), 'memory of this process was counted'
+        assert row['peak_megabytes'] < peak_of_process(), 'memory of this process was counted'
         assert row['deviation'] <= 1e-4
         assert f'{row["p50"]:.1f}' in text
 
@@ -84,25 +91,25 @@ def test_nothing_is_timed_where_outputs_differ(found, want, message, monkeypatch
     outputs = {'first': [np.array(want, np.float32)], 'x': [np.array(found, np.float32)]}
     running = {name: SimpleNamespace(outputs=lambda v=v: v) for name, v in outputs.items()}
     with pytest.raises(RuntimeError, match=message):
-        run._verify(running, {})
+        turns.verify(running, {})
 
 
 def test_integers_may_differ_in_one_of_a_thousand():
     labels = np.zeros((1, 100, 100), np.int64)
     other = labels.copy()
     other[0, 0, :10] = 1
-    assert run._deviation('x', [other], [labels]) == pytest.approx(1e-3)
+    assert turns.deviation('x', [other], [labels]) == pytest.approx(1e-3)
     other[0, 1, 0] = 1
     with pytest.raises(RuntimeError, match='differ'):
-        run._deviation('x', [other], [labels])
+        turns.deviation('x', [other], [labels])
 
 
 def test_a_form_that_fails_is_a_row_that_says_why(tmp_path):
     np.save(tmp_path / 'image.npy', np.zeros((1, 3, 64, 64), np.float32))
-    with FormProcess('onnxruntime', TASK, tmp_path, tmp_path / 'absent.onnx') as process:
+    with process_of('onnxruntime', tmp_path, tmp_path / 'absent.onnx') as process:
         notes = {}
         with pytest.raises(RuntimeError, match='no form runs: failed: .*absent.onnx'):
-            run._verify({'onnxruntime': process}, notes)
+            turns.verify({'onnxruntime': process}, notes)
     process._process.join(10)
     assert process._process.exitcode == 0
     rows = [dict(form='onnxruntime', note=notes['onnxruntime'])]
@@ -112,7 +119,7 @@ def test_a_form_that_fails_is_a_row_that_says_why(tmp_path):
 
 
 def test_a_process_that_ends_is_told(tmp_path):
-    with FormProcess('eager', TASK, tmp_path, None) as process:  # there is no image to read
+    with process_of('eager', tmp_path) as process:  # there is no image to read
         assert 'its process ended with status 1' in process.outputs()
         with pytest.raises(RuntimeError, match='ended with status 1'):
             process.step()
@@ -136,3 +143,18 @@ def test_numbers_must_be_positive(capsys):
     with pytest.raises(SystemExit) as stop:
         program.main(['benchmark', 'recnext_m0', '--rounds', '0'])
     assert stop.value.code == 2 and '--rounds must be at least 1' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux can forget a peak')
+def test_a_peak_is_counted_anew():
+    def hold(megabytes):
+        with mmap.mmap(-1, megabytes << 20) as pages:
+            pages.write(bytes(megabytes << 20))
+
+    hold(256)
+    before = peak_of_process()
+    held = reset_peak()
+    assert held < before - 200
+    assert peak_of_process() < held + 50
+    hold(128)
+    assert peak_of_process() > held + 100

@@ -7,7 +7,8 @@
 InceptionNeXt is compared with timm's in eager mode, where timm is installed; the others with networks
 of torch's own operators in the authors' formulation. Our classifiers are folded for inference, as a
 user would do, and so are RecNeXt's rivals, whose authors do. Each pair gets the same weights, and
-its scores must agree before anything is timed; both then run in turn within one process.
+its scores, in training loss and gradients, must agree before anything is timed; both then run in turn,
+each in a process of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import benchmark_models  # noqa: E402
 from benchmark_ops import CLOCKS, LAYOUTS, device  # noqa: E402
+from contests import gain  # noqa: E402
+from networks import Case  # noqa: E402
 
 CASES = {
     'inceptionnext_a': ('inceptionnext', 'atto'),
@@ -67,24 +70,22 @@ def settings(args: argparse.Namespace, name: str) -> argparse.Namespace:
 
 
 def time_classifier(args: argparse.Namespace, name: str) -> list[dict]:
-    """Verify one pair, then time it: a row per mode, or one with the reason for none."""
+    """Verify one pair and time it: a row per mode, or one with the reason for none."""
     if CASES[name][0] == 'inceptionnext' and importlib.util.find_spec('timm') is None:
         print(f'{name}: skipped, timm is not installed')
         return [dict(classifier=name, result='skipped: timm is not installed')]
-    case = settings(args, name)
-    x = torch.randn(1, 3, args.size, args.size)
-    pair = benchmark_models.build(case), benchmark_models.rival(case)
-    agreement = benchmark_models.agree(*pair, x, deploy=True, required=True)
-    print(f'{name}, {case.input}: {agreement}')
-    return [
-        dict(
-            classifier=name,
-            input=case.input,
-            **benchmark_models.report(mode, benchmark_models.measure(case, mode == 'train')),
-        )
-        for mode in ('train', 'infer')
-        if args.mode in (mode, 'both')
-    ]
+    words = settings(args, name)
+    return [row_of(name, words, case) for case in benchmark_models.cases(words)]
+
+
+def row_of(name: str, words: argparse.Namespace, case: Case) -> dict:
+    """One row, with the gain of our better layout over the better one of the rival."""
+    print(f'{name}:')
+    row = benchmark_models.time_case(words, case)
+    results = row['results']
+    sides = [[each for each in results if each.startswith(side)] for side in ('rival', 'ours')]
+    keys = ('median_ms', 'min_ms')
+    return dict(row, classifier=name, gain_over_rival={k: gain(results, *sides, k) for k in keys})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

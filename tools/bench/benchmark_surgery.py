@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
-from benchmark_models import inferer, maps, trainer  # noqa: E402
 from benchmark_ops import CLOCKS, LAYOUTS, device  # noqa: E402
+from networks import inferer, maps, trainer  # noqa: E402
 
 import mmlk  # noqa: E402
 
