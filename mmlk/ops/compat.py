@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.modules import module as _modules
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 _Function = TypeVar('_Function', bound=Callable)
 
@@ -29,6 +31,9 @@ def _one() -> int:
 
 count_dispatch_modes: Callable[[], int] = getattr(torch._C, '_len_torch_dispatch_stack', _one)
 """Dispatch modes, such as FLOP counters, that are active; taken for one where torch cannot tell."""
+
+count_function_modes: Callable[[], int] = getattr(torch._C, '_len_torch_function_stack', _one)
+"""Modes that see calls of torch's functions, such as a default device; taken for one likewise."""
 
 top_transform: Callable[[], Any] = getattr(
     getattr(torch._C, '_functorch', None), 'peek_interpreter_stack', _one
@@ -59,6 +64,21 @@ def in_forward_mode() -> bool:
 def is_exporting() -> bool:
     """Whether ``torch.export`` traces; the public function is constantly true under torch.compile."""
     return bool(getattr(torch.compiler, '_is_exporting_flag', False))
+
+
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+def is_composite(function: Any) -> bool:
+    """Whether an overload of torch is made of others, as it is written in C++."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(
+        function.name(), 'CompositeImplicitAutograd'
+    )
+
+
+def decomposed(function: Any, *args: Any, **options: Any) -> Any:
+    """``function`` of the arguments by the overloads that it is made of; `is_composite` must hold."""
+    return function._op_dk(_COMPOSITE, *args, **options)
 
 
 def assume_constant(function: _Function) -> _Function:
