@@ -7,14 +7,11 @@ Whatever is new, the modules are called one by one, as ever, and plans are made 
 
 from __future__ import annotations
 
-import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mmlk.ops import compat, plans
@@ -73,15 +70,16 @@ class Plans:
         if reason is not None:
             return f'not used, {reason}'
         entry = self._entries.get(_key(x))
+        passes = self._wait + 1
         if entry is None or self._state is None or not self._state.holds(network):
-            return f'not used yet, the network has to run {self._wait + 1} times on such images first'
+            return f'not used yet, the network makes a plan in {passes} passes of such images'
         if entry.plan is None:
-            left = self._wait + 1 - entry.passes
-            return f'not used yet, the network has to run {left} times on such images first'
+            left = max(passes - entry.passes, 1)
+            return f'not used yet, the network makes a plan in {left} passes of such images'
         if isinstance(entry.plan, str):
             return f'not used, {entry.plan}'
         if not entry.holds(self._state):
-            return 'not used, a parameter has changed'
+            return f'not used yet, a weight has changed: a new plan takes {passes} passes'
         plan = entry.plan
         return (
             f'used ({plan.launches} launches of compiled loops in {plan.series} series, '
@@ -154,13 +152,16 @@ class _State:
     """The modules of a network, to be asked later whether they are what they were.
 
     It holds no parameter, which could not be exchanged then (`torch.utils.swap_tensors`), and not the
-    network, which would not be freed.
+    network, which would not be freed. It asks by few calls of C: a network has thousands of attributes.
     """
 
     def __init__(self, network: nn.Module):
         modules = list(network.modules())
         self._modules = modules[1:]
-        self._parts = [getattr(each, name) for each in self._modules for name in _PARTS]
+        self._kinds = list(map(type, self._modules))
+        self._attributes = list(map(dict, map(vars, self._modules)))
+        self._own = self._of_root(network)
+        self._parts = [getattr(each, name) for each in modules for name in _PARTS]
         self._hooks = [getattr(each, name) for each in self._modules for name in _HOOKS]
         self._places = [
             (table, name)
@@ -169,16 +170,9 @@ class _State:
             for name, tensor in table.items()
             if tensor is not None
         ]
-        # What is compared by its identity has to stay alive; parameters are told by their memory.
-        self._held = [
-            value
-            for each in modules
-            for value in each.__dict__.values()
-            if not isinstance(value, Plans)
-        ]
-        self._aliases = [tensor.detach() for tensor in self.tensors()]
-        self._forms = [_form(tensor) for tensor in self.tensors()]
-        self._kinds, self._identities = self._look(network)
+        self._aliases = [tensor.detach() for tensor in self.tensors()]  # keep the memory in use
+        self._forms = _forms(self.tensors())
+        self._identities = self._of_parts()
 
     def tensors(self) -> list[Tensor]:
         """Parameters and buffers, as long as the state holds."""
@@ -192,22 +186,38 @@ class _State:
         """Whether every module is the same object of the same class, with the same attributes."""
         if any(self._hooks) or compat.has_global_hooks():
             return False
-        kinds, identities = self._look(network)
-        if kinds != self._kinds or identities != self._identities:
+        try:
+            return (
+                self._kinds == list(map(type, self._modules))
+                and self._own == self._of_root(network)
+                and self._identities == self._of_parts()
+                and self._attributes == list(map(vars, self._modules))
+                and self._forms == _forms(self.tensors())
+            )
+        except Exception:  # attributes are compared, of any kind: some have no truth value
             return False
-        return all(map(operator.eq, map(_form, self.tensors()), self._forms))
 
-    def _look(self, network: nn.Module) -> tuple[list, list]:
-        root = [network.__dict__, *(getattr(network, name) for name in _PARTS)]
-        tables = chain(root, map(vars, self._modules), self._parts)
-        return (
-            [type(network), *map(type, self._modules)],
-            list(map(id, chain.from_iterable(map(dict.values, tables)))),
-        )
+    @staticmethod
+    def _of_root(network: nn.Module) -> tuple[type, dict]:
+        return type(network), {
+            name: value
+            for name, value in vars(network).items()
+            if name not in _HOOKS and not isinstance(value, Plans)
+        }
+
+    def _of_parts(self) -> list[int]:
+        return list(map(id, chain.from_iterable(map(dict.values, self._parts))))
 
 
-def _form(tensor: Tensor) -> tuple:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_neg()
+def _forms(tensors: list[Tensor]) -> list:
+    """Memory, shape and dtype of tensors."""
+    return [
+        list(map(Tensor.data_ptr, tensors)),
+        [each.shape for each in tensors],
+        list(map(Tensor.stride, tensors)),
+        [each.dtype for each in tensors],
+        list(map(Tensor.is_neg, tensors)),
+    ]
 
 
 def _key(x: Tensor) -> tuple:

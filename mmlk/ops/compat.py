@@ -81,6 +81,11 @@ def decomposed(function: Any, *args: Any, **options: Any) -> Any:
     return function._op_dk(_COMPOSITE, *args, **options)
 
 
+def computed_on_cpu(function: Any, *args: Any, **options: Any) -> Any:
+    """``function`` of the arguments by the code that is registered for the CPU."""
+    return function._op_dk(torch._C.DispatchKey.CPU, *args, **options)
+
+
 def assume_constant(function: _Function) -> _Function:
     """Have the compiler take what ``function`` returns for a constant of the graph.
 

@@ -32,14 +32,14 @@ def refusal(x: Tensor) -> str | None:
         return f'{ENVIRONMENT}=0'
     if checks.ENABLED:
         return f'{checks.ENVIRONMENT}=1, and repeated launches are not checked'
+    if compat.top_transform() is not None or compat.in_forward_mode():
+        return 'a torch.func transform or forward-mode differentiation is active'
     if type(x) not in recording.PLAIN or not x.is_cpu or x.dtype is not torch.float32:
         return f'the image is a {type(x).__name__}, {x.dtype} on {x.device.type}'
     if x.is_neg() or x.numel() == 0 or x.data_ptr() == 0:
         return 'the image has no elements, or they are kept negated'
     if dispatch.needs_dispatcher(x) or compat.count_function_modes() > 0:
         return 'autocast or a mode of torch has to see the layers'
-    if compat.top_transform() is not None or compat.in_forward_mode():
-        return 'a torch.func transform or forward-mode differentiation is active'
     return dispatch.refusal_for_export() or jit.refusal()
 
 
@@ -56,7 +56,7 @@ def settings() -> tuple:
 
 def record(
     function: Callable[[Tensor], Sequence[Tensor]], x: Tensor, constants: Iterable[Tensor]
-) -> tuple[Sequence[Tensor], Plan | str, list]:
+) -> tuple[Sequence[Tensor], Plan | str | None, list]:
     """Run ``function`` on ``x``, and make a plan of what it did.
 
     Args:
@@ -66,11 +66,14 @@ def record(
         constants: Tensors that stay where they are; values may be written to them.
 
     Returns:
-        What ``function`` returned; the plan, or the reason why there is none; and the copies of parameters
-        that it uses, `mmlk.ops.packed_weights.Derived`.
+        What ``function`` returned; the plan, the reason why there is none, or None if weights were
+        reordered and the next run can be recorded; and the copies of weights that it uses,
+        `mmlk.ops.packed_weights.Derived`.
     """
     recorder = recording.Recorder(x, constants)
     outputs = recorder.run(function, x)
+    if recorder.is_first:
+        return outputs, None, []
     try:
         return outputs, Plan(recorder, outputs), recorder.derived
     except recording.Unrepeatable as error:

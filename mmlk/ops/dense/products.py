@@ -40,12 +40,7 @@ def can_use_onednn(x: Tensor) -> bool:
 
     Never under FLOP counters or other dispatch modes: they know the plain product only.
     """
-    return (
-        can_address(x)
-        and x.numel() > 0
-        and not recording.is_watched()
-        and compat.has_onednn()
-    )
+    return can_address(x) and x.numel() > 0 and not recording.is_watched() and compat.has_onednn()
 
 
 def can_compile(x: Tensor, *others: Tensor | None) -> bool:

@@ -26,7 +26,6 @@ from mmlk.ops.jit.recording import (
     Operation,
     Recorder,
     Unrepeatable,
-    form_of,
     mapped,
 )
 
@@ -144,19 +143,17 @@ class Plan:
                 raise Unrepeatable('a part of an intermediate result is returned')
             recorder.move_to_slot(block, tensor)
             self._fresh.append((block.slot, *block.form))
-        if (
-            block.role != SLOT
-            or block.slot in (0, *self._returned)
-            or block.form != form_of(tensor)
-            or block.begin != tensor.data_ptr()
-        ):
-            raise Unrepeatable('the input, a parameter, or the view of a result is returned')
-        self._returned.append(block.slot)
+        output = recorder.operand(tensor)
+        if not isinstance(output, Operand) or block.slot == 0:
+            raise Unrepeatable('the input or a parameter is returned')
+        self._returned.append(output)
 
     def _place_blocks(self, blocks: Sequence[Block]) -> None:
         """Give intermediate results their places in the memory of the plan."""
         blocks = [each for each in blocks if each.role == ARENA and each.first is not None]
-        lifetimes = [arena.Lifetime(each.end - each.begin, each.first, each.last) for each in blocks]
+        lifetimes = [
+            arena.Lifetime(each.end - each.begin, each.first, each.last) for each in blocks
+        ]
         offsets, self.nbytes = arena.arranged(lifetimes)
         if self.nbytes > LARGEST:
             raise Unrepeatable(
@@ -204,9 +201,13 @@ class Plan:
             else:
                 written += [(0, self._call(step), [number]) for number, step in group]
         self.series = len(self._tables)
-        kept = set(self._returned)
+        kept = {each.block.slot for each in self._returned}
         return [
-            (table, call, [slot for each in numbers for slot in last.get(each, ()) if slot not in kept])
+            (
+                table,
+                call,
+                [slot for each in numbers for slot in last.get(each, ()) if slot not in kept],
+            )
             for table, call, numbers in written
         ]
 
@@ -228,9 +229,7 @@ class Plan:
             with torch.inference_mode(False):
                 result = torch.empty(0, dtype=value.dtype, device='cpu')
                 first = self._offsets[value.block] // result.element_size() + value.offset
-                return result.set_(
-                    self._memory.untyped_storage(), first, value.size, value.stride
-                )
+                return result.set_(self._memory.untyped_storage(), first, value.size, value.stride)
         return mapped(self._placed, value)
 
     def __call__(self, x: Tensor) -> list[Tensor]:
@@ -238,9 +237,7 @@ class Plan:
         slots: list[Tensor | None] = [None] * len(self._patches)
         self._fill(slots, 0, x)
         for slot, size, stride, dtype in self._fresh:
-            self._fill(
-                slots, slot, torch.empty_strided(size, stride, dtype=dtype, device='cpu')
-            )
+            self._fill(slots, slot, torch.empty_strided(size, stride, dtype=dtype, device='cpu'))
         for table, call, emptied in self._steps:
             if call is None:
                 self._run(table)
@@ -248,7 +245,7 @@ class Plan:
                 self._repeat(call, slots)
             for slot in emptied:
                 slots[slot] = None
-        return [slots[each] for each in self._returned]
+        return _filled(self._returned, slots)
 
     def _fill(self, slots: list, slot: int, tensor: Tensor) -> None:
         """Put a tensor into a slot, and its address into the words of the launches that use it."""

@@ -153,16 +153,25 @@ class _Mode(compat.TorchDispatchMode):
         super().__init__()
         self.recorder = recorder
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if self.recorder.is_paused:
-            return function(*args, **kwargs)
-        if compat.is_composite(function):
-            with self:
-                return compat.decomposed(function, *args, **kwargs)
-        result = function(*args, **kwargs)
-        self.recorder.operator(function, args, kwargs, result)
-        return result
+
+def _dispatch(self, function, types, args=(), kwargs=None):
+    kwargs = kwargs or {}
+    if self.recorder.is_paused:
+        return function(*args, **kwargs)
+    if function.namespace == 'mmlk':
+        with self:
+            return compat.computed_on_cpu(function, *args, **kwargs)
+    if compat.is_composite(function):
+        with self:
+            return compat.decomposed(function, *args, **kwargs)
+    result = function(*args, **kwargs)
+    self.recorder.operator(function, args, kwargs, result)
+    return result
+
+
+_Mode.__torch_dispatch__ = (
+    _dispatch  # in the body of the class, torch would import its compiler for it
+)
 
 
 class Recorder:
@@ -175,6 +184,7 @@ class Recorder:
     Attributes:
         steps: Launches and operators, in their order.
         reason: Why the run cannot be repeated, or None.
+        is_first: Whether weights were reordered in the run: another one can be repeated.
         slots: Number of slots; the first is ``x``.
         allocated: Memory of intermediate results.
         kept: Tensors that must stay alive.
@@ -184,7 +194,7 @@ class Recorder:
     def __init__(self, x: Tensor, constants: Iterable[Tensor]):
         self.steps: list[Launch | Operation] = []
         self.reason: str | None = None
-        self.slots, self.is_paused = 0, False
+        self.slots, self.is_paused, self.is_first = 0, False, False
         self.derived: list[Any] = []
         self.kept: list[Tensor] = []
         self.allocated: list[Block] = []
@@ -296,13 +306,19 @@ class Recorder:
     # Steps -----------------------------------------------------------------------------------------
 
     def launch(
-        self, function: int, threads: int, tasks: int, arguments: tuple[int, ...], addresses: Sequence[int]
+        self,
+        function: int,
+        threads: int,
+        tasks: int,
+        arguments: tuple[int, ...],
+        addresses: Sequence[int],
     ) -> None:
         """Note a call of compiled loops; ``addresses`` are the positions of addresses."""
         if self.reason is not None:
             return
         if self.is_paused:
-            return self.refuse('a weight was reordered in the run')
+            self.is_first = True
+            return
         with self._reasons():
             places = []
             for position in addresses:
@@ -360,9 +376,14 @@ class Recorder:
 
     def _operands(self, value: Any) -> Any:
         """Arguments with an `Operand` in place of each tensor that does not stay."""
-        return self._operand(value) if isinstance(value, Tensor) else mapped(self._operands, value)
+        return self.operand(value) if isinstance(value, Tensor) else mapped(self._operands, value)
 
-    def _operand(self, tensor: Tensor) -> Operand | Tensor:
+    def operand(self, tensor: Tensor) -> Operand | Tensor:
+        """What the next step gets for a tensor; the tensor itself if it stays.
+
+        Raises:
+            Unrepeatable: If it is of another kind, or nothing is known of its memory.
+        """
         if (
             type(tensor) not in PLAIN
             or not tensor.is_cpu
