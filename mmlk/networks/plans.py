@@ -1,8 +1,8 @@
 """Plans of a folded network (`mmlk.ops.plans`), and whether they still apply.
 
-A plan replaces all Python of a network, so nothing that Python would have noticed may have changed: every
-pass compares the modules, their attributes, hooks and parameters with those of the recorded pass.
-Whatever is new, the modules are called one by one, as ever, and plans are made again later.
+A plan replaces all Python of a network, so nothing that Python would have noticed may have changed:
+every pass compares the modules, their attributes, hooks and parameters with those of the recorded
+pass. Whatever is new, the modules are called one by one, as ever, and plans are made again later.
 """
 
 from __future__ import annotations

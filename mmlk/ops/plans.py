@@ -1,9 +1,9 @@
 """Repeated inference on a CPU: a computation is recorded once and repeated without Python.
 
-Most of the time of a folded network on small maps is Python between its layers. `record` runs a computation
-and makes a `Plan` of the launches and operators that it saw; calling the plan repeats them for another
-input of the same form. Who keeps a plan asks in each call whether it still applies: `refusal` and `settings`
-say what operators depend on; `mmlk.networks.plans` knows the modules.
+Most of the time of a folded network on small maps is Python between its layers. `record` runs a
+computation and makes a `Plan` of the launches and operators that it saw; calling the plan repeats them
+for another input of the same form. Who keeps a plan asks in each call whether it still applies:
+`refusal` and `settings` say what operators depend on; `mmlk.networks.plans` knows the modules.
 """
 
 from __future__ import annotations

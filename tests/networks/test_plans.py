@@ -1,7 +1,7 @@
 """Passes of folded networks that are repeated from plans.
 
-Outputs are compared bit by bit with those of the modules called one by one. A network is changed in every
-way that one can be changed, in every place, after a plan of it was in use.
+Outputs are compared bit by bit with those of the modules called one by one. A network is changed in
+every way that one can be changed, in every place, after a plan of it was in use.
 """
 
 import copy
@@ -382,9 +382,9 @@ def test_an_error_in_the_middle_leaves_nothing_broken(folded, monkeypatch):
     model, x = folded(), images(FIRST)
     want = with_plan(model, x)(x)
     plan = next(iter(model._plans._entries.values())).plan
-    calls = []
+    calls, plain = [], type(plan)._repeat
 
-    def interrupted(self, call, slots, plain=type(plan)._repeat):
+    def interrupted(self, call, slots):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt

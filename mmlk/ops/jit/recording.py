@@ -1,9 +1,9 @@
 """What one run of a computation did: launches of compiled loops, and torch's operators in between.
 
-While a `Recorder` records, in the thread that made it, every launch and every operator of torch is run as
-ever and noted as a step, with the memory that it used. `mmlk.ops.jit.plan` repeats the steps. Views are
-not noted: only addresses matter. What cannot be repeated safely ends the recording with a reason, and
-the run itself goes on.
+While a `Recorder` records, in the thread that made it, every launch and every operator of torch is run
+as ever and noted as a step, with the memory that it used. `mmlk.ops.jit.plan` repeats the steps. Views
+are not noted: only addresses matter. What cannot be repeated safely ends the recording with a reason,
+and the run itself goes on.
 """
 
 from __future__ import annotations
