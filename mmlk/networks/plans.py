@@ -26,9 +26,6 @@ FORMS = 64
 LONGEST = 64
 """Passes, at most, from a change of the network to a new plan: they double with each change."""
 
-_HOOKS = '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks'
-_PARTS = '_parameters', '_buffers', '_modules'
-
 
 class Plans:
     """The plans of one network; copies and pickles of it have none.
@@ -161,12 +158,12 @@ class _State:
         self._kinds = list(map(type, self._modules))
         self._attributes = list(map(dict, map(vars, self._modules)))
         self._own = self._of_root(network)
-        self._parts = [getattr(each, name) for each in modules for name in _PARTS]
-        self._hooks = [getattr(each, name) for each in self._modules for name in _HOOKS]
+        self._parts = [part for each in modules for part in compat.parts_of(each)]
+        self._hooks = [vars(each)[name] for each in self._modules for name in compat.HOOKS]
         self._places = [
             (table, name)
             for each in modules
-            for table in (each._parameters, each._buffers)
+            for table in compat.parts_of(each)[:2]
             for name, tensor in table.items()
             if tensor is not None
         ]
@@ -202,7 +199,7 @@ class _State:
         return type(network), {
             name: value
             for name, value in vars(network).items()
-            if name not in _HOOKS and not isinstance(value, Plans)
+            if name not in compat.HOOKS and not isinstance(value, Plans)
         }
 
     def _of_parts(self) -> list[int]:

@@ -81,6 +81,20 @@ def decomposed(function: Any, *args: Any, **options: Any) -> Any:
     return function._op_dk(_COMPOSITE, *args, **options)
 
 
+def is_mutable(function: Any) -> bool:
+    """Whether an overload of torch writes to an argument."""
+    return function._schema.is_mutable
+
+
+def written_arguments(function: Any, args: tuple, options: dict) -> list:
+    """The arguments that it writes to: tensors, and lists of them."""
+    return [
+        args[index] if index < len(args) else options.get(argument.name)
+        for index, argument in enumerate(function._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
 def computed_on_cpu(function: Any, *args: Any, **options: Any) -> Any:
     """``function`` of the arguments by the code that is registered for the CPU."""
     return function._op_dk(torch._C.DispatchKey.CPU, *args, **options)
@@ -105,6 +119,15 @@ _GLOBAL_HOOKS = tuple(
     getattr(_modules, f'_global_{kind}_hooks', {})
     for kind in ('forward', 'forward_pre', 'backward', 'backward_pre')
 )
+
+
+def parts_of(module: torch.nn.Module) -> tuple[dict, dict, dict]:
+    """The dicts that hold parameters, buffers and modules of a module, by name."""
+    return module._parameters, module._buffers, module._modules
+
+
+HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+"""Attributes that hold the hooks of a module: a dict each."""
 
 
 def has_global_hooks() -> bool:

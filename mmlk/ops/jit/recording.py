@@ -349,13 +349,13 @@ class Recorder:
             return
         given = list(_tensors((*args, *options.values())))
         storages = {each.untyped_storage().data_ptr() for each in given}
-        if not function._schema.is_mutable and all(
+        if not compat.is_mutable(function) and all(
             each.untyped_storage().data_ptr() in storages for each in results
         ):
             return  # a view
         if _DEPENDS.intersection(function.tags):
             raise Unrepeatable(f'{function} draws random numbers, or depends on values')
-        for each in _written(function, args, options):
+        for each in _tensors(compat.written_arguments(function, args, options)):
             if each.untyped_storage().nbytes():
                 block = self.find(each.data_ptr())
                 if block.role == CONSTANT or block.slot == 0:
@@ -425,11 +425,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for each in value:
             yield from _tensors(each)
-
-
-def _written(function: Any, args: tuple, options: dict) -> Iterator[Tensor]:
-    """Arguments that the operator writes to, as its schema says."""
-    for index, argument in enumerate(function._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[index] if index < len(args) else options.get(argument.name)
-            yield from _tensors(value)
