@@ -86,6 +86,7 @@ SHARED = (
     'maps',
     'memory',
     'packed_weights',
+    'plans',
     'reference',
     'states',
     'modules',

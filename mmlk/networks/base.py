@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmlk.checkpoints.load import convert_in_place, load_into
 from mmlk.checkpoints.report import Report
 from mmlk.layers import channels_last_gradient, fold_conv_norms, recompute
+from mmlk.networks.plans import Plans
 from mmlk.ops import dispatch
 from mmlk.ops.maps import layout
 from mmlk.ops.modules import NotScriptable
@@ -165,6 +166,7 @@ class Network(NotScriptable, nn.Module):
         self.norm_eval = norm_eval
         self.with_cp = with_cp
         self.deployed = False
+        self._plans = Plans()
         self._output_norm = output_norm is not None
         for i in out_indices if output_norm else ():
             self.add_module(f'norm{i}', output_norm(dims[i]))
@@ -276,6 +278,11 @@ class Network(NotScriptable, nn.Module):
             ValueError: If the input has another rank or channel count, or is too small.
         """
         self._check_input(x)
+        if self.deployed and not torch.compiler.is_compiling():
+            return self._plans.run(self, x, self._compute)
+        return self._compute(x)
+
+    def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         form, turns = layout(x), dispatch.refusal_for_device(x, 'cpu') is None
         if turns:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -307,6 +314,7 @@ class Network(NotScriptable, nn.Module):
 
     def train(self, mode: bool = True) -> Network:
         """Switch modes, leaving frozen parts and, under ``norm_eval``, all batch norms in eval."""
+        self._plans.clear()
         super().train(mode)
         if mode:
             for module in self._frozen_modules():
@@ -316,6 +324,27 @@ class Network(NotScriptable, nn.Module):
                     if isinstance(module, _BatchNorm):
                         module.eval()
         return self
+
+    def _apply(self, function: Callable, *args: Any, **options: Any) -> Network:
+        self._plans.clear()  # they hold memory of the device that is left
+        return super()._apply(function, *args, **options)
+
+    def explain_plan(self, x: Tensor) -> str:
+        """Say whether the next pass is repeated from a plan, without Python, and why not.
+
+        A folded network that runs a second time on a CPU on images of one form records the pass, and
+        repeats it from then on. See the page on deployment.
+
+        Args:
+            x: Images (N, in_channels, H, W), as `forward` gets them, in the mode of gradients that it is
+                called in.
+
+        Returns:
+            ``used (...)``, ``not used yet, ...`` or ``not used, <reason>``.
+        """
+        if not self.deployed:
+            return 'not used, the network is not folded (switch_to_deploy)'
+        return self._plans.explain(self, x)
 
     def load_pretrained(self, source: str | PathLike, **options: Any) -> Report:
         """Load any published file of the family, as `mmlk.checkpoints.load_into` does.
@@ -346,6 +375,7 @@ class Network(NotScriptable, nn.Module):
         if not self.deployed:
             self.eval()
             self._fold()
+            self.eval()  # modules that folding made
             self.deployed = True
         return self
 

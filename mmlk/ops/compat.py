@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.modules import module as _modules
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 
 _Function = TypeVar('_Function', bound=Callable)
 
@@ -29,6 +31,9 @@ def _one() -> int:
 
 count_dispatch_modes: Callable[[], int] = getattr(torch._C, '_len_torch_dispatch_stack', _one)
 """Dispatch modes, such as FLOP counters, that are active; taken for one where torch cannot tell."""
+
+count_function_modes: Callable[[], int] = getattr(torch._C, '_len_torch_function_stack', _one)
+"""Modes that see calls of torch's functions, such as a default device; taken for one likewise."""
 
 top_transform: Callable[[], Any] = getattr(
     getattr(torch._C, '_functorch', None), 'peek_interpreter_stack', _one
@@ -61,6 +66,40 @@ def is_exporting() -> bool:
     return bool(getattr(torch.compiler, '_is_exporting_flag', False))
 
 
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+
+
+def is_composite(function: Any) -> bool:
+    """Whether an overload of torch is made of others, as it is written in C++."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(
+        function.name(), 'CompositeImplicitAutograd'
+    )
+
+
+def decomposed(function: Any, *args: Any, **options: Any) -> Any:
+    """``function`` of the arguments by the overloads that it is made of; `is_composite` must hold."""
+    return function._op_dk(_COMPOSITE, *args, **options)
+
+
+def is_mutable(function: Any) -> bool:
+    """Whether an overload of torch writes to an argument."""
+    return function._schema.is_mutable
+
+
+def written_arguments(function: Any, args: tuple, options: dict) -> list:
+    """The arguments that it writes to: tensors, and lists of them."""
+    return [
+        args[index] if index < len(args) else options.get(argument.name)
+        for index, argument in enumerate(function._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+
+def computed_on_cpu(function: Any, *args: Any, **options: Any) -> Any:
+    """``function`` of the arguments by the code that is registered for the CPU."""
+    return function._op_dk(torch._C.DispatchKey.CPU, *args, **options)
+
+
 def assume_constant(function: _Function) -> _Function:
     """Have the compiler take what ``function`` returns for a constant of the graph.
 
@@ -80,6 +119,15 @@ _GLOBAL_HOOKS = tuple(
     getattr(_modules, f'_global_{kind}_hooks', {})
     for kind in ('forward', 'forward_pre', 'backward', 'backward_pre')
 )
+
+
+def parts_of(module: torch.nn.Module) -> tuple[dict, dict, dict]:
+    """The dicts that hold parameters, buffers and modules of a module, by name."""
+    return module._parameters, module._buffers, module._modules
+
+
+HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+"""Attributes that hold the hooks of a module: a dict each."""
 
 
 def has_global_hooks() -> bool:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmlk.ops import compat, library
+from mmlk.ops.jit import recording
 from mmlk.ops.maps import channels_last
 
 PREFERENCE = ('triton', 'cpu', 'separable', 'reference')
@@ -77,6 +78,11 @@ def register(operator: str, backend: Backend) -> None:
 def backends(operator: str) -> tuple[str, ...]:
     """Names of the backends of ``operator``, preferred first."""
     return tuple(each.name for each in _BACKENDS[operator])
+
+
+def registered() -> tuple[tuple[Backend, ...], ...]:
+    """All backends of all operators, to be compared with those of another time."""
+    return tuple(_BACKENDS.values())
 
 
 def operators() -> tuple[str, ...]:
@@ -280,7 +286,7 @@ def needs_dispatcher(x: Tensor, autocast: bool = True) -> bool:
         or x.is_meta
         or autocast
         and torch.is_autocast_enabled('cpu' if x.is_cpu else x.device.type)
-        or compat.count_dispatch_modes() > 0
+        or recording.is_watched()
     )
 
 

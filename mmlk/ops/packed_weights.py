@@ -8,11 +8,12 @@ that torch's compiler uses; they have no gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mmlk.ops.jit import recording
 from mmlk.ops.library import PLAIN
 from mmlk.ops.modules import NotScriptable
 
@@ -32,15 +33,37 @@ class PackedWeights:
 
     def get(self, name: Hashable, weight: Tensor, reorder: Callable[[Tensor], Any]) -> Any:
         """``reorder(weight)``, computed anew only where ``weight`` is another or has changed."""
+        recorder = recording.recorder()
+        if recorder is None:
+            return self._kept(name, weight, reorder)[1]
+        with recorder.paused():
+            kept = self._kept(name, weight, reorder)
+        recorder.note_derived(Derived(self, name, kept, weight), kept[1])
+        return kept[1]
+
+    def _kept(self, name: Hashable, weight: Tensor, reorder: Callable[[Tensor], Any]) -> tuple:
         kept = self._copies.get(name)
         if kept is None or not kept[0].holds(weight):
             kept = Snapshot(weight), reorder(weight.detach())
             self._copies[name] = kept
-        return kept[1]
+        return kept
+
+    def holds(self, name: Hashable, kept: Any, weight: Tensor) -> bool:
+        """Whether `get` would return ``kept``, what a recorder was told, for ``weight``."""
+        return self._copies.get(name) is kept and kept[0].holds(weight)
 
     def clear(self) -> None:
         """Forget all copies."""
         self._copies.clear()
+
+
+class Derived(NamedTuple):
+    """A copy that a recorder was told of (`mmlk.ops.jit.recording`)."""
+
+    copies: PackedWeights
+    name: Hashable
+    kept: Any
+    weight: Tensor
 
 
 class Snapshot:

@@ -178,7 +178,7 @@ def _attend_by_products(
     )
     value = x.new_empty(n, heads, length, depth + 1)
     value[..., :depth] = x.permute(0, 2, 3, 1).reshape(n, length, heads, depth).transpose(1, 2)
-    value[..., depth] = 1
+    value[..., depth].fill_(1)
     value = value.view(n * heads, length, depth + 1)
     summary = torch.bmm(key.transpose(1, 2), value)
     mixed = torch.bmm(query, summary).view(n, heads, length, depth + 1).transpose(1, 2)

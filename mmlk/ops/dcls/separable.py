@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmlk.ops import compat, dispatch, library
+from mmlk.ops import dispatch, library
 from mmlk.ops.dcls import schema
 from mmlk.ops.dcls.construct import construct, construct_backward
+from mmlk.ops.jit import recording
 
 
 def _forward(ctx, weight, positions, sigma, kernel_size, version) -> Tensor:
@@ -36,7 +37,7 @@ def _run(
         each is None or type(each) in (Tensor, nn.Parameter) for each in (weight, positions, sigma)
     )
     # Autocast leaves parameters alone, so it is no reason to go through the dispatcher.
-    if plain and not torch.compiler.is_compiling() and compat.count_dispatch_modes() == 0:
+    if plain and not torch.compiler.is_compiling() and not recording.is_watched():
         return _apply(weight, positions, sigma, kernel_size, version)
     return schema.dcls_kernel(weight, positions, sigma, kernel_size, version)
 

@@ -19,6 +19,7 @@ from mmlk.ops.dense.loops import PLAIN_ROWS
 from mmlk.ops.dense.loops import linear as compiled_linear
 from mmlk.ops.dense.loops_panels import Panels, Plain, pack, plain
 from mmlk.ops.dense.loops_weight_gradient import weight_gradient as compiled_weight_gradient
+from mmlk.ops.jit import recording
 from mmlk.ops.jit.address import can_address
 
 # The three below divide shapes between the compiled loops, oneDNN and MKL. To measure them again, time
@@ -39,12 +40,7 @@ def can_use_onednn(x: Tensor) -> bool:
 
     Never under FLOP counters or other dispatch modes: they know the plain product only.
     """
-    return (
-        can_address(x)
-        and x.numel() > 0
-        and compat.count_dispatch_modes() == 0
-        and compat.has_onednn()
-    )
+    return can_address(x) and x.numel() > 0 and not recording.is_watched() and compat.has_onednn()
 
 
 def can_compile(x: Tensor, *others: Tensor | None) -> bool:
@@ -58,7 +54,7 @@ def _can_read(*operands: Tensor | None) -> bool:
         jit.refusal() is None
         and can_address(*operands)
         and all(each is None or each.dim() > 1 or each.is_contiguous() for each in operands)
-        and compat.count_dispatch_modes() == 0
+        and not recording.is_watched()
         and compat.top_transform() is None
     )
 

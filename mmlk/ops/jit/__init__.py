@@ -8,6 +8,7 @@ llvmlite the operators use the routes of torch alone.
 
 - `engine`: from a written kernel to machine code, and its launch on torch's threads.
 - `inspection`: LLVM code, assembly and names for ``perf``, when the environment asks for them.
+- `recording`, `plan`, `arena`: what a run did, to be repeated without Python.
 - `address`: from tensors to addresses; `checks`, `checked`: loops that check what they touch.
 - `language`: the words kernels are written in: loops, vectors of 16 floats, strided maps.
 - `maths`, `planes`, `moments`, `tile`: what the loops of several operators share.

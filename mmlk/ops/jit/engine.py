@@ -14,14 +14,14 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
 from mmlk.ops import compat
-from mmlk.ops.jit import cache, inspection
+from mmlk.ops.jit import cache, inspection, recording
 
 try:
     import llvmlite
@@ -105,6 +105,9 @@ def has(feature: str) -> bool:
     return bool(llvm.get_host_cpu_features().get(feature))
 
 
+openmp = once(compat.openmp_parallel)
+
+
 @once
 def _team():
     """``run(address, words, threads)``: several threads enter the function at once.
@@ -113,7 +116,7 @@ def _team():
     would run at the same time on the same cores. Where torch has another runtime, Python's threads do
     it.
     """
-    enter = compat.openmp_parallel()
+    enter = openmp()
     if enter is None:
         pool = ThreadPoolExecutor(thread_name_prefix='mmlk')
 
@@ -137,8 +140,17 @@ class Compiled:
     thread takes a few. To measure it again, time one loop on small maps with one thread
     and with two."""
 
-    def __init__(self, address: int):
+    def __init__(self, address: int, named: Sequence[str] = ()):
+        """
+        Args:
+            address: Of the machine code.
+            named: Names of the arguments; those that end in ``_p`` are addresses, and so are all
+                arguments behind them.
+        """
+        self.address = address
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+        self._pointers = [index for index, each in enumerate(named) if each.endswith('_p')]
+        self._named = len(named)
 
     def threads(self, tasks: int, cost: int) -> int:
         """Threads that a call with these arguments runs on, at most."""
@@ -155,13 +167,17 @@ class Compiled:
         words = array.array('q', (0, tasks, 0, *arguments))
         address, _ = words.buffer_info()
         threads = self.threads(tasks, cost)
+        recorder = recording.recorder()
+        if recorder is not None:
+            pointers = (*self._pointers, *range(self._named, len(arguments)))
+            recorder.launch(self.address, threads, tasks, arguments, pointers)
         if threads == 1:
             self._run(address)
         else:
             _team()(self._run, address, threads)
 
 
-def compile_module(text: str, name: str) -> Compiled:
+def compile_module(text: str, name: str, arguments: Sequence[str] = ()) -> Compiled:
     """Machine code of function ``name`` in an LLVM module, from `mmlk.ops.jit.cache` if it is there.
 
     Vectors are written out in the kernels, so LLVM's own vectorisers and its unroller stay off.
@@ -169,6 +185,7 @@ def compile_module(text: str, name: str) -> Compiled:
     Args:
         text: The module. The names of its functions begin with ``name``.
         name: Made unique by a digest of text, processor and compiler.
+        arguments: Names of the arguments of a kernel.
     """
     with _lock:
         machine, engine = _machine()
@@ -201,5 +218,5 @@ def compile_module(text: str, name: str) -> Compiled:
         engine.finalize_object()
         address = engine.get_function_address(unique)
         inspection.name_for_perf(unique, address, len(code))
-        _loaded[unique] = Compiled(address)
+        _loaded[unique] = Compiled(address, arguments)
         return _loaded[unique]

@@ -168,7 +168,7 @@ class Kernel:
         )
         self._function.linkage = 'internal'
         self._words, task, worker = self._function.args
-        self._named = len(names)
+        self._names, self._named = names, len(names)
         self.b = ir.IRBuilder(self._function.append_basic_block())
         self.task, self.worker = Int(self, task), Int(self, worker)
         self.arguments = []
@@ -498,7 +498,7 @@ class Kernel:
 
     def compile(self) -> engine.Compiled:
         """Machine code of what has been written."""
-        return engine.compile_module(self.finish(), self.name)
+        return engine.compile_module(self.finish(), self.name, self._names)
 
     def finish(self) -> str:
         """The module: the task, and a function that takes tasks from the counter until none is left."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmlk.ops.jit import planes
+from mmlk.ops.jit import planes, recording
 from mmlk.ops.jit.address import address, pointer
 from mmlk.ops.jit.language import LANES, Int, Kernel, kernel
 from mmlk.ops.recconv.loops_steps import DOWN, Steps
@@ -482,6 +482,7 @@ def _launch(
     size = plan.size + extra * taps * LANES
     tasks, cost = n * blocks, share * x.numel() * taps
     scratch = x.new_empty(compiled.threads(tasks, cost) * size)
+    recording.keep(plan.levels, plan.places, plan.weights)
     compiled(
         tasks,
         cost,
