@@ -70,7 +70,7 @@ class CheckpointedModel(Model):
         if channels not in (1, 3):
             raise ValueError(
                 f'load_model: the network takes {channels} channels, pictures have one or three; '
-                'predict its files by tools/test.py with --out'
+                'predict its files by "mmlk test CONFIG CHECKPOINT --out"'
             )
         self._grey = channels == 1
         steps = next(leaf_datasets(cfg.test_dataloader.dataset)).pipeline

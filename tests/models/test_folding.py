@@ -6,7 +6,7 @@ from torch import nn
 
 from mmlk.heads import HEADS
 from mmlk.models.folding import folded_copy
-from mmlk.networks import InceptionNeXt
+from mmlk.networks import InceptionNeXt, SLaK
 from tests.cases import TOLERANCE, assert_close
 from tests.networks.families import FAMILIES, build
 
@@ -59,9 +59,30 @@ def test_watched_layers_are_kept():
     assert copied is model and reason.startswith('hooks watch backbone.stages.1')
 
 
-def test_norms_without_statistics_are_kept():
+def test_norms_without_statistics_are_kept_and_the_rest_is_folded():
+    """In eval mode they take the statistics of the batch, in the copy as well."""
     arch = dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16))
-    model = nn.Sequential(InceptionNeXt(arch, norm_cfg=dict(type='BN', track_running_stats=False)))
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        InceptionNeXt(
+            arch, norm_cfg=dict(type='BN', track_running_stats=False), layer_scale_init=0.5
+        )
+    ).eval()
+    copied, reason = folded_copy(model)
+    assert not reason and copied[0].deployed and not model[0].deployed
+    norms, gammas = (
+        [name for name, each in copied.named_modules() if isinstance(each, nn.BatchNorm2d)],
+        [name for name, _ in copied.named_parameters() if name.endswith('gamma')],
+    )
+    assert len(norms) >= 4 and not gammas
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        for got, want in zip(copied(x), model(x), strict=True):
+            assert_close('folded', got, want, BOUND)
+
+
+def test_branches_whose_norms_have_no_statistics_leave_the_model_as_it_is():
+    model = nn.Sequential(SLaK('tiny', norm_cfg=dict(type='BN', track_running_stats=False)))
     copied, reason = folded_copy(model)
     assert copied is model and 'keeps no running statistics' in reason
     assert not model[0].deployed
