@@ -325,9 +325,9 @@ class Network(NotScriptable, nn.Module):
                         module.eval()
         return self
 
-    def _apply(self, function: Callable, *args: Any, **options: Any) -> Network:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Network:
         self._plans.clear()  # they hold memory of the device that is left
-        return super()._apply(function, *args, **options)
+        return super()._apply(fn, recurse)
 
     def explain_plan(self, x: Tensor) -> str:
         """Say whether the next pass is repeated from a plan, without Python, and why not.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class Plans:
         self._state: _State | None = None
         self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
 
-    def run(self, network: nn.Module, x: Tensor, compute: Callable) -> Sequence[Tensor]:
+    def run(self, network: nn.Module, x: Tensor, compute: Callable) -> tuple[Tensor, ...]:
         """``compute(x)``, the pass of ``network``, repeated from a plan if there is one."""
         if plans.refusal(x) is not None or not self._lock.acquire(blocking=False):
             return compute(x)
@@ -109,7 +109,7 @@ class Plans:
 
     def _record(
         self, network: nn.Module, entry: _Entry, x: Tensor, compute: Callable
-    ) -> Sequence[Tensor]:
+    ) -> tuple[Tensor, ...]:
         entry.plan = _refusal(network)
         if entry.plan is not None:
             return compute(x)
@@ -118,7 +118,7 @@ class Plans:
         made = [each for each in self._entries.values() if isinstance(each.plan, plans.Plan)]
         for each in made[:-PLANS]:
             each.forget()
-        return outputs
+        return tuple(outputs)
 
 
 class _Entry:
@@ -135,7 +135,9 @@ class _Entry:
 
     def forget(self) -> None:
         """Back to the beginning."""
-        self.passes, self.plan, self.derived = 0, None, []
+        self.passes = 0
+        self.plan: plans.Plan | str | None = None
+        self.derived: list[tuple] = []
 
     def holds(self, state: _State) -> bool:
         """Whether the copies are those of the weights as they are."""

@@ -50,7 +50,8 @@ class PackedWeights:
 
     def holds(self, name: Hashable, kept: Any, weight: Tensor) -> bool:
         """Whether `get` would return ``kept``, what a recorder was told, for ``weight``."""
-        return self._copies.get(name) is kept and kept[0].holds(weight)
+        current = self._copies.get(name)
+        return current is not None and current is kept and current[0].holds(weight)
 
     def clear(self) -> None:
         """Forget all copies."""
