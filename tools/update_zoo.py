@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
+from mmlk.analysis.curves import published_runs
 from mmlk.checkpoints import zoo
 from mmlk.cli.published import published_facts
 
@@ -50,6 +51,7 @@ COLUMNS = (
     'keys',
     'licence',
     'audit',
+    'log',
     'data',
     'training',
 )
@@ -62,17 +64,21 @@ def zoo_rows() -> list[dict[str, Any]]:
         ``name``, ``config`` (path), ``task``, ``family``, ``size``, ``data``, ``gpus``, ``batch`` (over
         all of them), ``schedule``, ``parameters`` (M), ``macs`` (G), ``results`` (metrics and source),
         ``cpu_images_per_second`` (inference; None: not measured), ``gpu_images_per_second`` (None),
-        ``weights`` (name, what the file holds, whose keys, licence) and ``audit`` (facts as published,
-        deviations with a reason; None where nothing was published).
+        ``weights`` (name, what the file holds, whose keys, licence), ``audit`` (facts as published,
+        deviations with a reason; None where nothing was published) and ``log`` (source of the authors'
+        training log, whose curve this package has; None where there is none).
     """
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
-    facts, speeds = published_facts(), cpu_speeds()
+    facts, speeds, logs = published_facts(), cpu_speeds(), published_runs()
     models = [
         model
         for path in index['Import']
         for model in yaml.safe_load((ROOT / path).read_text())['Models']
     ]
-    return [_row(model, facts, speeds) for model in models]
+    return [
+        dict(_row(model, facts, speeds), log=logs.get(model['Name'], {}).get('source'))
+        for model in models
+    ]
 
 
 def _row(model: dict, facts: dict, speeds: dict[str, float]) -> dict[str, Any]:
@@ -200,6 +206,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         ',<br>'.join(dict.fromkeys(each['keys'] for each in files)),
         ', '.join(dict.fromkeys(each['licence'] for each in files)),
         f'{audit["same"]} facts as published, {audit["explained"]} explained' if audit else '',
+        '[curve](reproduction.md#follow-it)' if row['log'] else '',
         row['data'],
         f'{row["gpus"]} x {row["batch"] // row["gpus"]}, {row["schedule"]}',
     ]

@@ -54,7 +54,14 @@ def test_rows_say_what_the_metafiles_say():
             licence='MIT',
         )
     ]
-    assert row['audit'] == dict(same=10, explained=3)
+    assert row['audit'] == dict(same=10, explained=3) and row['log'] is None
+    curves = {
+        name
+        for path in (ROOT / 'configs/metafiles').glob('*_curves.json')
+        for name in json.loads(path.read_text())['runs']
+    }
+    assert {row['name'] for row in ROWS if row['log']} == curves
+    assert all('github.com/suous/RecNeXt' in row['log'] for row in ROWS if row['log'])
     sizes = {(row['family'], row['size']) for row in ROWS}
     assert {('SLaK', 't_31'), ('RecNeXt', 'b_share_channel'), ('InceptionNeXt', 'b_384')} <= sizes
     assert {row['task'] for row in ROWS} == {'segmentation', 'detection', 'classification'}
