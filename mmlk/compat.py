@@ -8,7 +8,7 @@ loads the standard library alone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,3 +184,26 @@ def extend_model_hub(hub: Any, register: Callable[[Any], None]) -> None:
             waiting.pop()(hub)
 
     hub._register_mmpretrain_models = staticmethod(read_all)
+
+
+# ---------------------------------------------------------------------------------- MMSegmentation
+
+MMSEGMENTATION = '1.4.2'
+"""Version of OneDL's MMSegmentation on which the function below was checked."""
+
+
+def selected_maps(head: Any, inputs: Sequence[torch.Tensor]) -> Any:
+    """The maps that a decode head of MMSegmentation takes: one, or a list of them.
+
+    Needs ``BaseDecodeHead._transform_inputs``, which reads ``in_index`` and ``input_transform``.
+
+    Raises:
+        RuntimeError: If the head no longer has it.
+    """
+    select = getattr(head, '_transform_inputs', None)
+    if select is None:
+        raise RuntimeError(
+            f'mmlk: {type(head).__name__} of {_installed("mmsegmentation")} has no '
+            f'_transform_inputs; install {MMSEGMENTATION}, or predict with --no-fold'
+        )
+    return select(inputs)

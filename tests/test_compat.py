@@ -88,3 +88,10 @@ def test_a_config_class_that_tells_no_bases_is_an_error_with_versions():
 
     with pytest.raises(RuntimeError, match=r"Other of .*mmengine .* no '_is_lazy_import'; install"):
         compat.base_configs(Other, Path('any.py'))
+
+
+def test_a_head_without_its_selection_of_maps_is_named_with_the_remedy():
+    head = SimpleNamespace(_transform_inputs=lambda maps: maps[1])
+    assert compat.selected_maps(head, [1, 2]) == 2
+    with pytest.raises(RuntimeError, match='object of onedl-mmsegmentation .*install .*--no-fold'):
+        compat.selected_maps(object(), [1, 2])

@@ -103,7 +103,7 @@ FOLDERS = {
     'networks': ('ops', 'layers', 'checkpoints'),
     'backbones': ('networks', 'checkpoints', 'registry'),
     'heads': ('layers', 'checkpoints'),
-    'surgery': ('ops',),
+    'surgery': ('ops', 'compat'),
     'classification': ('heads', 'checkpoints', 'registry'),
     'models': ('ops', 'networks', 'heads', 'checkpoints', 'surgery'),
     'timm': ('models',),

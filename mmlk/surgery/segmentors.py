@@ -14,6 +14,7 @@ from mmseg.models.decode_heads import FPNHead, PSPHead, UPerHead
 from mmseg.models.utils import Upsample, resize
 from torch import Tensor, nn
 
+from mmlk.compat import selected_maps
 from mmlk.ops.modules import is_changed
 from mmlk.surgery.layers import PLAIN
 from mmlk.surgery.resized import add_convolved, gains
@@ -26,7 +27,7 @@ class AcceleratedUPerHead(Swapped, UPerHead):
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         if not _serves(self, inputs):
             return super()._forward_feature(inputs)
-        *fine, coarse = self._transform_inputs(inputs)
+        *fine, coarse = selected_maps(self, inputs)
         merged = _convolve_joined(self.bottleneck, _pooled(self, coarse), self.align_corners)
         outputs = [merged]
         for i in reversed(range(len(fine))):
@@ -44,7 +45,7 @@ class AcceleratedPSPHead(Swapped, PSPHead):
     def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
         if not _serves(self, inputs):
             return super()._forward_feature(inputs)
-        x = self._transform_inputs(inputs)
+        x = selected_maps(self, inputs)
         return _convolve_joined(self.bottleneck, _pooled(self, x), self.align_corners)
 
 
@@ -54,7 +55,7 @@ class AcceleratedFPNHead(Swapped, FPNHead):
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         if not _serves(self, inputs):
             return super().forward(inputs)
-        maps = self._transform_inputs(inputs)
+        maps = selected_maps(self, inputs)
         total = self.scale_heads[0](maps[0])
         for layers, x in zip(self.scale_heads[1:], maps[1:]):
             y = self._scaled(layers, x)

@@ -29,10 +29,10 @@ FAMILIES = {
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 
 
-def build(family, folded=False, **options):
+def build(family, folded=False, seed=0, **options):
     """A network in training mode, or folded in eval mode, away from its initial values."""
     network, arch, fixed = FAMILIES[family]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = network(arch, **{**fixed, **options})
     with torch.no_grad():
         for parameter in model.parameters():
