@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmlk.analysis.sweep_runs import Status
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 AXES = {'macs': ('multiply-adds (G)', 1e9), 'parameters': ('parameters (M)', 1e6)}
 """Quantities that a metric is drawn over: name and unit."""
+_MARKERS = 'osD^v'
 
 
 class Row(NamedTuple):
@@ -82,7 +84,7 @@ def markdown(sweep: Sweep, rows: Sequence[Row], trained: bool = True) -> str:
         columns['density'] = [f'{row.cost.density:g}' for row in rows]
     for what in ('parameters', 'macs'):
         title, unit = AXES[what]
-        columns[title] = [f'{row.size(what) / unit:.3f}' for row in rows]
+        columns[title] = [f'{row.size(what) / unit:.5g}' for row in rows]
         if any(what in row.published for row in rows):
             published = [row.published.get(what, math.nan) for row in rows]
             columns[f'published {title}'] = [_cell('.6g', each / unit) for each in published]
@@ -155,21 +157,20 @@ def draw(sweep: Sweep, rows: Sequence[Row], over: str = 'macs') -> Figure:
 
     title, unit = AXES[over]
     name = metric_name(rows, sweep)
-    figure = Figure(figsize=(6.4, 4.4), layout='constrained')
+    figure = Figure(figsize=(8, 4.6), layout='constrained')
     panel = figure.subplots()
-    for row in rows:
-        at = row.size(over) / unit
-        mean = row.mean()
+    for number, row in enumerate(rows):
+        at, mean, known = row.size(over) / unit, row.mean(), row.published.get('metric')
+        style = dict(color=f'C{number % 10}', marker=_MARKERS[number // 10 % len(_MARKERS)])
         if mean is not None:
-            panel.errorbar(at, mean, row.spread(), fmt='o', color='tab:blue', capsize=3)
-        if 'metric' in row.published:
-            panel.plot(at, row.published['metric'], 'o', mfc='none', color='tab:orange')
-        height = row.published.get('metric') if mean is None else mean
-        if height is not None:
-            panel.annotate(row.name, (at, height), (5, 5), textcoords='offset points', fontsize=8)
+            panel.errorbar(at, mean, row.spread(), capsize=3, linestyle='', label=row.name, **style)
+        if known is not None:
+            label = f'{row.name}, published'
+            panel.plot(at, known, fillstyle='none', linestyle='', label=label, **style)
     panel.set_xlabel(title)
-    panel.set_ylabel(f'{name} (orange: published)' if sweep.published else name)
+    panel.set_ylabel(name)
     panel.grid(alpha=0.3)
-    panel.margins(x=0.15)
-    figure.suptitle(f'{sweep.file.stem}: {sweep.base}', fontsize=10)
+    if panel.get_legend_handles_labels()[1]:
+        figure.legend(loc='outside right upper', fontsize=8)
+    figure.suptitle(f'{sweep.file.stem}: {Path(sweep.base).name}', fontsize=10)
     return figure

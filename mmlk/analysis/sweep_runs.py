@@ -163,9 +163,9 @@ def _result(folder: Path, metric: str | None) -> Status:
     )
 
 
-def collect(runs: Sequence[Run], work_dir: Path) -> dict[str, list[tuple[Run, Status | None]]]:
-    """Runs and their statuses by setting."""
-    found: dict[str, list[tuple[Run, Status | None]]] = {}
+def collect(runs: Sequence[Run], work_dir: Path) -> dict[str, list[Status | None]]:
+    """Ends of the runs by setting, None for runs that have none on record."""
+    found: dict[str, list[Status | None]] = {}
     for run in runs:
-        found.setdefault(run.setting.name, []).append((run, read_status(work_dir / run.name)))
+        found.setdefault(run.setting.name, []).append(read_status(work_dir / run.name))
     return found

@@ -250,9 +250,11 @@ def cost(sweep: Sweep, setting: Setting) -> Cost:
     import torch
 
     from mmlk.cli import complexity
+    from mmlk.cli.fit import check_fit
 
     cfg = setting_config(sweep, setting)
     try:
+        check_fit(cfg)
         with _quiet(), torch.device('meta'):
             model = complexity.build_model(cfg)
         parts = complexity.measure(model, usual_shape(cfg))
