@@ -310,7 +310,7 @@ def test_the_plot_has_a_point_per_setting_with_a_metric(over, at, write):
     figure = sweep_report.draw(sweeps.load_sweep(write()), ROWS, over)
     (panel,) = figure.axes
     points = [line.get_xydata()[0].tolist() for line in panel.lines if line.get_marker() == 'o']
-    assert points == [list(each) for each in zip(at, [41.5, 41.0, 44.0])]
+    assert points == [list(each) for each in zip(at, [41.0, 41.5, 44.0])]
     (bar,) = panel.collections
     assert bar.get_segments()[0][:, 1] == pytest.approx([41 - 2**0.5, 41 + 2**0.5])
     (legend,) = figure.legends
