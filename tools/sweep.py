@@ -145,7 +145,6 @@ def main(argv: list[str] | None = None) -> int:
         configs = [sweep_runs.write_config(sweep, run, args.work_dir) for run in runs]
         for run, config in zip(runs, () if args.collect else configs):
             train(run, config, args, sweep.metric)
-            write(sweep, rows_of(sweep, costs, args.work_dir), args.work_dir, args.over)
         return finish(sweep, costs, args)
 
 

@@ -115,13 +115,13 @@ def read_log(
             steps.append(step)
         span = f'steps {min(steps):g} to {max(steps):g}' if steps else 'nothing logged'
         notes.append(f'{file}: {span}{note}')
-    curves = [
+    found_losses, found_metrics = (
         {name: sorted(curve.items()) for name, curve in table.items() if curve}
         for table in (losses, metrics)
-    ]
-    if not any(curves):
+    )
+    if not (found_losses or found_metrics):
         raise ValueError(f'read_log: no loss and no metric in {", ".join(map(str, files))}')
-    return Log(*curves, tuple(notes), sorted(seconds.items()))
+    return Log(found_losses, found_metrics, tuple(notes), sorted(seconds.items()))
 
 
 def _cut(tables: Sequence[dict[float, float]], start: float) -> None:

@@ -161,7 +161,9 @@ def draw(sweep: Sweep, rows: Sequence[Row], over: str = 'macs') -> Figure:
     panel = figure.subplots()
     for number, row in enumerate(rows):
         at, mean, known = row.size(over) / unit, row.mean(), row.published.get('metric')
-        style = dict(color=f'C{number % 10}', marker=_MARKERS[number // 10 % len(_MARKERS)])
+        style: dict[str, Any] = dict(
+            color=f'C{number % 10}', marker=_MARKERS[number // 10 % len(_MARKERS)]
+        )
         if mean is not None:
             panel.errorbar(at, mean, row.spread(), capsize=3, linestyle='', label=row.name, **style)
         if known is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class PartialInceptionDWConv2d(nn.Module):
         ValueError: If a branch is unknown, or an option is one that `InceptionDWConv2d` refuses.
     """
 
-    def __init__(self, in_channels: int, branches: Sequence[str], **options: float):
+    def __init__(self, in_channels: int, branches: Sequence[str], **options: Any):
         super().__init__()
         whole = InceptionDWConv2d(in_channels, **options)
         self.in_channels = in_channels
