@@ -115,13 +115,13 @@ def read_log(
             steps.append(step)
         span = f'steps {min(steps):g} to {max(steps):g}' if steps else 'nothing logged'
         notes.append(f'{file}: {span}{note}')
-    found_losses, found_metrics = (
+    loss_curves, metric_curves = (
         {name: sorted(curve.items()) for name, curve in table.items() if curve}
         for table in (losses, metrics)
     )
-    if not (found_losses or found_metrics):
+    if not (loss_curves or metric_curves):
         raise ValueError(f'read_log: no loss and no metric in {", ".join(map(str, files))}')
-    return Log(found_losses, found_metrics, tuple(notes), sorted(seconds.items()))
+    return Log(loss_curves, metric_curves, tuple(notes), sorted(seconds.items()))
 
 
 def _cut(tables: Sequence[dict[float, float]], start: float) -> None:
@@ -148,7 +148,7 @@ def _lines(file: Path) -> tuple[list[dict], str]:
     """The objects of a log, and a remark on what was left out."""
     text = file.read_text(encoding='utf-8', errors='replace')
     lines, note = text.splitlines(), ''
-    found = []
+    found: list[dict] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -76,10 +76,13 @@ def write(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def epochs(tmp_path, monkeypatch):
+def epochs(write, tmp_path, monkeypatch):
     """Has the stand-in train; the list holds the number of epochs that each of the next runs makes."""
     script = tmp_path / 'training.py'
     script.write_text(TRAINING)
+    (tmp_path / 'tiny.py').write_text(
+        'train_cfg = dict(max_iters=4)\noptim_wrapper = dict(optimizer=dict(lr=0.001))\n'
+    )
     left = []
 
     def training(config, folder, gpus):
@@ -182,7 +185,7 @@ def test_a_sweep_runs_to_its_end_and_is_not_repeated(write, epochs, capsys):
     assert '| fast | 2 | 4 | 30.00 | 1 | 1 of 1 finished |' in table
     assert table in capsys.readouterr().out
     written = Config.fromfile('work_dirs/grid/configs/fast.py')
-    assert written.optim_wrapper.optimizer.lr == 0.1
+    assert (written.optim_wrapper.optimizer.lr, written.train_cfg.max_iters) == (0.1, 8)
     epochs[:] = ['not to be started']
     assert tool.main([sweep]) == 0 and epochs
 
