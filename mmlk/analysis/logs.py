@@ -35,11 +35,13 @@ class Log(NamedTuple):
         losses: Curve of each loss by name.
         metrics: Curve of each metric by name, in per cent.
         files: What was read, a sentence per file in the order of the runs.
+        seconds: Duration of an iteration, as the lines with losses give it.
     """
 
     losses: dict[str, Curve]
     metrics: dict[str, Curve]
     files: tuple[str, ...]
+    seconds: Curve
 
 
 class Entry(NamedTuple):
@@ -48,6 +50,7 @@ class Entry(NamedTuple):
     step: float
     losses: dict[str, float]
     metrics: dict[str, float]
+    seconds: float | None
 
 
 def find_logs(path: Path) -> list[Path]:
@@ -91,31 +94,34 @@ def read_log(
     """
     losses: dict[str, dict[float, float]] = {}
     metrics: dict[str, dict[float, float]] = {}
+    seconds: dict[float, float] = {}
     last, notes = 0.0, []
     for file in files:
         own = own_per_epoch or _epoch_length(file) or per_epoch
         scale = per_epoch / own if per_epoch and own else 1.0
         lines, note = _lines(file)
         steps = []
-        for step, found_losses, found_metrics in _entries(file, lines, own):
+        for step, found_losses, found_metrics, duration in _entries(file, lines, own):
             step *= scale
             if found_losses:
                 if step <= last:
-                    _cut([*losses.values(), *metrics.values()], step)
+                    _cut([*losses.values(), *metrics.values(), seconds], step)
                 last = step
+            if duration is not None:
+                seconds[step] = duration
             for table, found in ((losses, found_losses), (metrics, found_metrics)):
                 for name, value in found.items():
                     table.setdefault(name, {})[step] = value
             steps.append(step)
         span = f'steps {min(steps):g} to {max(steps):g}' if steps else 'nothing logged'
         notes.append(f'{file}: {span}{note}')
-    curves = [
+    loss_curves, metric_curves = (
         {name: sorted(curve.items()) for name, curve in table.items() if curve}
         for table in (losses, metrics)
-    ]
-    if not any(curves):
+    )
+    if not (loss_curves or metric_curves):
         raise ValueError(f'read_log: no loss and no metric in {", ".join(map(str, files))}')
-    return Log(*curves, tuple(notes))
+    return Log(loss_curves, metric_curves, tuple(notes), sorted(seconds.items()))
 
 
 def _cut(tables: Sequence[dict[float, float]], start: float) -> None:
@@ -142,7 +148,7 @@ def _lines(file: Path) -> tuple[list[dict], str]:
     """The objects of a log, and a remark on what was left out."""
     text = file.read_text(encoding='utf-8', errors='replace')
     lines, note = text.splitlines(), ''
-    found = []
+    found: list[dict] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -183,7 +189,7 @@ def _entries(file: Path, lines: Sequence[Mapping], per_epoch: int | None) -> Ite
             )
         step = _step(line, last, epochs, per_epoch or 0)
         last = step if losses else last
-        yield Entry(step, losses, metrics)
+        yield Entry(step, losses, metrics, line.get('time') if losses else None)
 
 
 def _values(line: Mapping) -> tuple[dict[str, float], dict[str, float]]:

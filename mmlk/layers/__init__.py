@@ -9,6 +9,7 @@ from mmlk.layers.fold import (
     has_affine_form,
     norm_affine,
 )
+from mmlk.layers.inception import BRANCHES, PartialInceptionDWConv2d
 from mmlk.layers.layout import channels_last_gradient
 from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
 from mmlk.layers.mlp import (
@@ -24,6 +25,7 @@ from mmlk.layers.recattn import LinearAttention2d, RecAttn2d
 from mmlk.layers.recompute import recompute
 
 __all__ = [
+    'BRANCHES',
     'ConvMlp',
     'ConvNorm',
     'ConvNormMlp',
@@ -34,6 +36,7 @@ __all__ = [
     'GELU',
     'LayerNorm2d',
     'LinearAttention2d',
+    'PartialInceptionDWConv2d',
     'RecAttn2d',
     'add_channel_mixer',
     'add_conv_mlp',

@@ -13,7 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from mmlk.layers import ConvMlp, ConvNormMlp, RecAttn2d, build_norm
+from mmlk.layers import (
+    BRANCHES,
+    ConvMlp,
+    ConvNormMlp,
+    PartialInceptionDWConv2d,
+    RecAttn2d,
+    build_norm,
+)
 from mmlk.ops import (
     DCLSDepthwiseConv2d,
     DepthwiseConv2d,
@@ -25,6 +32,33 @@ from mmlk.ops.maps import pair
 
 Part = Callable[..., Any]
 Find = Callable[[str], 'Part | None']
+
+
+def inception(
+    channels: int,
+    square_kernel_size: int = 3,
+    band_kernel_size: int = 11,
+    branch_ratio: float = 0.125,
+    branches: Sequence[str] = tuple(BRANCHES),
+) -> InceptionDWConv2d | PartialInceptionDWConv2d:
+    """InceptionNeXt's mixer, whole or, for ablations, without some of its branches.
+
+    Args:
+        channels: Channels C.
+        square_kernel_size: Side of the square kernel, odd.
+        band_kernel_size: Length of the two bands, odd.
+        branch_ratio: Share of the channels in each branch.
+        branches: Those that it has, of ``square``, ``horizontal`` and ``vertical``; the channels of
+            others pass unchanged.
+    """
+    options = dict(
+        square_kernel_size=square_kernel_size,
+        band_kernel_size=band_kernel_size,
+        branch_ratio=branch_ratio,
+    )
+    if set(branches) == set(BRANCHES):
+        return InceptionDWConv2d(channels, **options)
+    return PartialInceptionDWConv2d(channels, branches, **options)
 
 
 def large_kernel(
@@ -114,7 +148,7 @@ def conv_norm_mlp(
 
 
 TOKEN_MIXERS: Mapping[str, Part] = {
-    'InceptionDWConv2d': InceptionDWConv2d,
+    'InceptionDWConv2d': inception,
     'LargeKernelDWConv2d': large_kernel,
     'DCLSDepthwiseConv2d': DCLSDepthwiseConv2d,
     'RecConv2d': RecConv2d,
