@@ -40,7 +40,9 @@ def gradients(model, x):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_gradients_at_ordinary_scale(family, layout, form, monkeypatch):
     options = dict(layer_scale_init=1.0) if family in SCALED else {}
-    model = build(family, form == 'folded', SEEDS.get(family, 0), **options).train(form == 'training')
+    model = build(family, form == 'folded', SEEDS.get(family, 0), **options).train(
+        form == 'training'
+    )
     exact, x = copy.deepcopy(model).double(), images(family, layout)
     got = gradients(model, x)
     with monkeypatch.context() as patch:
