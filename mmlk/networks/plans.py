@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -168,8 +169,9 @@ class _State:
         kinds = {type(each): None for each in modules}
         self._classes = [vars(each) for each in {c: None for kind in kinds for c in kind.__mro__}]
         self._of_classes = list(map(dict, self._classes))
-        self._attributes = list(map(dict, map(vars, self._modules)))
-        self._own = self._of_root(network)
+        self._attributes = [_as_they_are(vars(each)) for each in self._modules]
+        kind, own = self._of_root(network)
+        self._own = kind, _as_they_are(own)
         self._tables = _tables(modules)
         self._names = list(chain.from_iterable(self._tables))
         self._hooks = [vars(each)[name] for each in self._modules for name in compat.HOOKS]
@@ -220,6 +222,26 @@ class _State:
 
     def _of_tables(self) -> list[int]:
         return list(map(id, chain.from_iterable(map(dict.values, self._tables))))
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes of every module: what its tables and hooks hold is asked for one by one."""
+
+
+def _as_they_are(attributes: dict) -> dict:
+    """A copy of attributes, and of lists and dicts among them, which may be changed in place."""
+    copied = dict(attributes)
+    for name in copied.keys() - _OF_TORCH:
+        copied[name] = _copied(copied[name])
+    return copied
+
+
+def _copied(value: Any) -> Any:
+    if type(value) is list:
+        return [_copied(each) for each in value]
+    if type(value) is dict:
+        return {name: _copied(each) for name, each in value.items()}
+    return value
 
 
 def _tables(modules: list[nn.Module]) -> list[dict]:

@@ -536,6 +536,24 @@ def test_order_and_names_of_modules_are_seen(change, in_place):
 
 
 @torch.no_grad()
+def test_lists_and_dicts_that_change_in_place_are_seen():
+    model, x = build(FIRST, folded=True), images(FIRST)[:1]
+    model.out_indices = [0, 1]
+    with_plan(model, x)
+    model.out_indices.append(2)
+    assert_same_bits(model(x), ordinary(model, x))
+    block = model.stages[1].blocks[0]
+    block.choices = {'first': [1], 'last': {}}
+    for change in (
+        lambda: block.choices['first'].append(2),
+        lambda: block.choices['last'].update(a=1),
+    ):
+        with_plan(model, x)
+        change()
+        assert model.explain_plan(x).startswith('not used yet')
+
+
+@torch.no_grad()
 def test_more_forms_than_plans_are_seldom_recorded(monkeypatch):
     """Pictures of many sizes by turns: a plan that gives way before its next use was made in vain."""
     monkeypatch.setattr(network_plans, 'LONGEST', 64)
