@@ -246,7 +246,7 @@ def _copied(value: Any) -> Any:
 
 def _tables(modules: list[nn.Module]) -> list[dict]:
     """The dicts of parameters, buffers and modules: others with equal content may differ in order."""
-    return [table for each in map(vars, modules) for table in compat.tables_in(each)]
+    return list(chain.from_iterable(map(compat.tables_in, map(vars, modules))))
 
 
 def _forms(tensors: list[Tensor]) -> list:
