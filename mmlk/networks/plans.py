@@ -7,10 +7,12 @@ pass. Whatever is new, the modules are called one by one, as ever, and plans are
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +26,8 @@ FORMS = 64
 """Forms of images that it has in mind: a plan is made when one comes again."""
 
 LONGEST = 64
-"""Passes, at most, from a change of the network to a new plan: they double with each change."""
+"""Passes, at most, before a plan: they double with each change of the network, and with each plan that
+gives way to another one. Making a plan takes as long as two passes."""
 
 
 class Plans:
@@ -42,22 +45,21 @@ class Plans:
         return Plans, ()
 
     def clear(self) -> None:
-        """Forget all plans, and free their memory."""
+        """Forget all plans, and free their memory; other threads may be using them."""
         self._state: _State | None = None
-        self._entries: OrderedDict[tuple, _Entry] = OrderedDict()
 
     def run(self, network: nn.Module, x: Tensor, compute: Callable) -> tuple[Tensor, ...]:
         """``compute(x)``, the pass of ``network``, repeated from a plan if there is one."""
         if plans.refusal(x) is not None or not self._lock.acquire(blocking=False):
             return compute(x)
         try:
-            entry = self._entry(network, x)
+            state, entry = self._current(network, x)
             if isinstance(entry.plan, plans.Plan):
                 return tuple(entry.plan(x))
             entry.passes += 1
             if entry.plan is not None or entry.passes <= self._wait:
                 return compute(x)
-            return self._record(network, entry, x, compute)
+            return self._record(network, state, entry, x, compute)
         finally:
             self._lock.release()
 
@@ -66,16 +68,16 @@ class Plans:
         reason = plans.refusal(x)
         if reason is not None:
             return f'not used, {reason}'
-        entry = self._entries.get(_key(x))
-        passes = self._wait + 1
-        if entry is None or self._state is None or not self._state.holds(network):
+        state, passes = self._state, self._wait + 1
+        entry = None if state is None else state.entries.get(_key(x))
+        if state is None or entry is None or not state.holds(network):
             return f'not used yet, the network makes a plan in {passes} passes of such images'
         if entry.plan is None:
             left = max(passes - entry.passes, 1)
             return f'not used yet, the network makes a plan in {left} passes of such images'
         if isinstance(entry.plan, str):
             return f'not used, {entry.plan}'
-        if not entry.holds(self._state):
+        if not entry.holds(state):
             return f'not used yet, a weight has changed: a new plan takes {passes} passes'
         plan = entry.plan
         return (
@@ -83,41 +85,38 @@ class Plans:
             f'{plan.operators} operators of torch, {plan.nbytes / 2**20:.1f} MB)'
         )
 
-    def _entry(self, network: nn.Module, x: Tensor) -> _Entry:
-        """What is known of images of this form."""
-        entry = self._entries.get(key := _key(x))
-        if self._state is None or not self._state.holds(network):
-            self._forget()
-            self._state = _State(network)
-            entry = None
-        elif entry is not None and not entry.holds(self._state):
-            self._forget()
-            self._state = _State(network)
-            entry = None
+    def _current(self, network: nn.Module, x: Tensor) -> tuple[_State, _Entry]:
+        """The network as it is, and what is known of images of this form."""
+        state, key = self._state, _key(x)
+        entry = None if state is None else state.entries.get(key)
+        if state is None or not state.holds(network) or not (entry is None or entry.holds(state)):
+            if state is not None and any(each.has_plan for each in state.entries.values()):
+                self._wait_longer()
+            state, entry = _State(network), None
+            self._state = state
         if entry is None:
-            entry = self._entries[key] = _Entry()
-            while len(self._entries) > FORMS:
-                self._entries.popitem(last=False)
-        self._entries.move_to_end(key)
-        return entry
+            entry = state.entries[key] = _Entry()
+            while len(state.entries) > FORMS:
+                state.entries.popitem(last=False)
+        state.entries.move_to_end(key)
+        return state, entry
 
-    def _forget(self) -> None:
-        """Drop plans of a network that has changed; make others later, if it changes often."""
-        if any(isinstance(each.plan, plans.Plan) for each in self._entries.values()):
-            self._wait = min(2 * self._wait, LONGEST)
-        self.clear()
+    def _wait_longer(self) -> None:
+        """Make plans later: one was made in vain."""
+        self._wait = min(2 * self._wait, LONGEST)
 
     def _record(
-        self, network: nn.Module, entry: _Entry, x: Tensor, compute: Callable
+        self, network: nn.Module, state: _State, entry: _Entry, x: Tensor, compute: Callable
     ) -> tuple[Tensor, ...]:
         entry.plan = _refusal(network)
         if entry.plan is not None:
             return compute(x)
-        outputs, entry.plan, derived = plans.record(compute, x, self._state.tensors())
-        entry.derived = [(each, self._state.index(each.weight)) for each in derived]
-        made = [each for each in self._entries.values() if isinstance(each.plan, plans.Plan)]
+        outputs, entry.plan, derived = plans.record(compute, x, state.tensors())
+        entry.derived = [(each, state.index(each.weight)) for each in derived]
+        made = [each for each in state.entries.values() if each.has_plan]
         for each in made[:-PLANS]:
             each.forget()
+            self._wait_longer()
         return tuple(outputs)
 
 
@@ -139,6 +138,11 @@ class _Entry:
         self.plan: plans.Plan | str | None = None
         self.derived: list[tuple] = []
 
+    @property
+    def has_plan(self) -> bool:
+        """Whether there is a plan."""
+        return isinstance(self.plan, plans.Plan)
+
     def holds(self, state: _State) -> bool:
         """Whether the copies are those of the weights as they are."""
         tensors = state.tensors() if self.derived else []
@@ -152,29 +156,38 @@ class _State:
 
     It holds no parameter, which could not be exchanged then (`torch.utils.swap_tensors`), and not the
     network, which would not be freed. It asks by few calls of C: a network has thousands of attributes.
+
+    Attributes:
+        entries: What is known of images of this network by their form, those used last at the end.
     """
 
     def __init__(self, network: nn.Module):
+        self.entries: OrderedDict[tuple, _Entry] = OrderedDict()
         modules = list(network.modules())
         self._modules = modules[1:]
         self._kinds = list(map(type, self._modules))
-        self._attributes = list(map(dict, map(vars, self._modules)))
-        self._own = self._of_root(network)
-        self._parts = [part for each in modules for part in compat.parts_of(each)]
+        kinds = {type(each): None for each in modules}
+        self._classes = [vars(each) for each in {c: None for kind in kinds for c in kind.__mro__}]
+        self._of_classes = list(map(dict, self._classes))
+        self._attributes = [_as_they_are(vars(each)) for each in self._modules]
+        kind, own = self._of_root(network)
+        self._own = kind, _as_they_are(own)
+        self._tables = _tables(modules)
+        self._names = list(chain.from_iterable(self._tables))
         self._hooks = [vars(each)[name] for each in self._modules for name in compat.HOOKS]
         self._places = [
             (table, name)
             for each in modules
             for table in compat.parts_of(each)[:2]
             for name, tensor in table.items()
-            if tensor is not None
+            if tensor is not None and plans.has_memory(tensor)
         ]
         self._aliases = [tensor.detach() for tensor in self.tensors()]  # keep the memory in use
         self._forms = _forms(self.tensors())
-        self._identities = self._of_parts()
+        self._identities = self._of_tables()
 
     def tensors(self) -> list[Tensor]:
-        """Parameters and buffers, as long as the state holds."""
+        """Parameters and buffers that have memory, as long as the state holds."""
         return [table[name] for table, name in self._places]
 
     def index(self, tensor: Tensor) -> int:
@@ -188,8 +201,11 @@ class _State:
         try:
             return (
                 self._kinds == list(map(type, self._modules))
+                and self._of_classes == self._classes
                 and self._own == self._of_root(network)
-                and self._identities == self._of_parts()
+                and all(map(operator.is_, self._tables, _tables([network, *self._modules])))
+                and self._names == list(chain.from_iterable(self._tables))
+                and self._identities == self._of_tables()
                 and self._attributes == list(map(vars, self._modules))
                 and self._forms == _forms(self.tensors())
             )
@@ -204,13 +220,39 @@ class _State:
             if name not in compat.HOOKS and not isinstance(value, Plans)
         }
 
-    def _of_parts(self) -> list[int]:
-        return list(map(id, chain.from_iterable(map(dict.values, self._parts))))
+    def _of_tables(self) -> list[int]:
+        return list(map(id, chain.from_iterable(map(dict.values, self._tables))))
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes of every module: what its tables and hooks hold is asked for one by one."""
+
+
+def _as_they_are(attributes: dict) -> dict:
+    """A copy of attributes, and of lists and dicts among them, which may be changed in place."""
+    copied = dict(attributes)
+    for name in copied.keys() - _OF_TORCH:
+        copied[name] = _copied(copied[name])
+    return copied
+
+
+def _copied(value: Any) -> Any:
+    if type(value) is list:
+        return [_copied(each) for each in value]
+    if type(value) is dict:
+        return {name: _copied(each) for name, each in value.items()}
+    return value
+
+
+def _tables(modules: list[nn.Module]) -> list[dict]:
+    """The dicts of parameters, buffers and modules: others with equal content may differ in order."""
+    return list(chain.from_iterable(map(compat.tables_in, map(vars, modules))))
 
 
 def _forms(tensors: list[Tensor]) -> list:
-    """Memory, shape and dtype of tensors."""
+    """Class, memory, shape and dtype of tensors."""
     return [
+        list(map(type, tensors)),
         list(map(Tensor.data_ptr, tensors)),
         [each.shape for each in tensors],
         list(map(Tensor.stride, tensors)),
@@ -232,4 +274,31 @@ def _refusal(network: nn.Module) -> str | None:
             return f'{name or "the network"} is in training mode'
         if name and not can_stand_for(module):
             return f'hooks watch {name}, its forward has been replaced, or it is of another package'
+        replaced = _replaced_method(module)
+        if replaced is not None:
+            return f'{replaced} of {name or "the network"} has been replaced'
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        if not plans.has_memory(tensor):
+            return (
+                f'{name} is a {type(tensor).__name__}, {tensor.layout}, without memory of its own'
+            )
     return None
+
+
+def _replaced_method(module: nn.Module) -> str | None:
+    """Name of a method that a module, or its class, has from someone else, or None."""
+    kind = type(module)
+    for name in vars(module):
+        if callable(getattr(kind, name, None)):
+            return name
+    for each in kind.__mro__:
+        packages = ('torch', _package(each.__module__))
+        for name, value in vars(each).items():
+            written = getattr(value, '__globals__', {}).get('__name__')
+            if written is not None and _package(written) not in packages:
+                return name
+    return None
+
+
+def _package(module: str) -> str:
+    return module.partition('.')[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import glob
+import operator
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -124,6 +125,12 @@ _GLOBAL_HOOKS = tuple(
 def parts_of(module: torch.nn.Module) -> tuple[dict, dict, dict]:
     """The dicts that hold parameters, buffers and modules of a module, by name."""
     return module._parameters, module._buffers, module._modules
+
+
+tables_in: Callable[[dict], tuple[dict, dict, dict]] = operator.itemgetter(
+    '_parameters', '_buffers', '_modules'
+)
+"""`parts_of` the module whose attributes are given, without a call of Python."""
 
 
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')

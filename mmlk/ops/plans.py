@@ -16,10 +16,11 @@ from torch import Tensor
 from mmlk.ops import compat, dispatch, jit
 from mmlk.ops.jit import checks, recording
 from mmlk.ops.jit.plan import Plan
+from mmlk.ops.jit.recording import has_memory
 
 ENVIRONMENT = 'MMLK_PLAN'
 
-__all__ = ['Plan', 'record', 'refusal', 'settings']
+__all__ = ['Plan', 'has_memory', 'record', 'refusal', 'settings']
 
 
 def refusal(x: Tensor) -> str | None:
@@ -34,8 +35,8 @@ def refusal(x: Tensor) -> str | None:
         return f'{checks.ENVIRONMENT}=1, and repeated launches are not checked'
     if compat.top_transform() is not None or compat.in_forward_mode():
         return 'a torch.func transform or forward-mode differentiation is active'
-    if type(x) not in recording.PLAIN or not x.is_cpu or x.dtype is not torch.float32:
-        return f'the image is a {type(x).__name__}, {x.dtype} on {x.device.type}'
+    if not has_memory(x) or not x.is_cpu or x.dtype is not torch.float32:
+        return f'the image is a {type(x).__name__}, {x.dtype}, {x.layout}, on {x.device.type}'
     if x.is_neg() or x.numel() == 0 or x.data_ptr() == 0:
         return 'the image has no elements, or they are kept negated'
     if dispatch.needs_dispatcher(x) or compat.count_function_modes() > 0:

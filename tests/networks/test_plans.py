@@ -5,6 +5,7 @@ every way that one can be changed, in every place, after a plan of it was in use
 """
 
 import copy
+import functools
 import gc
 import os
 import pickle
@@ -13,6 +14,7 @@ import weakref
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmlk.networks import plans as network_plans
@@ -334,7 +336,7 @@ def test_few_plans_are_kept_and_freed_with_the_network():
     found = []
     for columns in range(32, 32 + 4 * (network_plans.PLANS + 2), 4):
         with_plan(model, x[..., :columns])
-        entries = model._plans._entries.values()
+        entries = model._plans._state.entries.values()
         found.append(weakref.ref([each.plan for each in entries][-1]))
     assert [each() is None for each in found] == [True] * 2 + [False] * network_plans.PLANS
     gc.disable()
@@ -352,7 +354,7 @@ def test_forms_of_images_that_come_once_are_forgotten(folded, monkeypatch):
     with_plan(model, x)
     for columns in range(32, 48, 4):
         model(x[..., :columns])
-    assert len(model._plans._entries) == 3
+    assert len(model._plans._state.entries) == 3
     assert model.explain_plan(x).startswith('not used yet')
 
 
@@ -405,6 +407,164 @@ def test_an_error_in_the_middle_leaves_nothing_broken(folded, monkeypatch):
     with pytest.raises(ValueError, match='smaller'):
         model(x[..., :8])
     assert_same_bits(model(x), want)
+
+
+@torch.no_grad()
+def test_another_thread_may_free_the_plan_while_it_is_made(folded, monkeypatch):
+    model, x = folded(), images(FIRST)
+    want, plain = ordinary(model, x), network_plans.plans.record
+
+    def freed(*args):
+        made = plain(*args)
+        thread = threading.Thread(target=model.eval)
+        thread.start()
+        thread.join()
+        return made
+
+    model.eval()
+    with monkeypatch.context() as patch:
+        patch.setattr(network_plans.plans, 'record', freed)
+        for _ in range(3):
+            assert_same_bits(model(x), want)
+        assert model.explain_plan(x).startswith('not used yet')
+    assert_same_bits(with_plan(model, x)(x), want)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor around another one, without memory of its own, as quantised weights are."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, dtype=inner.dtype, strides=inner.stride()
+        )
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(cls, lambda each: each.inner, (args, kwargs or {}))
+        result = function(*args, **kwargs)
+        return cls(result) if function is torch.ops.aten.detach.default else result
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    'change', [torch.Tensor.to_sparse, torch.Tensor.to_mkldnn, Wrapped, 'weight']
+)
+def test_tensors_without_memory_leave_the_network_as_it_is(folded, change):
+    model, x = folded(), images(FIRST)
+    want = with_plan(model, x)(x)
+    conv = next(each for each in model.modules() if type(each) is torch.nn.Conv2d)
+    kept = conv.weight
+    if change == 'weight':
+        conv.weight = torch.nn.Parameter(Wrapped(kept.detach()), requires_grad=False)
+    else:
+        model.register_buffer('other', change(torch.eye(4)))
+        assert model.explain_plan(change(x)).startswith('not used, the image is a')
+    try:
+        for _ in range(4):
+            got = model(x)
+        assert 'without memory' in model.explain_plan(x)
+    finally:
+        conv.weight = kept
+        if change != 'weight':
+            del model.other
+    for mine, theirs in zip(got, want):
+        assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-3)
+    assert_same_bits(with_plan(model, x)(x), want)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('place', ['object', 'class'])
+@pytest.mark.parametrize(
+    'name, method', [('', 'run_stage'), ('stages.1', 'forward'), ('stages.2.blocks.0', 'forward')]
+)
+def test_methods_that_are_replaced_later_are_called(folded, name, method, place, monkeypatch):
+    model, x = folded(), images(FIRST)
+    want, calls = with_plan(model, x)(x), []
+    module = model.get_submodule(name)
+    owner = module if place == 'object' else type(module)
+    plain = getattr(owner, method)
+
+    @functools.wraps(plain)
+    def watched(*args):
+        calls.append(1)
+        return plain(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, watched)
+        for _ in range(4):
+            before = len(calls)
+            assert_same_bits(model(x), want)
+            assert len(calls) > before
+        assert 'replaced' in model.explain_plan(x)
+    assert_same_bits(with_plan(model, x)(x), want)
+
+
+def other_order(parts):
+    return dict(reversed(parts.items()))
+
+
+def other_names(parts):
+    first, *middle, last = parts
+    return dict(zip((last, *middle, first), parts.values()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('in_place', [True, False])
+@pytest.mark.parametrize('change', [other_order, other_names])
+def test_order_and_names_of_modules_are_seen(change, in_place):
+    model, x = build(FIRST, folded=True), images(FIRST)
+    first, last = torch.nn.Softplus(), torch.nn.Hardtanh(-0.5, 0.5)
+    stage = model.stages[0]
+    stage.downsample = torch.nn.Sequential(first, last)
+    stage.spare = torch.nn.Identity()
+    owner = stage.downsample if change is other_order else stage
+    model.eval()
+    before = with_plan(model, x)(x)
+    parts = change(owner._modules)
+    if in_place:
+        owner._modules.clear()
+        owner._modules.update(parts)
+    else:
+        owner._modules = parts
+    got = model(x)
+    assert not torch.equal(got[0], before[0])
+    assert_same_bits(got, ordinary(model, x))
+
+
+@torch.no_grad()
+def test_lists_and_dicts_that_change_in_place_are_seen():
+    model, x = build(FIRST, folded=True), images(FIRST)[:1]
+    model.out_indices = [0, 1]
+    with_plan(model, x)
+    model.out_indices.append(2)
+    assert_same_bits(model(x), ordinary(model, x))
+    block = model.stages[1].blocks[0]
+    block.choices = {'first': [1], 'last': {}}
+    for change in (
+        lambda: block.choices['first'].append(2),
+        lambda: block.choices['last'].update(a=1),
+    ):
+        with_plan(model, x)
+        change()
+        assert model.explain_plan(x).startswith('not used yet')
+
+
+@torch.no_grad()
+def test_more_forms_than_plans_are_seldom_recorded(monkeypatch):
+    """Pictures of many sizes by turns: a plan that gives way before its next use was made in vain."""
+    monkeypatch.setattr(network_plans, 'LONGEST', 64)
+    monkeypatch.setattr(network_plans, 'PLANS', 1)
+    model, x, made = build(FIRST, folded=True), images(FIRST)[:1], []
+    plain = network_plans.plans.record
+    monkeypatch.setattr(network_plans.plans, 'record', lambda *args: made.append(1) or plain(*args))
+    for _ in range(15):
+        for each in (x, x[..., :48]):
+            model(each)
+    assert 2 <= len(made) <= 7
 
 
 @torch.no_grad()

@@ -384,13 +384,7 @@ class Recorder:
         Raises:
             Unrepeatable: If it is of another kind, or nothing is known of its memory.
         """
-        if (
-            type(tensor) not in PLAIN
-            or not tensor.is_cpu
-            or tensor.layout is not torch.strided
-            or tensor.is_neg()
-            or tensor.is_conj()
-        ):
+        if not has_memory(tensor) or not tensor.is_cpu or tensor.is_neg() or tensor.is_conj():
             raise Unrepeatable('an operator is given a tensor of another kind')
         if tensor.numel() == 0:
             return tensor.detach()
@@ -401,6 +395,11 @@ class Recorder:
         if rest or block.form is not None and block.form[2] != tensor.dtype:
             raise Unrepeatable('an operator is given a tensor as another dtype than it has')
         return Operand(block, tuple(tensor.shape), tensor.stride(), offset, tensor.dtype)
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether address, sizes and strides of a tensor can be asked, and tell where its elements are."""
+    return type(tensor) in PLAIN and tensor.layout is torch.strided and not tensor.is_nested
 
 
 def form_of(tensor: Tensor) -> tuple:
