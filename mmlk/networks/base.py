@@ -314,7 +314,8 @@ class Network(NotScriptable, nn.Module):
 
     def train(self, mode: bool = True) -> Network:
         """Switch modes, leaving frozen parts and, under ``norm_eval``, all batch norms in eval."""
-        self._plans.clear()
+        if mode or self.training:  # a call of eval() before each pass changes nothing
+            self._plans.clear()
         super().train(mode)
         if mode:
             for module in self._frozen_modules():
