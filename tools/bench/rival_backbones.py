@@ -12,7 +12,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import rivals  # noqa: E402
 
-from mmlk.networks import MetaNeXt
+from mmlk.networks import MetaNeXt  # noqa: E402
 from mmlk.networks.base import Network  # noqa: E402
 
 
