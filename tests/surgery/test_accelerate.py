@@ -160,7 +160,8 @@ def test_layers_that_are_not_called_or_replaced_are_left():
 def test_dense_convolutions_are_not_looked_at():
     model = nn.Sequential(nn.Conv2d(1, 4, 7, padding=3), nn.Conv2d(4, 4, 7, groups=2))
     done = mmlk.accelerate(model, torch.randn(1, 1, 20, 20))
-    assert done.layers == () and str(done) == 'no depthwise convolution in the network'
+    assert done.layers == ()
+    assert str(done) == 'no depthwise convolution and no head of MMSegmentation in the network'
 
 
 def test_padding_by_name_and_stride_are_taken():
