@@ -6,6 +6,7 @@ batch and pixels and get a little more slack.
 """
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 # dtype -> (outputs and input gradients, parameter gradients)
 TOLERANCE = {
@@ -98,3 +99,15 @@ MICRO_ARCHS = {
         ],
     ),
 }
+
+
+def away(model):
+    """``model`` moved away from the initial values at which scales and norms hide mistakes."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return model

@@ -314,8 +314,7 @@ class Network(NotScriptable, nn.Module):
 
     def train(self, mode: bool = True) -> Network:
         """Switch modes, leaving frozen parts and, under ``norm_eval``, all batch norms in eval."""
-        if mode or self.training:  # a call of eval() before each pass changes nothing
-            self._plans.clear()
+        self._plans.clear()
         super().train(mode)
         if mode:
             for module in self._frozen_modules():

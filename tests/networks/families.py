@@ -1,9 +1,9 @@
 """Small networks of every family and series, as tests of modules need them."""
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmlk.networks import DCLSConvNeXt, InceptionNeXt, RecNeXt, SLaK
+from tests.cases import away
 
 _SIZE = dict(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128))
 _RECNEXT = dict(_SIZE, mlp_ratios=(2, 2, 2, 2))
@@ -33,14 +33,7 @@ def build(family, folded=False, seed=0, **options):
     """A network in training mode, or folded in eval mode, away from its initial values."""
     network, arch, fixed = FAMILIES[family]
     torch.manual_seed(seed)
-    model = network(arch, **{**fixed, **options})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
+    model = away(network(arch, **{**fixed, **options}))
     return model.switch_to_deploy() if folded else model.train()
 
 

@@ -17,7 +17,7 @@ from mmlk.cli.fit import check_fit
 from mmlk.cli.hooks import bring_hooks
 from mmlk.networks import FAMILIES, DCLSConvNeXt, MetaNeXt, SLaK
 from mmlk.networks.blocks import ConvNeXtBlock, MetaNeXtBlock
-from tests.cases import GOLDEN_NETWORK, MICRO_ARCHS, TOLERANCE, assert_close
+from tests.cases import GOLDEN_NETWORK, MICRO_ARCHS, TOLERANCE, assert_close, away
 from tests.engine.test_layer_decay import Segmentor, build, settings_by_name
 from tests.golden_weights import assert_matches, golden_input, load_golden, load_golden_weights
 
@@ -35,18 +35,6 @@ MIXERS = [
     ],
     [dict(type='DepthwiseConv2d', kernel_size=(3, 5)), dict(type='Pooling')],
 ]
-
-
-def away(model):
-    """``model`` away from the initial values at which scales and norms hide mistakes."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.running_mean.normal_(0, 0.1)
-                module.running_var.uniform_(0.5, 1.5)
-    return model
 
 
 def small(token_mixer=MIXERS, **options):

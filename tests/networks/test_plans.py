@@ -304,7 +304,7 @@ def test_inference_mode_has_plans_of_its_own(folded):
 
 def test_training_and_moving_free_the_plans(folded):
     model, x = folded(), images(FIRST)
-    for leave in (lambda: model.train().eval(), lambda: model.float()):
+    for leave in (lambda: model.train().eval(), model.eval, lambda: model.float()):
         with_plan(model, x)
         leave()
         with torch.no_grad():
