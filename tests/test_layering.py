@@ -77,7 +77,17 @@ def test_module_brings_nothing_it_should_not(module):
 
 
 ROOT = Path(__file__).resolve().parents[1]
-OPERATORS = ('depthwise', 'norm', 'dense', 'inception', 'large_kernel', 'dcls', 'recconv', 'blocks')
+OPERATORS = (
+    'layout',
+    'depthwise',
+    'norm',
+    'dense',
+    'inception',
+    'large_kernel',
+    'dcls',
+    'recconv',
+    'blocks',
+)
 """Folders of operators, lowest first: none imports one that comes later."""
 SHARED = (
     'compat',

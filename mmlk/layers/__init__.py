@@ -11,7 +11,12 @@ from mmlk.layers.fold import (
 )
 from mmlk.layers.inception import BRANCHES, PartialInceptionDWConv2d
 from mmlk.layers.layout import channels_last_gradient
-from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
+from mmlk.layers.linear import (
+    FoldedLinear,
+    FoldedPatchConv2d,
+    FoldedPointwiseConv2d,
+    fold_patches,
+)
 from mmlk.layers.mlp import (
     ConvMlp,
     ConvNormMlp,
@@ -32,6 +37,7 @@ __all__ = [
     'DropPath',
     'ExpandingDepthwiseConv2d',
     'FoldedLinear',
+    'FoldedPatchConv2d',
     'FoldedPointwiseConv2d',
     'GELU',
     'LayerNorm2d',
@@ -48,6 +54,7 @@ __all__ = [
     'fold_conv_norms',
     'fold_norm_after',
     'fold_norm_before',
+    'fold_patches',
     'fold_scale_after',
     'has_affine_form',
     'norm_affine',

@@ -21,6 +21,7 @@ from mmlk.layers import (
     fold_conv_norms,
     fold_norm_after,
     fold_norm_before,
+    fold_patches,
     fold_scale_after,
     has_affine_form,
     norm_affine,
@@ -226,7 +227,10 @@ class PatchStem(nn.Sequential):
 
     def fold(self) -> nn.Module:
         """The convolution that equals this in eval mode, if constants do."""
-        return fold_norm_after(*self) if has_affine_form(self[1]) else self
+        if has_affine_form(self[1]):
+            return fold_patches(fold_norm_after(*self))
+        self[0] = fold_patches(self[0])
+        return self
 
 
 class PatchDownsample(nn.Sequential):
@@ -245,4 +249,7 @@ class PatchDownsample(nn.Sequential):
 
     def fold(self) -> nn.Module:
         """The convolution that equals this in eval mode, if constants do: it does not pad."""
-        return fold_norm_before(*self) if has_affine_form(self[0]) else self
+        if has_affine_form(self[0]):
+            return fold_patches(fold_norm_before(*self))
+        self[1] = fold_patches(self[1])
+        return self

@@ -38,11 +38,14 @@ from mmlk.ops.large_kernel import cuda as _large_kernel_cuda
 from mmlk.ops.large_kernel import large_kernel_branches, large_kernel_sum
 from mmlk.ops.large_kernel.modules import LargeKernelDWConv2d
 from mmlk.ops.large_kernel.normed import large_kernel_normed
+from mmlk.ops.layout import contiguous_map
+from mmlk.ops.layout import cpu as _layout_cpu
 from mmlk.ops.recconv import RecConv2d, recconv2d
 from mmlk.ops.recconv import cpu as _recconv_cpu
 from mmlk.ops.recconv import cuda as _recconv_cuda
 from mmlk.ops.reference import (
     channel_mlp_reference,
+    contiguous_map_reference,
     conv_norm_mlp_reference,
     dcls_kernel1d_reference,
     dcls_kernel2d_reference,
@@ -73,6 +76,7 @@ _REGISTERED = (
     _inception_cuda,
     _large_kernel_cpu,
     _large_kernel_cuda,
+    _layout_cpu,
     _recconv_cpu,
     _recconv_cuda,
     _flops,
@@ -91,6 +95,8 @@ __all__ = [
     'RecConv2d',
     'channel_mlp',
     'channel_mlp_reference',
+    'contiguous_map',
+    'contiguous_map_reference',
     'conv_norm_mlp',
     'conv_norm_mlp_reference',
     'dcls_kernel1d',

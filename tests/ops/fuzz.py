@@ -130,6 +130,11 @@ def patch(case):
     return [x, case.tensor([o, c, k, k]), case.maybe([o])], {}
 
 
+def in_layout(case):
+    form = case.random.choice((torch.contiguous_format, torch.channels_last))
+    return [case.map(case.size(1, 3, 8, 19))], dict(memory_format=form)
+
+
 def inception(case):
     g, rest = case.size(1, 2, 5), case.size(0, 1, 8)
     s, b = case.size(1, 3, 5), case.size(3, 9, 11)
@@ -233,6 +238,7 @@ CALLS = {
     'expanding_depthwise_conv2d': expanding,
     'pointwise_conv2d': pointwise,
     'patch_conv2d': patch,
+    'contiguous_map': in_layout,
     'inception_dwconv2d': inception,
     'large_kernel_branches': large_branches,
     'large_kernel_sum': large_sum,
