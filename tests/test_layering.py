@@ -223,7 +223,7 @@ def test_files_of_operators_have_fixed_names():
         'large_kernel': {'normed'},
         'dcls': {'construct', 'separable'},
         'dense': {'channel_mlp', 'folded_linear', 'patches', 'pointwise', 'products'},
-        'norm': {'batch_norm'},
+        'norm': {'batch_norm', 'layer_norm'},
         'blocks': {'attention', 'conv_norm_mlp', 'depthwise_sum'},
     }
     for folder in OPERATORS:

@@ -25,7 +25,7 @@ from mmlk.layers.mlp import (
     add_conv_norm_mlp,
     add_normed_mlp,
 )
-from mmlk.layers.norm import LayerNorm2d, build_norm
+from mmlk.layers.norm import LayerNorm, LayerNorm2d, build_norm
 from mmlk.layers.recattn import LinearAttention2d, RecAttn2d
 from mmlk.layers.recompute import recompute
 
@@ -40,6 +40,7 @@ __all__ = [
     'FoldedPatchConv2d',
     'FoldedPointwiseConv2d',
     'GELU',
+    'LayerNorm',
     'LayerNorm2d',
     'LinearAttention2d',
     'PartialInceptionDWConv2d',

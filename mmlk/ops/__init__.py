@@ -40,6 +40,7 @@ from mmlk.ops.large_kernel.modules import LargeKernelDWConv2d
 from mmlk.ops.large_kernel.normed import large_kernel_normed
 from mmlk.ops.layout import contiguous_map
 from mmlk.ops.layout import cpu as _layout_cpu
+from mmlk.ops.norm.layer_norm import layer_norm
 from mmlk.ops.recconv import RecConv2d, recconv2d
 from mmlk.ops.recconv import cpu as _recconv_cpu
 from mmlk.ops.recconv import cuda as _recconv_cuda
@@ -58,6 +59,7 @@ from mmlk.ops.reference import (
     large_kernel_branches_reference,
     large_kernel_normed_reference,
     large_kernel_sum_reference,
+    layer_norm_reference,
     linear_attention2d_reference,
     patch_conv2d_reference,
     pointwise_conv2d_reference,
@@ -122,6 +124,8 @@ __all__ = [
     'large_kernel_normed_reference',
     'large_kernel_sum',
     'large_kernel_sum_reference',
+    'layer_norm',
+    'layer_norm_reference',
     'linear_attention2d',
     'linear_attention2d_reference',
     'patch_conv2d',

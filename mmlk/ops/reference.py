@@ -285,6 +285,28 @@ def contiguous_map_reference(
     return x.contiguous(memory_format=memory_format)
 
 
+def layer_norm_reference(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Layer norm over the last axis, with biased variance.
+
+    Args:
+        x: (..., C).
+        weight: (C,).
+        bias: (C,).
+        eps: Added to the variance.
+
+    Returns:
+        (..., C).
+    """
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
 def patch_conv2d_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
 ) -> Tensor:
