@@ -14,7 +14,6 @@ from tests.docs.pages import BLOCKS, ROOT
 from tests.scripts import load_tool
 
 update_zoo, draw = load_tool('update_zoo.py'), load_tool('draw_figures.py')
-benchmarks = load_tool('bench/benchmark_tables.py')
 ROWS = json.loads((ROOT / 'docs/zoo.json').read_text())
 PUBLISHED = published_facts()
 FIGURES = ROOT / 'docs/figures'
@@ -108,13 +107,6 @@ def test_speeds_of_rows_are_those_of_the_benchmarks():
         'recnext_a3_in1k',
         'recnext_a3',
     }
-
-
-def test_tables_of_the_page_are_the_measured_ones():
-    page = (ROOT / 'docs/benchmarks.md').read_text()
-    found = json.loads((ROOT / 'docs/benchmarks/tables_cpu_2threads.json').read_text())
-    assert {row.key for row in benchmarks.rows(2)} == set(found)
-    assert benchmarks.tables(found) in page
 
 
 @pytest.mark.parametrize('name', draw.FIGURES)
