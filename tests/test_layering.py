@@ -77,7 +77,17 @@ def test_module_brings_nothing_it_should_not(module):
 
 
 ROOT = Path(__file__).resolve().parents[1]
-OPERATORS = ('depthwise', 'norm', 'dense', 'inception', 'large_kernel', 'dcls', 'recconv', 'blocks')
+OPERATORS = (
+    'layout',
+    'depthwise',
+    'norm',
+    'dense',
+    'inception',
+    'large_kernel',
+    'dcls',
+    'recconv',
+    'blocks',
+)
 """Folders of operators, lowest first: none imports one that comes later."""
 SHARED = (
     'compat',
@@ -213,7 +223,7 @@ def test_files_of_operators_have_fixed_names():
         'large_kernel': {'normed'},
         'dcls': {'construct', 'separable'},
         'dense': {'channel_mlp', 'folded_linear', 'patches', 'pointwise', 'products'},
-        'norm': {'batch_norm'},
+        'norm': {'batch_norm', 'layer_norm'},
         'blocks': {'attention', 'conv_norm_mlp', 'depthwise_sum'},
     }
     for folder in OPERATORS:

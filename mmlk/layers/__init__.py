@@ -11,7 +11,12 @@ from mmlk.layers.fold import (
 )
 from mmlk.layers.inception import BRANCHES, PartialInceptionDWConv2d
 from mmlk.layers.layout import channels_last_gradient
-from mmlk.layers.linear import FoldedLinear, FoldedPointwiseConv2d
+from mmlk.layers.linear import (
+    FoldedLinear,
+    FoldedPatchConv2d,
+    FoldedPointwiseConv2d,
+    fold_patches,
+)
 from mmlk.layers.mlp import (
     ConvMlp,
     ConvNormMlp,
@@ -20,7 +25,7 @@ from mmlk.layers.mlp import (
     add_conv_norm_mlp,
     add_normed_mlp,
 )
-from mmlk.layers.norm import LayerNorm2d, build_norm
+from mmlk.layers.norm import LayerNorm, LayerNorm2d, build_norm
 from mmlk.layers.recattn import LinearAttention2d, RecAttn2d
 from mmlk.layers.recompute import recompute
 
@@ -32,8 +37,10 @@ __all__ = [
     'DropPath',
     'ExpandingDepthwiseConv2d',
     'FoldedLinear',
+    'FoldedPatchConv2d',
     'FoldedPointwiseConv2d',
     'GELU',
+    'LayerNorm',
     'LayerNorm2d',
     'LinearAttention2d',
     'PartialInceptionDWConv2d',
@@ -48,6 +55,7 @@ __all__ = [
     'fold_conv_norms',
     'fold_norm_after',
     'fold_norm_before',
+    'fold_patches',
     'fold_scale_after',
     'has_affine_form',
     'norm_affine',

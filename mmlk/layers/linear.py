@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlk.ops import dispatch, folded_linear
+from mmlk.ops import dispatch, folded_linear, patch_conv2d
 from mmlk.ops.packed_weights import HoldsPackedWeights, PackedWeights
 
 
@@ -65,3 +65,40 @@ class FoldedPointwiseConv2d(HoldsPackedWeights, nn.Conv2d):
         y = F.conv2d(x, self.weight, self.bias)
         y = F.gelu(y) if self.gelu else y
         return y if residual is None else residual + y
+
+
+class FoldedPatchConv2d(HoldsPackedWeights, nn.Conv2d):
+    """As `FoldedLinear`, for patches that do not overlap: a convolution whose stride is its kernel size.
+
+    Args:
+        layer: Trained layer, without padding, dilation and groups.
+    """
+
+    def __init__(self, layer: nn.Conv2d):
+        super().__init__(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            bias=layer.bias is not None,
+            device='meta',
+        )
+        self.weight, self.bias = layer.weight, layer.bias
+        self._packed = PackedWeights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, O, H // k, W // l)."""
+        return patch_conv2d(x, self.weight, self.bias, copies=self._packed)
+
+
+def fold_patches(layer: nn.Module) -> nn.Module:
+    """`FoldedPatchConv2d` of a convolution whose patches do not overlap; any other layer as it is."""
+    if (
+        isinstance(layer, nn.Conv2d)
+        and layer.stride == layer.kernel_size
+        and layer.padding == (0, 0)
+        and layer.dilation == (1, 1)
+        and layer.groups == 1
+    ):
+        return FoldedPatchConv2d(layer)
+    return layer

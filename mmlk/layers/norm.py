@@ -5,8 +5,27 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from mmlk.ops import layer_norm
+from mmlk.ops.modules import NotScriptable
 
-class LayerNorm2d(nn.LayerNorm):
+
+class LayerNorm(NotScriptable, nn.LayerNorm):
+    """``nn.LayerNorm`` over the last axis, computed by `mmlk.ops.layer_norm`.
+
+    Args:
+        channels: Size C of the last axis.
+        eps: Added to the variance.
+        elementwise_affine: Have a weight and a bias.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, elementwise_affine: bool = True):
+        super().__init__(channels, eps, elementwise_affine)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class LayerNorm2d(LayerNorm):
     """Layer normalisation over the channels of an (N, C, H, W) map, with biased variance.
 
     It derives from ``nn.LayerNorm``, so optimizer constructors that treat norms apart recognise it.

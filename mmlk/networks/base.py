@@ -24,7 +24,7 @@ from mmlk.checkpoints.load import convert_in_place, load_into
 from mmlk.checkpoints.report import Report
 from mmlk.layers import channels_last_gradient, fold_conv_norms, recompute
 from mmlk.networks.plans import Plans
-from mmlk.ops import dispatch
+from mmlk.ops import contiguous_map, dispatch
 from mmlk.ops.maps import layout
 from mmlk.ops.modules import NotScriptable
 
@@ -285,7 +285,7 @@ class Network(NotScriptable, nn.Module):
     def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         form, turns = layout(x), dispatch.refusal_for_device(x, 'cpu') is None
         if turns:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = contiguous_map(x, torch.channels_last)
         for module in self.stem_modules():
             x = module(x)
         outputs = []
@@ -294,7 +294,7 @@ class Network(NotScriptable, nn.Module):
             if stage in self.out_indices:
                 y = getattr(self, f'norm{stage}')(x) if self._output_norm else x
                 if turns:
-                    y = channels_last_gradient(y).contiguous(memory_format=form)
+                    y = contiguous_map(channels_last_gradient(y), form)
                 outputs.append(y)
         return tuple(outputs)
 

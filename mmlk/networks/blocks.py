@@ -14,6 +14,7 @@ from mmlk.layers import (
     ConvNormMlp,
     DropPath,
     FoldedLinear,
+    LayerNorm,
     LayerNorm2d,
     add_channel_mixer,
     add_normed_mlp,
@@ -21,6 +22,7 @@ from mmlk.layers import (
     fold_conv_norms,
     fold_norm_after,
     fold_norm_before,
+    fold_patches,
     fold_scale_after,
     has_affine_form,
     norm_affine,
@@ -184,7 +186,7 @@ class ConvNeXtBlock(Block):
         elif isinstance(norm, nn.LayerNorm) and norm.elementwise_affine:
             shift = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
             self._absorb(norm.weight.double(), shift.double())
-            self.norm = nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+            self.norm = LayerNorm(*norm.normalized_shape, norm.eps, elementwise_affine=False)
         if self.gamma is not None:
             self.pwconv2 = fold_scale_after(self.pwconv2, self.gamma)
             self.gamma = None
@@ -201,7 +203,7 @@ class ConvNeXtBlock(Block):
 def _on_last_axis(norm: nn.Module) -> nn.Module:
     if not isinstance(norm, LayerNorm2d):
         return norm
-    plain = nn.LayerNorm(norm.normalized_shape, norm.eps)
+    plain = LayerNorm(*norm.normalized_shape, norm.eps)
     return plain.requires_grad_(norm.weight.requires_grad)
 
 
@@ -226,7 +228,10 @@ class PatchStem(nn.Sequential):
 
     def fold(self) -> nn.Module:
         """The convolution that equals this in eval mode, if constants do."""
-        return fold_norm_after(*self) if has_affine_form(self[1]) else self
+        if has_affine_form(self[1]):
+            return fold_patches(fold_norm_after(*self))
+        self[0] = fold_patches(self[0])
+        return self
 
 
 class PatchDownsample(nn.Sequential):
@@ -245,4 +250,7 @@ class PatchDownsample(nn.Sequential):
 
     def fold(self) -> nn.Module:
         """The convolution that equals this in eval mode, if constants do: it does not pad."""
-        return fold_norm_before(*self) if has_affine_form(self[0]) else self
+        if has_affine_form(self[0]):
+            return fold_patches(fold_norm_before(*self))
+        self[1] = fold_patches(self[1])
+        return self

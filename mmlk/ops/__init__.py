@@ -38,11 +38,15 @@ from mmlk.ops.large_kernel import cuda as _large_kernel_cuda
 from mmlk.ops.large_kernel import large_kernel_branches, large_kernel_sum
 from mmlk.ops.large_kernel.modules import LargeKernelDWConv2d
 from mmlk.ops.large_kernel.normed import large_kernel_normed
+from mmlk.ops.layout import contiguous_map
+from mmlk.ops.layout import cpu as _layout_cpu
+from mmlk.ops.norm.layer_norm import layer_norm
 from mmlk.ops.recconv import RecConv2d, recconv2d
 from mmlk.ops.recconv import cpu as _recconv_cpu
 from mmlk.ops.recconv import cuda as _recconv_cuda
 from mmlk.ops.reference import (
     channel_mlp_reference,
+    contiguous_map_reference,
     conv_norm_mlp_reference,
     dcls_kernel1d_reference,
     dcls_kernel2d_reference,
@@ -55,6 +59,7 @@ from mmlk.ops.reference import (
     large_kernel_branches_reference,
     large_kernel_normed_reference,
     large_kernel_sum_reference,
+    layer_norm_reference,
     linear_attention2d_reference,
     patch_conv2d_reference,
     pointwise_conv2d_reference,
@@ -73,6 +78,7 @@ _REGISTERED = (
     _inception_cuda,
     _large_kernel_cpu,
     _large_kernel_cuda,
+    _layout_cpu,
     _recconv_cpu,
     _recconv_cuda,
     _flops,
@@ -91,6 +97,8 @@ __all__ = [
     'RecConv2d',
     'channel_mlp',
     'channel_mlp_reference',
+    'contiguous_map',
+    'contiguous_map_reference',
     'conv_norm_mlp',
     'conv_norm_mlp_reference',
     'dcls_kernel1d',
@@ -116,6 +124,8 @@ __all__ = [
     'large_kernel_normed_reference',
     'large_kernel_sum',
     'large_kernel_sum_reference',
+    'layer_norm',
+    'layer_norm_reference',
     'linear_attention2d',
     'linear_attention2d_reference',
     'patch_conv2d',

@@ -267,6 +267,46 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, epsilon: float) -> Ten
     return (query @ summary) / (total + epsilon)
 
 
+def contiguous_map_reference(
+    x: Tensor,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """``x`` in a memory layout.
+
+    Args:
+        x: (N, C, H, W).
+        memory_format: ``torch.contiguous_format`` or ``torch.channels_last``.
+
+    Returns:
+        (N, C, H, W).
+    """
+    return x.contiguous(memory_format=memory_format)
+
+
+def layer_norm_reference(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Layer norm over the last axis, with biased variance.
+
+    Args:
+        x: (..., C).
+        weight: (C,).
+        bias: (C,).
+        eps: Added to the variance.
+
+    Returns:
+        (..., C).
+    """
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
 def patch_conv2d_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
 ) -> Tensor:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmlk.layers import FoldedLinear, FoldedPointwiseConv2d
+from mmlk.layers import FoldedLinear, FoldedPatchConv2d, FoldedPointwiseConv2d, fold_patches
+from mmlk.ops import explain
 from tests.cases import TOLERANCE, assert_close
 
 
@@ -45,6 +46,32 @@ def test_pointwise_convolution_and_residual(layout, gelu):
         'with gradients', folded(x, residual), residual + want, TOLERANCE[torch.float32][0]
     )
     assert folded.state_dict().keys() == layer.state_dict().keys()
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(('channels', 'patch', 'size'), [(3, 4, (16, 13)), (11, 2, (6, 7))])
+def test_convolution_of_patches(channels, patch, size, layout):
+    layer = nn.Conv2d(channels, 21, patch, patch)
+    folded = fold_patches(layer)
+    x = torch.randn(2, channels, *size).contiguous(memory_format=layout)
+    want = layer.double()(x.double()).detach()
+    layer.float()
+    with torch.no_grad():
+        assert_close('inference', folded(x), want, TOLERANCE[torch.float32][0])
+        args = x, folded.weight, folded.bias
+        used = 'cpu: used' in explain('patch_conv2d', *args, copies=folded._packed)
+        assert used == (layout == torch.channels_last)
+        folded.weight.mul_(2)
+        changed = layer(x)
+        assert_close('changed', folded(x), changed, TOLERANCE[torch.float32][0])
+    assert_close('with gradients', folded(x), changed, TOLERANCE[torch.float32][0])
+    assert folded.state_dict().keys() == layer.state_dict().keys()
+
+
+def test_other_convolutions_are_not_those_of_patches():
+    for layer in (nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 4, 2, 2, 1), nn.Conv2d(4, 4, 2, 2, groups=2)):
+        assert fold_patches(layer) is layer
+    assert type(fold_patches(nn.Conv2d(4, 4, 2, 2))) is FoldedPatchConv2d
 
 
 def test_residual_of_a_linear_layer():

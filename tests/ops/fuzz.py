@@ -130,6 +130,21 @@ def patch(case):
     return [x, case.tensor([o, c, k, k]), case.maybe([o])], {}
 
 
+def in_layout(case):
+    form = case.random.choice((torch.contiguous_format, torch.channels_last))
+    return [case.map(case.size(1, 3, 8, 19))], dict(memory_format=form)
+
+
+def normed(case):
+    c = case.size(1, 3, 16, 37)
+    operands = [
+        case.tensor([case.size(1, 5), case.size(1, 7), c]),
+        case.maybe([c]),
+        case.maybe([c]),
+    ]
+    return operands, dict(eps=case.random.choice((1e-6, 1e-5)))
+
+
 def inception(case):
     g, rest = case.size(1, 2, 5), case.size(0, 1, 8)
     s, b = case.size(1, 3, 5), case.size(3, 9, 11)
@@ -233,6 +248,8 @@ CALLS = {
     'expanding_depthwise_conv2d': expanding,
     'pointwise_conv2d': pointwise,
     'patch_conv2d': patch,
+    'contiguous_map': in_layout,
+    'layer_norm': normed,
     'inception_dwconv2d': inception,
     'large_kernel_branches': large_branches,
     'large_kernel_sum': large_sum,

@@ -92,6 +92,11 @@ def folded_pointwise(case):
     return channels, layers.FoldedPointwiseConv2d(nn.Conv2d(channels, case.size(1, 8), 1), gelu)
 
 
+def folded_patches(case):
+    channels, patch = case.size(1, 3, 16), case.size(1, 2, 4)
+    return channels, layers.FoldedPatchConv2d(nn.Conv2d(channels, case.size(1, 8), patch, patch))
+
+
 MAKERS = {
     'DCLSConv2d': constructed,
     'DCLSDepthwiseConv2d': constructed_depthwise,
@@ -100,6 +105,7 @@ MAKERS = {
     'ConvNormMlp': normed_mlp,
     'DepthwiseConv2d': depthwise,
     'ExpandingDepthwiseConv2d': expanding,
+    'FoldedPatchConv2d': folded_patches,
     'FoldedPointwiseConv2d': folded_pointwise,
     'InceptionDWConv2d': inception,
     'LargeKernelDWConv2d': large_kernel,

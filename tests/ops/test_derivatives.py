@@ -107,7 +107,7 @@ def test_gradients_of_some_operands_alone(name):
     exact = [each.requires_grad_() for each in doubles(tensors)]
     want = torch.autograd.grad(loss(name, True)(*exact), exact)
     numbers = list(range(len(tensors)))
-    for chosen in ([0], [1], numbers[-1:], numbers[1:]):
+    for chosen in filter(None, ([0], numbers[1:2], numbers[-1:], numbers[1:])):
         leaves = [
             each.detach().requires_grad_(index in chosen) for index, each in enumerate(tensors)
         ]

@@ -46,7 +46,7 @@ def test_channels_of_a_wider_map_equal_the_reference(name, monkeypatch):
 def test_a_wrong_result_and_a_written_operand_are_found(monkeypatch):
     number = next(
         n
-        for n in range(200)
+        for n in range(2000)
         if (case := fuzz.Case(0, n)).name == 'channel_mlp' and case.mode == 'no_grad'
     )
     fuzz.check(0, number)

@@ -201,6 +201,13 @@ def test_every_row_of_the_tables_can_be_built(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 7
 
 
+def test_tables_of_the_page_are_the_measured_ones():
+    page = (ROOT / 'docs/benchmarks.md').read_text()
+    found = json.loads((ROOT / 'docs/benchmarks/tables_cpu_2threads.json').read_text())
+    assert {row.key for row in benchmark_tables.rows(2)} == set(found)
+    assert benchmark_tables.tables(found) in page
+
+
 def test_rows_are_kept_when_others_fail_or_were_there(tmp_path, monkeypatch, capsys):
     out, called = tmp_path / 'tables.json', []
 

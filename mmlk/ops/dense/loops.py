@@ -42,7 +42,7 @@ fewer tasks."""
 
 @kernel(
     'x_p weight_p weight_factors_p bias_p factors_p residual_p before_p y_p rows features depth '
-    'span weight_stride x_stride residual_stride y_stride block groups task_rows task_panels'
+    'span weight_stride x_stride residual_stride y_stride block blocks task_rows task_panels'
 )
 def _product(
     k,
@@ -63,7 +63,7 @@ def _product(
     residual_stride,
     y_stride,
     block,
-    groups,
+    blocks,
     task_rows,
     task_panels,
     *,
@@ -77,15 +77,16 @@ def _product(
     scale,
     add,
 ):
-    """Task ``t`` computes row block ``t / groups`` of panel group ``t % groups``.
+    """Task ``t`` computes row block ``t % blocks`` of panel group ``t / blocks``: the group stays in the
+    second cache while the rows change.
 
     The weight is packed already, or its pieces are packed here. Every ``block`` features see the next
     ``depth`` columns of ``x``. Sums of ``span`` products are added
     up in ``y``; what follows the product is applied with the last.
     """
-    top = k.task // groups * task_rows
+    top = k.task % blocks * task_rows
     rows = k.min(task_rows, rows - top)
-    first = k.task % groups * task_panels
+    first = k.task // blocks * task_panels
     last = k.min(first + task_panels, (features + (LANES - 1)) // LANES)
     # Tiles of nearly equal height: 50 rows are not eight tiles of 6 and a slow one of 2.
     tiles = (rows + (ROWS - 1)) // ROWS
@@ -317,7 +318,7 @@ def linear(
         return out
     count = -(-features // LANES)
     task_rows, task_panels = _division(rows, count, depth, packed)
-    groups = -(-count // task_panels)
+    row_blocks = -(-rows // task_rows)
     other = out if residual is None else residual
     # A residual that lies in the result must be there to the end.
     spans = 1 if other is out and residual is not None else -(-depth // SPAN)
@@ -336,7 +337,7 @@ def linear(
         scale=factors is not None,
         add=residual is not None,
     )(
-        groups * -(-rows // task_rows),
+        row_blocks * -(-count // task_panels),
         rows * features * depth,
         address(x),
         address(matrix),
@@ -355,7 +356,7 @@ def linear(
         other.stride(0),
         out.stride(0),
         features // blocks,
-        groups,
+        row_blocks,
         task_rows,
         task_panels,
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmlk.ops.jit.address import address
 from mmlk.ops.jit.language import LANES, kernel
+from mmlk.ops.jit.tile import columns_of
 
 AHEAD = 8
 """Rows from one being copied to one being fetched: the time that memory takes to answer."""
@@ -102,7 +103,7 @@ def fill(
     lines = [k.at(weight, k.min(column + r, features - 1) * stride + start) for r in range(LANES)]
     whole = count - count % 4
     with k.loop(0, whole, 4) as i:
-        for offset, vector in enumerate(_columns(k, [k.load_four(line, i) for line in lines])):
+        for offset, vector in enumerate(columns_of(k, [k.load_four(line, i) for line in lines])):
             k.store(times_factor(vector, i + offset), panel, (i + offset) * LANES)
     with k.loop(whole, count) as i:
         for r, line in enumerate(lines):
@@ -122,19 +123,6 @@ def fetch(k, weight, column, features, start, stride, first, end, *, transposed:
         else:
             row = k.min(column + each % LANES, features - 1)
             k.prefetch(weight, row * stride + start + each // LANES * LANES)
-
-
-def _columns(k, fours):
-    """The four columns, 16 floats each, of 16 rows of four floats."""
-    # Four rows at a time: their first floats, their second, third and fourth.
-    by_column = [4 * row + column for column in range(4) for row in range(4)]
-    quarters = [
-        k.shuffle(*(k.shuffle(*fours[r : r + 2], range(8)) for r in (first, first + 2)), by_column)
-        for first in range(0, LANES, 4)
-    ]
-    for column in range(4):
-        lanes = [*range(4 * column, 4 * column + 4), *range(16 + 4 * column, 20 + 4 * column)]
-        yield k.shuffle(k.shuffle(*quarters[:2], lanes), k.shuffle(*quarters[2:], lanes), range(16))
 
 
 @kernel('weight_p factors_p panels_p features depth stride')

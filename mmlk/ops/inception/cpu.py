@@ -23,6 +23,7 @@ from mmlk.ops.depthwise.cpu import (
 )
 from mmlk.ops.inception import schema
 from mmlk.ops.jit.address import can_address
+from mmlk.ops.layout.loops import copy_channels
 from mmlk.ops.maps import channels_last, in_compute_dtype, layout
 from mmlk.ops.memory import keep_freed_memory
 from mmlk.ops.reference import depthwise_conv2d_reference
@@ -59,9 +60,8 @@ def compute(
     """`mmlk::inception_dwconv2d` on a CPU; 16-bit types are rounded once."""
     keep_freed_memory()
     g, last = weight_hw.shape[0], channels_last(x)
-    y = x.clone(memory_format=torch.channels_last if last else torch.contiguous_format)
-    last, compiles = last and g > 1, _can_compile(x)
-    start = x.shape[1] - 3 * g
+    last, compiles, start = last and g > 1, _can_compile(x), x.shape[1] - 3 * g
+    y = _with_identity(x, x, start, last and compiles)
     for weight, bias in ((weight_hw, bias_hw), (weight_w, bias_w), (weight_h, bias_h)):
         part = in_compute_dtype(x.narrow(1, start, g))
         kernel = clipped_kernel(weight, x.shape[2:], part.dtype)
@@ -77,6 +77,16 @@ def compute(
     return y
 
 
+def _with_identity(values: Tensor, like: Tensor, channels: int, compiles: bool) -> Tensor:
+    """``values`` in the layout of ``like``: the first ``channels``, the others are written later."""
+    if not compiles or values.dtype != torch.float32 or values.stride(1) != 1:
+        return values.clone(memory_format=layout(like))
+    copied = torch.empty_like(values, memory_format=layout(like))
+    if channels:
+        copy_channels(values.narrow(1, 0, channels), copied.narrow(1, 0, channels))
+    return copied
+
+
 def compute_backward(
     grad: Tensor, x: Tensor, weight_hw: Tensor, weight_w: Tensor, weight_h: Tensor, mask: list[bool]
 ) -> list[Tensor]:
@@ -85,7 +95,8 @@ def compute_backward(
     g = weight_hw.shape[0]
     last, compiles = channels_last(x) and g > 1, _can_compile(x)
     start = x.shape[1] - 3 * g
-    results = [grad.clone(memory_format=layout(x)) if mask[0] else x.new_empty(0)]
+    own = last and compiles
+    results = [_with_identity(grad, x, start, own) if mask[0] else x.new_empty(0)]
     for index, weight in enumerate((weight_hw, weight_w, weight_h)):
         wanted = [mask[0], mask[2 * index + 1], mask[2 * index + 2]]
         part = in_compute_dtype(x.narrow(1, start, g))

@@ -445,7 +445,7 @@ class Kernel:
                 self.write(buffer, self.load(pointer, offset))
             with part:
                 self.write(buffer, self.zero)
-                self._copy_some(self.at(pointer, offset), buffer, count)
+                self.copy_some(self.at(pointer, offset), buffer, count)
         return self.read(buffer)
 
     def store_some(self, vector, pointer, offset, count: Int, buffer) -> None:
@@ -455,7 +455,7 @@ class Kernel:
                 self.store(vector, pointer, offset)
             with part:
                 self.write(buffer, vector)
-                self._copy_some(buffer, self.at(pointer, offset), count)
+                self.copy_some(buffer, self.at(pointer, offset), count)
 
     def prefetch(self, pointer, offset=0, *, write: bool = False) -> None:
         """Bring the line of the cache that holds that float closer; any address will do."""
@@ -476,9 +476,9 @@ class Kernel:
                 self.store(self.load(source), target)
             with part:
                 self.store(self.zero, target)
-                self._copy_some(source, target, count)
+                self.copy_some(source, target, count)
 
-    def _copy_some(self, source, target, count: Int) -> None:
+    def copy_some(self, source, target, count: Int) -> None:
         """Copy ``count`` floats, four at a time as far as they go."""
         with self.loop(0, count - 3, 4) as lane:
             self._store(self._load(self.at(source, lane), _QUARTER), self.at(target, lane))

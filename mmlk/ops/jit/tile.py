@@ -1,8 +1,11 @@
-"""Sums of products for a few rows at a time: the inner loop of every compiled matrix product."""
+"""Small matrices in registers: sums of products, the inner loop of every compiled matrix product, and
+transposition."""
 
 from __future__ import annotations
 
-from mmlk.ops.jit.language import Int
+from collections.abc import Iterator
+
+from mmlk.ops.jit.language import LANES, Int
 
 # Rows of a tile: on AVX2 twelve of the sixteen registers hold sums of 16 columns.
 ROWS = 6
@@ -36,3 +39,16 @@ def add_products(
             add(i, offset)
     with k.loop(whole, depth) as i:
         add(i, 0)
+
+
+def columns_of(k, fours: list) -> Iterator:
+    """The four columns, 16 floats each, of 16 rows of four floats."""
+    # Four rows at a time: their first floats, their second, third and fourth.
+    by_column = [4 * row + column for column in range(4) for row in range(4)]
+    quarters = [
+        k.shuffle(*(k.shuffle(*fours[r : r + 2], range(8)) for r in (first, first + 2)), by_column)
+        for first in range(0, LANES, 4)
+    ]
+    for column in range(4):
+        lanes = [*range(4 * column, 4 * column + 4), *range(16 + 4 * column, 20 + 4 * column)]
+        yield k.shuffle(k.shuffle(*quarters[:2], lanes), k.shuffle(*quarters[2:], lanes), range(16))

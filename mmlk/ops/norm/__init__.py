@@ -1,1 +1,1 @@
-"""Batch norm as a part of other operators. Layer norms are torch's own."""
+"""Batch norm as a part of other operators, and layer norm in inference."""
