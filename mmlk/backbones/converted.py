@@ -33,8 +33,8 @@ class _Recipe(NamedTuple):
         convert(network, **self.options, carry_weights=carry_weights, inplace=True)
 
 
-class _ConvertedNetwork:
-    """Mixin, before a backbone's class, of backbones that `build_converted` made."""
+class _ConvertedNetwork(BaseModule):
+    """Mixin, before a backbone's class, of backbones that `build_converted` made; never constructed."""
 
     recipe: _Recipe
 
