@@ -129,7 +129,9 @@ def convert(
     layers = convolutions(model)
     chosen = matched(layers, parsed)
     _refuse(model, layers, chosen, carry_weights)
-    made = {layer: _make(layer, layers[layer], rule, carry_weights) for layer, rule in chosen.items()}
+    made = {
+        layer: _make(layer, layers[layer], rule, carry_weights) for layer, rule in chosen.items()
+    }
     groups = _groups(chosen, share_positions)
     for owner, *followers in groups:
         for layer in followers:
@@ -197,9 +199,7 @@ def _refusal(layer: nn.Conv2d, rule: Rule) -> str | None:
     return None
 
 
-def _make(
-    layer: nn.Conv2d, names: tuple[str, ...], rule: Rule, carry_weights: bool
-) -> nn.Module:
+def _make(layer: nn.Conv2d, names: tuple[str, ...], rule: Rule, carry_weights: bool) -> nn.Module:
     """The new layer in the dtype of the old one; weights are carried over on the CPU."""
     with torch.device('cpu') if carry_weights else layer.weight.device:
         try:
@@ -229,14 +229,13 @@ def _carry(
     chosen: Chosen, groups: Iterable[list[nn.Conv2d]], made: Mapping[nn.Conv2d, nn.Module]
 ) -> dict[nn.Conv2d, tuple[float, str]]:
     """Give the new layers the weights of the old ones: residual and note of each."""
-    with torch.device('cpu'):
-        for group in groups:
-            chosen[group[0]].part.place(group, made[group[0]])
-        results = {}
-        for layer, rule in chosen.items():
-            carried = rule.part.carry(layer, made[layer])
-            results[layer] = residual(dense_kernel(layer), carried.kernel), carried.note
-        return results
+    for group in groups:
+        chosen[group[0]].part.place(group, made[group[0]])
+    results = {}
+    for layer, rule in chosen.items():
+        carried = rule.part.carry(layer, made[layer])
+        results[layer] = residual(dense_kernel(layer), carried.kernel), carried.note
+    return results
 
 
 def _finish(
@@ -246,7 +245,6 @@ def _finish(
     module: nn.Module,
     missed: float | None,
     note: str,
-| None,
 ) -> Converted:
     """Bring the new layer to the device and the mode of the old one; what became of its weights."""
     module.to(layer.weight.device).train(layer.training)

@@ -70,8 +70,8 @@ def _padding(layer: nn.Conv2d, window: Sequence[int]) -> str | tuple[int, ...]:
     padding = tuple(before + each // 2 for before, each in zip(own, extra))
     if min(padding) < 0:
         raise ValueError(
-            f'dilated_kernel_size {tuple(window)} is smaller than the kernel of {reach[0]}x{reach[1]} by '
-            f'more than its padding {own}, so that the map would become larger'
+            f'dilated_kernel_size {tuple(window)} is smaller than the kernel of {reach[0]}x{reach[1]} '
+            f'by more than its padding {own}, so that the map would become larger'
         )
     return padding
 
@@ -107,7 +107,7 @@ def weigh(layer: nn.Conv2d, module: DCLS) -> Carried:
 
 def _cells(layer: nn.Conv2d, module: DCLS) -> Tensor:
     """Cells of the window, counted row by row, in which the layer has taps, not the zeros between."""
-    own = dilated(torch.ones(1, 1, *layer.kernel_size), layer.dilation)
+    own = dilated(torch.ones(1, 1, *layer.kernel_size, device='cpu'), layer.dilation)
     return centred(own, module.kernel_size).flatten().nonzero().flatten()
 
 
@@ -120,16 +120,14 @@ def _weights_of_cells(module: DCLS, taps: Tensor, count: int) -> Tensor:
     """Weights (B, count) of elements that fill one cell each."""
     axes = driven_axes(module.version, 2)
     height, width = module.kernel_size
-    rows, columns = (
-        module.P[axes[axis], ..., :count].flatten(0, 1).long() for axis in (0, 1)
-    )
-    return taps.gather(1, ((rows + height // 2) * width + columns + width // 2)
+    rows, columns = (module.P[axes[axis], ..., :count].flatten(0, 1).long() for axis in (0, 1))
+    return taps.gather(1, ((rows + height // 2) * width + columns + width // 2))
 
 
 def _weights_of_neighbours(module: DCLS, taps: Tensor, count: int) -> Tensor:
     """Weights (B, count) of elements that are scaled or reach their neighbours, by least squares."""
     found = []
-    for rows in torch.arange(len(taps)).split(_ROWS):
+    for rows in torch.arange(len(taps), device='cpu').split(_ROWS):
         positions, sigma = (
             None
             if each is None
@@ -142,9 +140,7 @@ def _weights_of_neighbours(module: DCLS, taps: Tensor, count: int) -> Tensor:
     return torch.cat(found)
 
 
-def _construct(
-    module: DCLS, weights: Tensor, positions: Tensor, sigma: Tensor | None
-) -> Tensor:
+def _construct(module: DCLS, weights: Tensor, positions: Tensor, sigma: Tensor | None) -> Tensor:
     """Kernels in float64, with the code whose memory does not grow with elements times cells."""
     return dcls_kernel2d(
         weights,

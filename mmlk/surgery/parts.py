@@ -106,7 +106,7 @@ def _carry_bands(layer: nn.Conv2d, module: InceptionDWConv2d) -> Carried:
     for convolution, part, bias in zip(convolutions, parts, biases):
         carried = centred(part, convolution.kernel_size)
         fill(convolution.weight, carried)
-        fill(convolution.bias, torch.zeros(()) if bias is None else bias)
+        fill(convolution.bias, torch.zeros((), device='cpu') if bias is None else bias)
         made.append(centred(carried, (side, side)))
     note = f'{rest} channels are handed on as they are' if rest else ''
     if rest and layer.bias is not None:

@@ -176,7 +176,9 @@ OPTIMIZER = dict(
 def test_positions_learn_faster_and_do_not_decay():
     model = Classifier()
     groups = build_optim_wrapper(model, OPTIMIZER).optimizer.param_groups
-    found = {id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']}
+    found = {
+        id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']
+    }
     positions = [p for key, p in model.named_parameters() if key.endswith('.P')]
     assert len(positions) == 7, 'one for each stage, and for each step between widths'
     for key, parameter in model.named_parameters():
@@ -228,7 +230,9 @@ def test_the_printed_config_has_the_parameters_of_the_experiment(tmp_path, monke
     assert sum(each.numel() for each in model.parameters()) == 24_008_744
     assert sum(type(each) is DCLSConv2d for each in model.modules()) == 16
     groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
-    found = {id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']}
+    found = {
+        id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']
+    }
     for key, parameter in model.named_parameters():
         if key.endswith('.P'):
             assert found[id(parameter)] == (5 * 0.008, 0.0)

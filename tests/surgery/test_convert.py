@@ -33,9 +33,7 @@ EXACT = {
     'larger, not square': dict(type='DepthwiseConv2d', kernel_size=(9, 15)),
     'elements v0': dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=49, kernel_size=11),
     'elements v1': dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=55, version='v1'),
-    'elements, any padding': dict(
-        type='mmlk.DCLSConv2d', kernel_count=49, dilated_kernel_size=11
-    ),
+    'elements, any padding': dict(type='mmlk.DCLSConv2d', kernel_count=49, dilated_kernel_size=11),
     'strips': dict(type='mmlk.LargeKernelDWConv2d', kernel_size=21, small_kernel_size=11),
     'full and small': dict(type='mmlk.LargeKernelDWConv2d', kernel_size=13, decomposed=False),
 }

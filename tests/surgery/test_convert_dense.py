@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import resnet50
+from torchvision.models import resnet, resnet50
 
 import mmlk
 from mmlk.ops import DCLSConv2d, dcls_kernel2d_reference
@@ -92,23 +92,21 @@ def test_many_rows_of_least_squares_are_as_few(monkeypatch):
     assert_close('weights', parts.weight, whole.weight, TOLERANCE[torch.float32][0])
 
 
-class Stages(nn.Sequential):
+def stages(kernel_size=3):
     """Two stages of equal layers, the first of which takes steps."""
-
-    def __init__(self, kernel_size=3):
-        torch.manual_seed(0)
-        padding = kernel_size // 2
-        super().__init__(
-            nn.Conv2d(4, 4, kernel_size, 2, padding, bias=False),
-            nn.Conv2d(4, 4, kernel_size, 1, padding, bias=False),
-            nn.Conv2d(4, 6, kernel_size, 1, padding),
-            nn.Conv2d(6, 6, kernel_size, 1, padding),
-            nn.Conv2d(6, 6, kernel_size, 1, padding),
-        )
+    torch.manual_seed(0)
+    padding = kernel_size // 2
+    return nn.Sequential(
+        nn.Conv2d(4, 4, kernel_size, 2, padding, bias=False),
+        nn.Conv2d(4, 4, kernel_size, 1, padding, bias=False),
+        nn.Conv2d(4, 6, kernel_size, 1, padding),
+        nn.Conv2d(6, 6, kernel_size, 1, padding),
+        nn.Conv2d(6, 6, kernel_size, 1, padding),
+    )
 
 
 def test_equal_layers_share_positions():
-    model = Stages()
+    model = stages()
     done = mmlk.convert(model, {'conv': elements(9, 5)}, share_positions=True)
     owners = [name for name, _ in done.model.named_parameters() if name.endswith('.P')]
     assert owners == ['0.P', '2.P', '3.P']
@@ -120,7 +118,7 @@ def test_equal_layers_share_positions():
 
 
 def test_shared_positions_are_the_best_choice_for_all_layers():
-    model = Stages()
+    model = stages()
     done = mmlk.convert(model, {'conv': elements(4, 5)}, share_positions=True)
     taps = torch.stack([each.weight.detach().double().flatten(2) for each in model[3:]])
     subsets = torch.tensor(list(itertools.combinations(range(9), 4)))
@@ -134,7 +132,7 @@ def test_shared_positions_are_the_best_choice_for_all_layers():
 
 
 def test_rules_and_frozen_layers_share_apart():
-    model = Stages()
+    model = stages()
     model[4].requires_grad_(False)
     rules = {'conv in 0': elements(5, 5), 'conv in [1-4]': elements(5, 5)}
     done = mmlk.convert(model, rules, share_positions=True)
@@ -142,7 +140,7 @@ def test_rules_and_frozen_layers_share_apart():
 
 
 def test_without_their_weights_new_layers_are_as_their_class_makes_them():
-    model = Stages()
+    model = stages()
     torch.manual_seed(3)
     done = mmlk.convert(model, {'conv in [01]': elements(5, 7)}, carry_weights=False)
     torch.manual_seed(3)
@@ -180,7 +178,8 @@ def test_resnet50_has_the_parameters_of_the_experiment(count, shared, millions):
 
 def test_resnet50_computes_the_same_with_nine_elements():
     torch.manual_seed(0)
-    model = with_scales(resnet50()).eval()
+    narrow = resnet.ResNet(resnet.Bottleneck, [3, 4, 6, 3], width_per_group=16)
+    model = with_scales(narrow).eval()
     done = mmlk.convert(model, {'conv==3x3': elements(9, 7)})
     assert [each.residual for each in done.layers] == [0.0] * 16
     x = torch.randn(1, 3, 64, 64)
@@ -218,7 +217,7 @@ CHANGES = {'subclass': subclass}
 @pytest.mark.parametrize('case', BAD)
 @pytest.mark.parametrize('inplace', (False, True))
 def test_bad_input_is_one_error_and_changes_nothing(case, inplace):
-    (rules, message), model = BAD[case], Stages()
+    (rules, message), model = BAD[case], stages()
     CHANGES.get(case, lambda _: None)(model)
     before = list(model)
     with pytest.raises(ValueError, match=f'^convert: .*{message}'):
@@ -227,14 +226,16 @@ def test_bad_input_is_one_error_and_changes_nothing(case, inplace):
 
 
 def test_a_window_inside_the_kernel_keeps_its_centre_or_is_refused():
-    model = Stages(5)
+    model = stages(5)
     small = mmlk.convert(model, {'conv': elements(9, 3)}).model
     want = [F.pad(each.weight[..., 1:4, 1:4], (1, 1, 1, 1)) for each in model]
     for layer, kernel in zip(model, want):
         layer.weight.data = kernel.detach()
     x = torch.randn(1, 4, 12, 10)
     assert_close('map', small(x), model(x), 1e-6)
-    with pytest.raises(ValueError, match=r'\(3, 3\) is smaller than the kernel of 5x5 by more than'):
+    with pytest.raises(
+        ValueError, match=r'\(3, 3\) is smaller than the kernel of 5x5 by more than'
+    ):
         mmlk.convert(nn.Sequential(nn.Conv2d(2, 2, 5)), {'conv': elements(5, 3)})
 
 
@@ -243,4 +244,4 @@ def test_positions_to_share_must_be_there():
     with pytest.raises(ValueError, match='^convert: share_positions is set, and no rule'):
         mmlk.convert(model, {'depthwise': LARGER}, share_positions=True)
     with pytest.raises(ValueError, match='its weights are on meta'):
-        mmlk.convert(Stages().to('meta'), {'conv': elements(5, 5)})
+        mmlk.convert(stages().to('meta'), {'conv': elements(5, 5)})
