@@ -103,6 +103,18 @@ def test_the_residual_is_that_of_the_new_module(kind):
     assert found.parameters == tuple(counts)
 
 
+@pytest.mark.parametrize('kind', EVERY)
+def test_the_default_device_does_not_matter(kind):
+    model, found = layer_of(kind), []
+    for device in ('cpu', 'meta'):
+        torch.manual_seed(1)
+        with torch.device(device):
+            found.append(mmlk.convert(model, {'depthwise': EVERY[kind]}))
+    for key, value in found[0].model.state_dict().items():
+        assert torch.equal(found[1].model.state_dict()[key], value), key
+    assert found[0].layers == found[1].layers
+
+
 def least_squares(kernel, columns):
     """Closest kernels (C, K) to ``kernel`` (C, K) in the span of ``columns`` (K, M) or (C, K, M)."""
     solution = torch.linalg.lstsq(columns, kernel.unsqueeze(-1), driver='gelsd').solution
