@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 from mmengine.model import BaseModule, initialize
 from mmengine.registry import DefaultScope
@@ -40,9 +40,9 @@ class _ConvertedNetwork(BaseModule):
 
     def init_weights(self) -> None:
         """Take the weights of a network that was initialised by its own rules and then converted."""
-        if self.is_init:
-            return
         recipe = self.recipe
+        if self.is_init:  # type: ignore[has-type]  # MMEngine ships no types
+            return
         network = recipe.build()
         network.init_weights()
         recipe.convert(network, recipe.carry_weights)
@@ -51,7 +51,7 @@ class _ConvertedNetwork(BaseModule):
             initialize(self, recipe.init_cfg)
         self.is_init = True
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple:
         # The class is made at run time, so that a file can name the network's own one alone.
         _, _, *state = super().__reduce_ex__(protocol)
         return _empty, (type(self).__mro__[2],), *state
@@ -64,7 +64,7 @@ def _converted_class(kind: type[BaseModule]) -> type[BaseModule]:
 
 def _empty(kind: type[BaseModule]) -> BaseModule:
     """An object of the class for ``kind`` whose state follows."""
-    made = _converted_class(kind)
+    made: Any = _converted_class(kind)
     return made.__new__(made)
 
 
