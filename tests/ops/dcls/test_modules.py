@@ -238,10 +238,10 @@ def test_dense_layer_and_its_deploy_form_are_a_convolution_with_the_defined_kern
         x.double(),
         bilinear(layer),
         None if bias is None else bias.double(),
-        layer.stride,
+        options.get('stride', 1),
         (3, 2),
         1,
-        layer.groups,
+        options.get('groups', 1),
     )
     plain = layer.eval().switch_to_deploy()
     assert type(plain) is nn.Conv2d and plain.weight.dtype == dtype and not plain.training
