@@ -13,6 +13,7 @@ from torch import nn
 
 import mmlk
 from mmlk.backbones.converted import build_converted
+from mmlk.cli.complexity import build_model, measure
 from mmlk.cli.config import drop_pretrained, load_config
 from mmlk.cli.fit import check_fit
 from mmlk.cli.hooks import bring_hooks
@@ -222,6 +223,28 @@ def test_the_train_tool_brings_the_clamp_and_building_alone_loads_nothing():
     check_fit(config)
     assert 'init_cfg' not in drop_pretrained(config.model).backbone.network
     MODELS.build(config.model.backbone)
+
+
+def test_costs_are_those_of_the_window():
+    found = []
+    for backbone in (
+        resnet(),
+        dict(type='mmlk.Converted', network=resnet(), rules=FEW, share_positions=True),
+    ):
+        head = dict(type='LinearClsHead', num_classes=4, in_channels=64)
+        model = dict(
+            type='ImageClassifier', backbone=backbone, neck=dict(type='GlobalAveragePooling')
+        )
+        config = Config(dict(model=dict(model, head=head), default_scope='mmpretrain'))
+        found.append(measure(build_model(config), (224, 224)))
+    plain, made = (next(part for part in parts if part.name == 'backbone') for parts in found)
+    # Pairs of channels of the layers, by stages; the first layer of a later stage has half as many.
+    pairs = [(8 * 2**stage) ** 2 for stage in range(4)]
+    layers = [[pairs[0]] * 4] + [[each // 2] + [each] * 3 for each in pairs[1:]]
+    products = sum(sum(each) * (56 // 2**stage) ** 2 for stage, each in enumerate(layers))
+    assert made.macs - plain.macs == (7 * 7 - 3 * 3) * products
+    positions = 2 * 4 * sum(sum(set(each)) for each in layers)
+    assert made.parameters - plain.parameters == (4 - 9) * sum(map(sum, layers)) + positions
 
 
 def test_the_printed_config_has_the_parameters_of_the_experiment(tmp_path, monkeypatch):
