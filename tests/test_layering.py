@@ -111,7 +111,7 @@ FOLDERS = {
     'layers': ('ops',),
     'checkpoints': ('compat',),
     'networks': ('ops', 'layers', 'checkpoints'),
-    'backbones': ('networks', 'checkpoints', 'registry'),
+    'backbones': ('networks', 'ops', 'checkpoints', 'surgery', 'registry'),
     'heads': ('layers', 'checkpoints'),
     'surgery': ('ops', 'compat'),
     'classification': ('heads', 'checkpoints', 'registry'),

@@ -2,11 +2,14 @@
 
 from mmlk import networks
 from mmlk.backbones.base import Backbone
+from mmlk.backbones.converted import build_converted
 from mmlk.networks.mixers import CHANNEL_MIXERS, TOKEN_MIXERS
+from mmlk.ops import DCLSConv2d
 from mmlk.registry import MODELS
 
 for _name, _part in {**TOKEN_MIXERS, **CHANNEL_MIXERS}.items():
     MODELS.register_module(name=_name, module=_part)
+MODELS.register_module(module=DCLSConv2d)  # for the rules of a conversion
 
 
 @MODELS.register_module()
@@ -34,4 +37,4 @@ class MetaNeXt(Backbone, networks.MetaNeXt):
     pass
 
 
-__all__ = ['DCLSConvNeXt', 'InceptionNeXt', 'MetaNeXt', 'RecNeXt', 'SLaK']
+__all__ = ['DCLSConvNeXt', 'InceptionNeXt', 'MetaNeXt', 'RecNeXt', 'SLaK', 'build_converted']

@@ -57,7 +57,7 @@ def measure(model: nn.Module, shape: tuple[int, int]) -> list[Part]:
         shape: Height and width of the image in pixels.
     """
     model = model.to('meta')
-    image = torch.empty(1, model.backbone.in_channels, *shape, device='meta')
+    image = torch.empty(1, _image_channels(model.backbone), *shape, device='meta')
     parts = []
 
     def run(name: str, module: nn.Module, call: Callable[[], object]) -> object:
@@ -94,6 +94,12 @@ def table(parts: Iterable[Part]) -> str:
         amount = 'not run' if macs is None else f'{macs / 1e9:,.3f} G'
         lines.append(f'{name:16}{parameters:14,}{amount:>22}')
     return '\n'.join(lines)
+
+
+def _image_channels(backbone: nn.Module) -> int:
+    """Channels of the images, which backbones of other packages do not all state."""
+    stem = next(each for each in backbone.modules() if isinstance(each, nn.Conv2d))
+    return getattr(backbone, 'in_channels', stem.in_channels)
 
 
 def _heads(model: nn.Module, maps: tuple) -> Iterator[tuple[str, nn.Module, Callable]]:

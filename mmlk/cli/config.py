@@ -211,7 +211,8 @@ def _with_prefix(node: Any, old: str, new: str) -> Any:
 def drop_pretrained(model: ConfigDict) -> ConfigDict:
     """A copy of a model's settings that neither downloads nor loads weights when it is built."""
     model = copy.deepcopy(model)
-    for settings in (model, model.get('backbone') or {}):
+    backbone = model.get('backbone') or {}
+    for settings in (model, backbone, backbone.get('network') or {}):
         settings.pop('pretrained', None)
         settings.pop('init_cfg', None)
     return model

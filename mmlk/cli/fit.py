@@ -7,6 +7,7 @@ one by one, the last at the first forward pass. Here it is found at once, with t
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ def check_fit(cfg: Config) -> None:
     settings = model.get('backbone') or {}
     if not str(settings.get('type', '')).startswith('mmlk.'):
         return
+    if inspect.isfunction(MODELS.get(settings['type'])):
+        return  # it builds a network of any package
     plain = ConfigDict(settings).to_dict()
     kind, pretrained = plain.pop('type'), plain.pop('init_cfg', None)
     lines: dict[str, dict] = {}

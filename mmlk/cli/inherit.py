@@ -36,11 +36,10 @@ def check_variables(file: Path, read_keys: frozenset[str]) -> None:
     bases = compat.base_configs(Config, file)
     if not bases:
         return
-    cfg, before = Config.fromfile(str(file)), {}
+    cfg, before = _settings(file), {}
     for base in bases:
         check_variables(base, read_keys)
-        inherited = Config.fromfile(str(base))
-        before.update((key, inherited[key]) for key in inherited)
+        before.update(_settings(base))
     for name, old in before.items():
         if name in read_keys or name not in cfg or cfg[name] == old:
             continue
@@ -55,6 +54,19 @@ def check_variables(file: Path, read_keys: frozenset[str]) -> None:
                 f'{", ".join(kept[:_SHOWN])}; setting it here changes nothing. Write '
                 f'{"; ".join(_line(place, name) for place in kept[:_SHOWN])}'
             )
+
+
+def _settings(file: Path) -> dict:
+    """All settings of a config, without the scopes that MMEngine notes in those of other packages."""
+    return _unscoped(Config.fromfile(str(file)).to_dict())
+
+
+def _unscoped(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _unscoped(value) for key, value in node.items() if key != '_scope_'}
+    if isinstance(node, (list, tuple)):
+        return type(node)(map(_unscoped, node))
+    return node
 
 
 def places(node: Any, value: Any, path: str) -> list[str]:

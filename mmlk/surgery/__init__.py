@@ -1,6 +1,6 @@
 """Operators of this package in networks of other people.
 
-`convert` puts another operator in the place of depthwise convolutions and carries their weights over;
+`convert` puts another operator in the place of convolutions and carries their weights over;
 `accelerate` computes the same network with faster code, until `restore`. Both work with torch alone, on
 any ``nn.Module``.
 """

@@ -1,10 +1,9 @@
-"""``mmlk.convert``: another operator in the place of a network's depthwise convolutions."""
+"""``mmlk.convert``: another operator in the place of a network's convolutions."""
 
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,15 +11,16 @@ from torch import nn
 
 from mmlk.ops import DepthwiseConv2d
 from mmlk.surgery.acceleration import AcceleratedConv2d
+from mmlk.surgery.carried import residual
 from mmlk.surgery.layers import (
+    convolutions,
     dense_kernel,
-    depthwise_layers,
     described,
+    is_depthwise,
     refusal_of_geometry,
     refusal_of_kind,
 )
-from mmlk.surgery.parts import PARTS, Part, residual
-from mmlk.surgery.patterns import Pattern, parse_pattern
+from mmlk.surgery.rules import Chosen, Layers, Rule, matched, parse_rule, some
 from mmlk.surgery.table import table
 
 _OURS = (DepthwiseConv2d, AcceleratedConv2d)
@@ -44,16 +44,17 @@ class Converted(NamedTuple):
         pattern: The pattern that named it.
         before: Its kernel, stride and dilation.
         after: The class that stands there now.
-        residual: Norm of what the new kernel misses over the norm of the old one; 0 is exact.
+        residual: Norm of what the new kernel misses over the norm of the old one; 0 is exact, None says
+            that weights were not carried over.
         note: What else was lost, '' for nothing.
-        parameters: Numbers of parameters, before and after.
+        parameters: Numbers of parameters, before and after; positions that layers share count once.
     """
 
     names: tuple[str, ...]
     pattern: str
     before: str
     after: str
-    residual: float
+    residual: float | None
     note: str
     parameters: tuple[int, int]
 
@@ -83,26 +84,30 @@ class Conversion(NamedTuple):
         return table(('layer', 'was', 'is', 'parameters', 'weights'), rows)
 
 
-class _Rule(NamedTuple):
-    pattern: Pattern
-    kind: str
-    part: Part
-    options: dict[str, Any]
-
-
 def convert(
-    model: nn.Module, rules: Mapping[str, Mapping[str, Any]], *, inplace: bool = False
+    model: nn.Module,
+    rules: Mapping[str, Mapping[str, Any]],
+    *,
+    carry_weights: bool = True,
+    share_positions: bool = False,
+    inplace: bool = False,
 ) -> Conversion:
-    """Replace depthwise convolutions of a network and carry their weights over.
+    """Replace convolutions of a network and carry their weights over.
 
     Args:
         model: Any network.
         rules: From patterns to what replaces the layers that they name. Patterns are ``'depthwise'``,
             ``'depthwise>=7'`` (also ``<=``, ``<``, ``>``, ``==``: the longer side of the kernel),
             ``'depthwise==1x11'`` (rows x columns), each with an optional place: ``'depthwise in
-            stages.2'`` takes layers whose name, or that of a module around them, matches the glob. A
+            stages.2'`` takes layers whose name, or that of a module around them, matches the glob.
+            ``'conv'`` in the place of ``'depthwise'`` names the convolutions that are not depthwise. A
             replacement is ``dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=49)``: a class of
-            `mmlk.ops` with its own arguments but channels, stride and bias.
+            `mmlk.ops` with its own arguments but those that the layer has: channels, groups, stride,
+            padding and bias.
+        carry_weights: False leaves new layers as their class initialises them, to train from scratch;
+            the network may be on ``meta`` then.
+        share_positions: Whether layers of one rule with learnable positions share them where channels,
+            groups and kernel are equal, as in the stages of a ResNet.
         inplace: Change ``model`` itself; otherwise a deep copy of it.
 
     Returns:
@@ -110,86 +115,48 @@ def convert(
 
     Raises:
         ValueError: If a pattern is wrong or names no layer, two name the same layer, the type or one
-            of its options is unknown, or a layer cannot be replaced; the network is as before then.
+            of its options is unknown, positions are to be shared and no layer has any, or a layer
+            cannot be replaced; the network is as before then.
     """
-    parsed = [_rule(text, config) for text, config in rules.items()]
+    parsed = [parse_rule(text, config) for text, config in rules.items()]
     if not parsed:
         raise ValueError("convert: there are no rules, give {'depthwise>=7': dict(type=...)}")
-    layers = depthwise_layers(model)
-    chosen = _matched(layers, parsed)
-    _refuse(model, layers, chosen)
+    if share_positions and all(rule.part.place is None for rule in parsed):
+        raise ValueError(
+            'convert: share_positions is set, and no rule has a type with positions, such as '
+            'mmlk.DCLSConv2d; leave it out'
+        )
+    layers = convolutions(model)
+    chosen = matched(layers, parsed)
+    _refuse(model, layers, chosen, carry_weights)
+    made = {
+        layer: _make(layer, layers[layer], rule, carry_weights) for layer, rule in chosen.items()
+    }
+    groups = _groups(chosen, share_positions)
+    for owner, *followers in groups:
+        for layer in followers:
+            made[layer].share_positions(made[owner])
+    carried = _carry(chosen, groups, made) if carry_weights else {}
+    reports = tuple(
+        _finish(layer, layers[layer], rule, made[layer], *carried.get(layer, (None, '')))
+        for layer, rule in chosen.items()
+    )
     target = model if inplace else copy.deepcopy(model)
-    made, reports = [], []
-    for layer, rule in chosen.items():
-        own = target.get_submodule(layers[layer][0])
-        module, report = _replacement(own, layers[layer], rule)
-        made.append((layers[layer], module))
-        reports.append(report)
-    for names, module in made:
-        for name in names:
+    for layer, module in made.items():
+        for name in layers[layer]:
             parent, _, child = name.rpartition('.')
             setattr(target.get_submodule(parent), child, module)
-    return Conversion(target, tuple(reports))
+    return Conversion(target, reports)
 
 
 def _carried(each: Converted) -> str:
+    if each.residual is None:
+        return 'not carried over'
     words = 'exact' if each.residual == 0 else f'residual {each.residual:.2g}'
     return f'{words}; {each.note}' if each.note else words
 
 
-def _rule(text: str, config: Mapping[str, Any]) -> _Rule:
-    """A rule whose type exists and has these options."""
-    pattern = parse_pattern(text)
-    if not isinstance(config, Mapping) or not isinstance(config.get('type'), str):
-        raise ValueError(
-            f"convert: {text!r} has {config!r}, expected dict(type='mmlk.DepthwiseConv2d', ...)"
-        )
-    options = {key: value for key, value in config.items() if key != 'type'}
-    kind = config['type'].removeprefix('mmlk.')
-    if kind not in PARTS:
-        close = difflib.get_close_matches(kind, PARTS, 1)
-        hint = f', did you mean {close[0]!r}?' if close else ''
-        raise ValueError(
-            f'convert: {text!r} has the unknown type {config["type"]!r}{hint} '
-            f'There are {", ".join(f"mmlk.{each}" for each in PARTS)}'
-        )
-    unknown = sorted(set(options) - set(PARTS[kind].options))
-    if unknown:
-        raise ValueError(
-            f'convert: {text!r} gives {config["type"]} the option {unknown[0]!r}, '
-            f'it has {", ".join(PARTS[kind].options)}; channels, stride and bias are those of the layer'
-        )
-    return _Rule(pattern, kind, PARTS[kind], options)
-
-
-def _matched(
-    layers: Mapping[nn.Conv2d, tuple[str, ...]], rules: list[_Rule]
-) -> dict[nn.Conv2d, _Rule]:
-    """The rule of every layer that one names."""
-    chosen: dict[nn.Conv2d, _Rule] = {}
-    for rule in rules:
-        found = [layer for layer, names in layers.items() if rule.pattern.matches(layer, names)]
-        if not found:
-            there = [f'{names[0]} ({described(layer)})' for layer, names in layers.items()]
-            raise ValueError(
-                f'convert: pattern {rule.pattern.text!r} matches nothing; depthwise convolutions of '
-                f'the network: {_some(there) or "none"}'
-            )
-        for layer in found:
-            if layer in chosen:
-                raise ValueError(
-                    f'convert: patterns {chosen[layer].pattern.text!r} and {rule.pattern.text!r} '
-                    f"both name {layers[layer][0]}; narrow one with 'in PLACE'"
-                )
-            chosen[layer] = rule
-    return {layer: chosen[layer] for layer in layers if layer in chosen}
-
-
-def _refuse(
-    model: nn.Module,
-    layers: Mapping[nn.Conv2d, tuple[str, ...]],
-    chosen: Mapping[nn.Conv2d, _Rule],
-) -> None:
+def _refuse(model: nn.Module, layers: Layers, chosen: Chosen, carry_weights: bool) -> None:
     """Raise for layers that cannot be replaced."""
     owners: dict[int, set[nn.Module]] = {}
     for module in model.modules():
@@ -202,25 +169,29 @@ def _refuse(
             reason = 'it is the whole model, put it into an nn.Sequential'
         elif any(len(owners[id(each)]) > 1 for each in layer.parameters()):
             reason = 'another module has the same parameters'
+        elif reason is None and carry_weights and layer.weight.is_meta:
+            reason = 'its weights are on meta and have no values'
         if reason is not None:
             name = layers[layer][0] or type(layer).__name__
             reasons.append(f'{name} ({described(layer)}): {reason}')
     if reasons:
         raise ValueError(
             f'convert: {len(reasons)} of {len(chosen)} layers cannot be replaced, the network is as '
-            f"before; narrow the pattern with 'in PLACE'. {_some(reasons)}"
+            f"before; narrow the pattern with 'in PLACE'. {some(reasons)}"
         )
 
 
-def _refusal(layer: nn.Conv2d, rule: _Rule) -> str | None:
+def _refusal(layer: nn.Conv2d, rule: Rule) -> str | None:
     """Reason why a layer cannot be replaced by the part of a rule, or None."""
-    reason = refusal_of_kind(layer, _OURS) or refusal_of_geometry(layer)
+    reason = refusal_of_kind(layer, _OURS)
+    if reason is None and rule.part.depthwise:
+        reason = refusal_of_geometry(layer)
+        if not is_depthwise(layer):
+            reason = f'it is not depthwise, as mmlk.{rule.kind} is; mmlk.DCLSConv2d can replace it'
     if reason is not None:
         return reason
     if any(layer.__dict__.get(each) for each in _HOOKS):
         return 'it has hooks, which the new layer would not call'
-    if layer.weight.is_meta:
-        return 'its weights are on meta and have no values'
     if layer.stride != (1, 1) and not rule.part.strides:
         return f'it has stride {layer.stride}, which mmlk.{rule.kind} has not'
     if layer.bias is not None and not rule.part.biases:
@@ -228,35 +199,63 @@ def _refusal(layer: nn.Conv2d, rule: _Rule) -> str | None:
     return None
 
 
-def _replacement(
-    layer: nn.Conv2d, names: tuple[str, ...], rule: _Rule
-) -> tuple[nn.Module, Converted]:
-    """The new layer on the device and in the dtype of the old one, and what became of its weights."""
-    with torch.device('cpu'):
+def _make(layer: nn.Conv2d, names: tuple[str, ...], rule: Rule, carry_weights: bool) -> nn.Module:
+    """The new layer in the dtype of the old one; weights are carried over on the CPU."""
+    with torch.device('cpu') if carry_weights else layer.weight.device:
         try:
-            carried = rule.part.build(layer, **rule.options)
+            return rule.part.make(layer, **rule.options).to(layer.weight.dtype)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f'convert: {names[0]} ({layer.in_channels} channels, {described(layer)}) cannot '
                 f'become mmlk.{rule.kind} with {rule.options}: {error}'
             ) from error
-        missed = residual(dense_kernel(layer), carried.kernel)
-    module = carried.module.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+
+
+def _groups(chosen: Chosen, share_positions: bool) -> list[list[nn.Conv2d]]:
+    """Layers with positions, together those that share them."""
+    groups: dict[Any, list[nn.Conv2d]] = {}
+    for layer, rule in chosen.items():
+        if rule.part.place is not None:
+            weight = layer.weight
+            alike = (
+                (rule.pattern, layer.groups, weight.shape, layer.dilation),
+                (weight.device, weight.dtype, weight.requires_grad),
+            )
+            groups.setdefault(alike if share_positions else layer, []).append(layer)
+    return list(groups.values())
+
+
+def _carry(
+    chosen: Chosen, groups: Iterable[list[nn.Conv2d]], made: Mapping[nn.Conv2d, nn.Module]
+) -> dict[nn.Conv2d, tuple[float, str]]:
+    """Give the new layers the weights of the old ones: residual and note of each."""
+    for group in groups:
+        chosen[group[0]].part.place(group, made[group[0]])
+    results = {}
+    for layer, rule in chosen.items():
+        carried = rule.part.carry(layer, made[layer])
+        results[layer] = residual(dense_kernel(layer), carried.kernel), carried.note
+    return results
+
+
+def _finish(
+    layer: nn.Conv2d,
+    names: tuple[str, ...],
+    rule: Rule,
+    module: nn.Module,
+    missed: float | None,
+    note: str,
+) -> Converted:
+    """Bring the new layer to the device and the mode of the old one; what became of its weights."""
+    module.to(layer.weight.device).train(layer.training)
     module.requires_grad_(layer.weight.requires_grad)
     before, after = (sum(each.numel() for each in part.parameters()) for part in (layer, module))
-    report = Converted(
+    return Converted(
         names,
         rule.pattern.text,
         described(layer),
         f'mmlk.{rule.kind}',
         missed,
-        carried.note,
+        note,
         (before, after),
     )
-    return module, report
-
-
-def _some(words: list[str], most: int = 5) -> str:
-    """The first of many words."""
-    rest = len(words) - most
-    return '; '.join(words[:most]) + (f'; and {rest} more' if rest > 0 else '')

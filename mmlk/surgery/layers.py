@@ -1,4 +1,4 @@
-"""Depthwise convolutions of a network, under all their names."""
+"""Convolutions of a network, under all their names."""
 
 from __future__ import annotations
 
@@ -11,16 +11,26 @@ PLAIN = ('torch.nn.modules.conv.Conv2d', 'mmcv.cnn.bricks.wrappers.Conv2d')
 """Classes whose call is a convolution and nothing besides; MMCV's adds old versions of torch."""
 
 
-def depthwise_layers(model: nn.Module) -> dict[nn.Conv2d, tuple[str, ...]]:
-    """Convolutions with one group per input channel, and more than one, each with all its names.
+def convolutions(model: nn.Module) -> dict[nn.Conv2d, tuple[str, ...]]:
+    """Two-dimensional convolutions, each with all its names.
 
     A module that a network has at several places is one layer with several names.
     """
     found: dict[nn.Conv2d, tuple[str, ...]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+        if isinstance(module, nn.Conv2d):
             found[module] = (*found.get(module, ()), name)
     return found
+
+
+def is_depthwise(layer: nn.Conv2d) -> bool:
+    """Whether it has one group per input channel, and more than one."""
+    return layer.groups == layer.in_channels > 1
+
+
+def depthwise_layers(model: nn.Module) -> dict[nn.Conv2d, tuple[str, ...]]:
+    """The depthwise ones of `convolutions`."""
+    return {layer: names for layer, names in convolutions(model).items() if is_depthwise(layer)}
 
 
 def described(layer: nn.Conv2d) -> str:
@@ -76,6 +86,6 @@ def dilated(kernel: Tensor, dilation: tuple[int, ...]) -> Tensor:
 
 
 def centred(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """``kernel`` (C, 1, kh, kw), sides odd, in the centre of ``size``: zeros added or taps cut off."""
+    """``kernel`` (O, I, kh, kw) in the centre of ``size``: zeros added or taps cut off around it."""
     rows, columns = ((side - old) // 2 for side, old in zip(size, kernel.shape[2:]))
     return F.pad(kernel, (columns, columns, rows, rows))

@@ -1,4 +1,4 @@
-"""Patterns that name depthwise convolutions: by the size of the kernel and by place."""
+"""Patterns that name convolutions: by kind, depthwise or not, by the size of the kernel and by place."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 from torch import nn
 
+from mmlk.surgery.layers import is_depthwise
+
 _FORM = re.compile(
-    r'depthwise(?:\s*(?P<compare>>=|<=|==|>|<)\s*(?P<size>\d+(?:x\d+)?))?(?:\s+in\s+(?P<place>\S+))?'
+    r'(?P<kind>depthwise|conv)(?:\s*(?P<compare>>=|<=|==|>|<)\s*(?P<size>\d+(?:x\d+)?))?'
+    r'(?:\s+in\s+(?P<place>\S+))?'
 )
 _COMPARE = {
     '>=': operator.ge,
@@ -23,22 +26,30 @@ _COMPARE = {
 
 
 class Pattern(NamedTuple):
-    """``depthwise``, then a comparison with the kernel's size, then ``in`` and a place.
+    """``depthwise`` or ``conv``, a comparison with the kernel's size, then ``in`` and a place.
 
     Args:
         text: As it was written.
+        kind: ``depthwise``, or ``conv`` for the convolutions that are not.
         compare: Comparison of sizes, '' for none.
         size: (rows, columns), or one number that the longer side is compared with.
         place: Glob for the name of a layer or of a module around it.
     """
 
     text: str
+    kind: str
     compare: str
     size: tuple[int, ...]
     place: str
 
+    def has_kind_of(self, layer: nn.Conv2d) -> bool:
+        """Whether it names layers of this kind, depthwise or not, at all."""
+        return is_depthwise(layer) == (self.kind == 'depthwise')
+
     def matches(self, layer: nn.Conv2d, names: Sequence[str]) -> bool:
         """Whether it names a layer, by one of its names."""
+        if not self.has_kind_of(layer):
+            return False
         if self.compare:
             size = layer.kernel_size if len(self.size) == 2 else (max(layer.kernel_size),)
             if not _COMPARE[self.compare](size, self.size):
@@ -64,6 +75,7 @@ def parse_pattern(text: str) -> Pattern:
         raise ValueError(
             f"convert: pattern {text!r} is not of the form 'depthwise', 'depthwise>=7' (also <=, <, > "
             "and ==, of the longer side), 'depthwise==1x11', each also with a place: "
-            "'depthwise>=7 in stages.2.*'"
+            "'depthwise>=7 in stages.2.*'; convolutions that are not depthwise are 'conv', "
+            "'conv==3x3 in layer3'"
         )
-    return Pattern(text, compare, size, found['place'] or '*')
+    return Pattern(text, found['kind'], compare, size, found['place'] or '*')

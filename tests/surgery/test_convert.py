@@ -1,4 +1,7 @@
-"""Other operators in the place of depthwise convolutions: what is exact, and what is stated."""
+"""Other operators in the place of depthwise convolutions: what is exact, and what is stated.
+
+Other convolutions: test_convert_dense.py.
+"""
 
 import copy
 
@@ -10,6 +13,7 @@ from torch.nn.utils import parametrizations
 
 import mmlk
 from mmlk.ops import (
+    DCLSConv2d,
     DCLSDepthwiseConv2d,
     DepthwiseConv2d,
     InceptionDWConv2d,
@@ -29,6 +33,7 @@ EXACT = {
     'larger, not square': dict(type='DepthwiseConv2d', kernel_size=(9, 15)),
     'elements v0': dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=49, kernel_size=11),
     'elements v1': dict(type='mmlk.DCLSDepthwiseConv2d', kernel_count=55, version='v1'),
+    'elements, any padding': dict(type='mmlk.DCLSConv2d', kernel_count=49, dilated_kernel_size=11),
     'strips': dict(type='mmlk.LargeKernelDWConv2d', kernel_size=21, small_kernel_size=11),
     'full and small': dict(type='mmlk.LargeKernelDWConv2d', kernel_size=13, decomposed=False),
 }
@@ -47,6 +52,7 @@ EVERY = {
 CLASSES = {
     'DepthwiseConv2d': DepthwiseConv2d,
     'DCLSDepthwiseConv2d': DCLSDepthwiseConv2d,
+    'DCLSConv2d': DCLSConv2d,
     'LargeKernelDWConv2d': LargeKernelDWConv2d,
     'InceptionDWConv2d': InceptionDWConv2d,
     'RecConv2d': RecConv2d,
@@ -95,6 +101,18 @@ def test_the_residual_is_that_of_the_new_module(kind):
     assert (residual > 1e-3) == (kind in set(EVERY) - set(EXACT) - {'recursion'})
     counts = (sum(p.numel() for p in each.parameters()) for each in (model, done.model))
     assert found.parameters == tuple(counts)
+
+
+@pytest.mark.parametrize('kind', EVERY)
+def test_the_default_device_does_not_matter(kind):
+    model, found = layer_of(kind), []
+    for device in ('cpu', 'meta'):
+        torch.manual_seed(1)
+        with torch.device(device):
+            found.append(mmlk.convert(model, {'depthwise': EVERY[kind]}))
+    for key, value in found[0].model.state_dict().items():
+        assert torch.equal(found[1].model.state_dict()[key], value), key
+    assert found[0].layers == found[1].layers
 
 
 def least_squares(kernel, columns):
@@ -295,6 +313,10 @@ PATTERNS = {
     'depthwise in *.y': 'c',
     'depthwise in stages': 'abcd',
     'depthwise in stage': '',
+    'conv': 'ef',
+    'conv==3x3': 'e',
+    'conv in stages.2': 'f',
+    'conv>=7': '',
 }
 
 
@@ -305,6 +327,8 @@ def test_patterns(text):
         b=(depthwise(2, 7), ['spare', 'stages.1.x.conv']),
         c=(depthwise(2, (1, 11)), ['stages.1.y']),
         d=(depthwise(2, 3), ['stages.10.z']),
+        e=(nn.Conv2d(2, 4, 3), ['stem']),
+        f=(nn.Conv2d(4, 4, 1, groups=2), ['stages.2.conv']),
     )
     pattern = parse_pattern(text)
     found = ''.join(key for key, (layer, names) in layers.items() if pattern.matches(layer, names))
@@ -342,7 +366,7 @@ BAD = {
         r"'depthwise>20' matches nothing.*mixers.0",
     ),
     'no place': (None, {'depthwise in stem': LARGER}, "'depthwise in stem' matches nothing"),
-    'form': (None, {'conv>=7': LARGER}, "pattern 'conv>=7' is not of the form"),
+    'form': (None, {'dense>=7': LARGER}, "pattern 'dense>=7' is not of the form"),
     'no size': (None, {'depthwise>=': LARGER}, 'is not of the form'),
     'two sizes': (None, {'depthwise>=7x7': LARGER}, 'is not of the form'),
     'pattern': (None, {7: LARGER}, 'pattern 7 is not of the form'),

@@ -89,6 +89,23 @@ def test_the_middle_of_a_chain_is_checked_too(tmp_path):
         load_config(str(tmp_path / 'last.py'))
 
 
+OTHERS = (
+    'mmpretrain::resnet/resnet50_8xb256-rsb-a3-100e_in1k.py',
+    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+)
+
+
+@pytest.mark.parametrize('base', OTHERS)
+def test_configs_of_other_packages_are_inherited_and_checked(tmp_path, base):
+    """MMEngine notes their scope in every part of what they define, which changes nothing."""
+    path = tmp_path / 'mine.py'
+    path.write_text(f"_base_ = '{base}'\nmodel = dict(backbone=dict(depth=101))\n")
+    assert load_config(str(path)).model.backbone.depth == 101
+    path.write_text(f"_base_ = '{base}'\ntrain_pipeline = [dict(type='LoadImageFromFile')]\n")
+    with pytest.raises(ValueError, match='train_pipeline is a variable of the base config'):
+        load_config(str(path))
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_config_of_ours_sets_no_variable_in_vain(path, monkeypatch, tmp_path):
     monkeypatch.setattr('mmlk.cli.inherit.config_root', lambda: tmp_path)

@@ -35,6 +35,11 @@ class _DCLS(NotScriptable, nn.Module):
     count that, call ``eval()`` or :meth:`drop_kernel` after it.
     """
 
+    no_weight_decay = ('P', 'SIG')
+    """Parameters that layer-wise optimizer settings do not decay."""
+    required_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))
+    """What the train tool adds to a config that has this layer."""
+
     def __init__(
         self,
         dims: int,
@@ -164,6 +169,19 @@ class _DCLS(NotScriptable, nn.Module):
         """Forget the kept kernel."""
         self._kept = None
 
+    @torch.no_grad()
+    def switch_to_deploy(self) -> nn.Module:
+        """The plain convolution with the constructed kernel, equal to this layer."""
+        plain = self._plain()
+        plain.weight = nn.Parameter(self.kernel(self.weight.dtype).clone())
+        if self.bias is not None:
+            plain.bias = nn.Parameter(self.bias.detach().clone())
+        return plain.train(self.training)
+
+    def _plain(self) -> nn.Module:
+        """A convolution of the same sizes, whose parameters are replaced."""
+        raise NotImplementedError
+
     def train(self, mode: bool = True) -> _DCLS:
         self._kept = None
         return super().train(mode)
@@ -277,18 +295,8 @@ class _DCLSConv(_DCLS):
             bias,
             version,
         )
-        # torch's own layer checks and normalises these; its one-cell weights are dropped with it.
-        plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.dims - 1](
-            groups,
-            groups,
-            self.kernel_size,
-            stride,
-            padding,
-            groups=groups,
-            bias=False,
-            padding_mode=padding_mode,
-            device='meta',
-        )
+        # torch's own layer checks and normalises these.
+        plain = self._convolution(stride, padding, padding_mode)
         self.stride, self.padding, self.padding_mode = plain.stride, plain.padding, padding_mode
         self._explicit_padding = compat.explicit_padding(plain)
 
@@ -301,6 +309,32 @@ class _DCLSConv(_DCLS):
             return depthwise_conv2d(x, kernel, _like(self.bias, kernel), self.stride)
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.dims - 1]
         return convolve(x, kernel, _like(self.bias, kernel), self.stride, padding, 1, self.groups)
+
+    def _convolution(
+        self,
+        stride: int | Sequence[int],
+        padding: int | str | Sequence[int],
+        padding_mode: str,
+    ) -> nn.Module:
+        """Torch's layer of the same sizes, without memory for its parameters."""
+        return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.dims - 1](
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            stride,
+            padding,
+            groups=self.groups,
+            bias=self.bias is not None,
+            padding_mode=padding_mode,
+            device='meta',
+        )
+
+    def _plain(self) -> nn.Module:
+        if self.padding_mode == 'zeros' and self._is_same_depthwise(self.padding):
+            return DepthwiseConv2d(
+                self.out_channels, self.kernel_size, self.stride, bias=self.bias is not None
+            )
+        return self._convolution(self.stride, self.padding, self.padding_mode)
 
     def _is_same_depthwise(self, padding: int | str | Sequence[int]) -> bool:
         return (
@@ -367,11 +401,6 @@ class DCLSDepthwiseConv2d(_DCLS):
         ValueError: If the version is unknown, the element count is below 1, or the window even.
     """
 
-    no_weight_decay = ('P', 'SIG')
-    """Parameters that layer-wise optimizer settings do not decay."""
-    required_hooks = dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))
-    """What the train tool adds to a config that has this layer."""
-
     def __init__(
         self,
         channels: int,
@@ -394,16 +423,10 @@ class DCLSDepthwiseConv2d(_DCLS):
         kernel = self.kernel(_input_dtype(x))
         return depthwise_conv2d(x, kernel, _like(self.bias, kernel), self.stride)
 
-    @torch.no_grad()
-    def switch_to_deploy(self) -> DepthwiseConv2d:
-        """The plain depthwise convolution with the constructed kernel, equal to this layer."""
-        plain = DepthwiseConv2d(
+    def _plain(self) -> DepthwiseConv2d:
+        return DepthwiseConv2d(
             self.out_channels, self.kernel_size, self.stride, bias=self.bias is not None
         )
-        plain.weight = nn.Parameter(self.kernel(self.weight.dtype).clone())
-        if self.bias is not None:
-            plain.bias = nn.Parameter(self.bias.detach().clone())
-        return plain.train(self.training)
 
 
 def _input_dtype(x: Tensor) -> torch.dtype:

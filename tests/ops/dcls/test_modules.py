@@ -2,12 +2,20 @@
 
 import copy
 import io
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
-from mmlk.ops import DCLSConv2d, DCLSDepthwiseConv2d, DepthwiseConv2d, dcls_kernel2d
+from mmlk.ops import (
+    DCLSConv1d,
+    DCLSConv2d,
+    DCLSConv3d,
+    DCLSDepthwiseConv2d,
+    DepthwiseConv2d,
+    dcls_kernel2d,
+)
 from tests.cases import TOLERANCE, assert_close
 
 
@@ -198,3 +206,76 @@ def test_general_layer_equals_a_plain_one_with_its_kernel(settings):
     plain.bias.copy_(layer.bias)
     x = torch.randn(2, 6, 11, 10)
     assert_close('output', layer(x), plain(x), TOLERANCE[torch.float32][0])
+
+
+def bilinear(layer):
+    """Kernel of version v0, cell by cell from its definition, in float64."""
+    height, width = layer.kernel_size
+    weight, positions = layer.weight.double(), layer.P.double()
+    cells = torch.zeros(*weight.shape[:2], height, width, dtype=torch.float64)
+    for index in itertools.product(*map(range, weight.shape)):
+        row, column = (
+            float(axis[index]) + size // 2 for axis, size in zip(positions, (height, width))
+        )
+        for a, b in itertools.product(range(height), range(width)):
+            share = max(0.0, 1 - abs(a - row)) * max(0.0, 1 - abs(b - column))
+            cells[(*index[:2], a, b)] += share * weight[index]
+    return cells
+
+
+@pytest.mark.parametrize('dtype', (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize(
+    'options', (dict(), dict(stride=2, bias=False), dict(groups=2, stride=(1, 2))), ids=str
+)
+@torch.no_grad()
+def test_dense_layer_and_its_deploy_form_are_a_convolution_with_the_defined_kernel(options, dtype):
+    torch.manual_seed(0)
+    layer = DCLSConv2d(4, 6, 5, padding=(3, 2), dilated_kernel_size=(7, 5), **options).to(dtype)
+    layer.P.mul_(4)
+    layer.clamp_parameters()
+    x, bias = torch.randn(2, 4, 11, 9, dtype=dtype), layer.bias
+    want = nn.functional.conv2d(
+        x.double(),
+        bilinear(layer),
+        None if bias is None else bias.double(),
+        options.get('stride', 1),
+        (3, 2),
+        1,
+        options.get('groups', 1),
+    )
+    plain = layer.eval().switch_to_deploy()
+    assert type(plain) is nn.Conv2d and plain.weight.dtype == dtype and not plain.training
+    assert_close('layer', layer(x), want, TOLERANCE[dtype][0])
+    assert_close('deploy', plain(x), want, TOLERANCE[dtype][0])
+
+
+DEPLOYED = {
+    'sequence': (lambda: DCLSConv1d(4, 6, 3, padding=2, dilated_kernel_size=5), nn.Conv1d),
+    'volume': (lambda: DCLSConv3d(4, 2, 3, 2, 'valid', dilated_kernel_size=3), nn.Conv3d),
+    'reflected': (
+        lambda: DCLSConv2d(
+            4, 4, 3, padding=3, dilated_kernel_size=7, groups=4, padding_mode='reflect'
+        ),
+        nn.Conv2d,
+    ),
+    'depthwise': (
+        lambda: DCLSConv2d(4, 4, 3, padding=3, dilated_kernel_size=7, groups=4, bias=False),
+        DepthwiseConv2d,
+    ),
+}
+
+
+@pytest.mark.parametrize('case', DEPLOYED)
+@torch.no_grad()
+def test_deploy_form_of_every_general_layer(case):
+    make, kind = DEPLOYED[case]
+    layer = make()
+    plain, x = layer.switch_to_deploy(), torch.randn(1, 4, *[8] * layer.dims)
+    assert type(plain) is kind and plain.training
+    assert_close('map', plain(x), layer(x), TOLERANCE[torch.float32][0])
+
+
+def test_every_layer_declares_its_hook_and_what_does_not_decay():
+    for kind in (DCLSConv1d, DCLSConv2d, DCLSConv3d, DCLSDepthwiseConv2d):
+        assert kind.no_weight_decay == ('P', 'SIG')
+        assert kind.required_hooks == dict(dcls_clamp=dict(type='mmlk.DCLSClampHook'))
