@@ -16,7 +16,7 @@ import torch
 
 import mmlk
 from mmlk.checkpoints.fetch import sha256_of
-from mmlk.cli.files import partial_file
+from mmlk.cli.files import partial_file, write_by
 from mmlk.inference.checkpointed import network_and_classes, read_whole
 
 # What belongs to the run and its machine, not to the model.
@@ -101,7 +101,7 @@ def _versions() -> dict[str, str]:
 def _write(content: dict[str, Any], out: Path, stem: str) -> Path:
     """Write, read back as a stranger would, and name the file after its checksum."""
     with partial_file(out / f'{stem}.pth') as partial:
-        torch.save(content, partial)
+        write_by(lambda file: torch.save(content, file), partial)
         again = torch.load(partial, map_location='cpu', weights_only=True)
         if again['meta'] != content['meta']:
             raise RuntimeError(f'publish: the metadata of {partial} changed while it was written')

@@ -120,8 +120,8 @@ FOLDERS = {
     'mmcv_ops': ('compat', 'import_hooks'),
     'data': ('registry', 'compat'),
     'engine': ('checkpoints', 'registry', 'compat'),
-    'export': ('cli',),
-    'inference': ('checkpoints', 'cli', 'configs', 'data', 'export', 'models'),
+    'export': ('cli', 'data'),
+    'inference': ('checkpoints', 'cli', 'configs', 'data', 'export', 'models', 'registry'),
     'analysis': ('cli', 'configs', 'data', 'inference'),
 }
 FIXED_NAMES = {'loops', 'triton'}

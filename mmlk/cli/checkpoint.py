@@ -13,6 +13,8 @@ from mmlk.checkpoints import files, zoo
 
 def fault(path: str | Path) -> str:
     """Why a checkpoint file cannot be used, '' if it is whole."""
+    if Path(path).is_dir():
+        return 'is a folder; name a file in it, such as last_checkpoint'
     return files.problem(path) if Path(path).is_file() else 'does not exist'
 
 

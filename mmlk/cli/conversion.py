@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from mmlk import networks
 from mmlk.checkpoints import classifiers, keymaps
 from mmlk.checkpoints.fetch import sha256_of
 from mmlk.checkpoints.load import Report, convert_in_place, read_checkpoint
-from mmlk.cli.files import complete
+from mmlk.cli.files import complete, write_by
 from mmlk.heads import HEADS
 
 # Entry under which a family's own scripts look for the state dict; InceptionNeXt's are timm's.
@@ -175,17 +174,14 @@ def _write(output: Path, content: dict, entry: str) -> None:
     """Write the file, which is seen whole or not at all; safetensors hold tensors and text alone."""
     with complete(output) as partial:
         if output.suffix != SAFETENSORS:
-            with open(partial, 'wb') as file:  # a path would become part of the content
-                torch.save(content, file)
+            write_by(lambda file: torch.save(content, file), partial)
             return
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         # that format refuses tensors that share memory
         tensors, seen = {}, set()
         for key, value in content[entry].items():
             tensors[key] = value.clone() if value.data_ptr() in seen else value
             seen.add(value.data_ptr())
-        save_file(tensors, partial, {key: str(value) for key, value in content['meta'].items()})
-        mask = os.umask(0)  # can only be read by setting it
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)  # save_file makes a file for its owner alone
+        meta = {key: str(value) for key, value in content['meta'].items()}
+        partial.write_bytes(save(tensors, meta))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -24,8 +26,8 @@ def complete(target: Path) -> Iterator[Path]:
 def partial_file(target: Path) -> Iterator[Path]:
     """A path beside ``target`` to write to; what is still there at the end is deleted."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix stays, because writers choose the format by it
-    partial = target.with_name(f'.{target.stem}.{os.getpid()}.partial{target.suffix}')
+    # the suffix stays, because writers choose the format by it; a long name leaves no room for more
+    partial = target.with_name(f'.{target.stem[:40]}.{os.getpid()}.partial{target.suffix}')
     try:
         yield partial
     finally:
@@ -44,3 +46,21 @@ def check_writable(folder: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = 'is no folder' if not place.is_dir() else 'is not writable'
         raise ValueError(f'{folder} cannot be written to: {place} {what}; name another folder')
+
+
+def write_by(save: Callable[[BinaryIO], object], path: Path) -> None:
+    """Write what ``save`` writes to a file object, by way of memory.
+
+    The writers of torch end the whole process where the disk is full, or speak of positions, and make a
+    path part of what they write.
+
+    Args:
+        save: Writes to the object that it is given.
+        path: File to make.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    buffer = io.BytesIO()
+    save(buffer)
+    path.write_bytes(buffer.getbuffer())

@@ -110,9 +110,9 @@ def _calibration(args: argparse.Namespace) -> list[Any]:
         raise ValueError('--dtype int8 needs --calibrate FOLDER, pictures like those in use')
     if not args.calibrate:
         return []
-    from mmlk.inference.sources import IMAGES, Frames
+    from mmlk.inference.sources import Frames, pictures_below
 
-    files = sorted(p for p in Path(args.calibrate).rglob('*') if p.suffix.lower() in IMAGES)
+    files = pictures_below(Path(args.calibrate))
     if not files:
         raise ValueError(f'--calibrate {args.calibrate} is no folder with pictures')
     frames = list(Frames(files[:: -(-len(files) // CALIBRATION)]))

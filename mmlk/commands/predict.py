@@ -11,8 +11,8 @@ pattern in quotes, a video, or the number of a camera.
 OUT gets pictures/ (prediction over image, with a legend), for segmentors labels/ (PNGs of class
 indices from 0) and classes.json, for detectors predictions.json (COCO's layout), for classifiers
 predictions.json and predictions.csv (the likeliest classes of each picture with their scores); of a
-video also the predicted video, NAME.mp4. Ctrl-C ends a camera. Files that cannot be read are left out
-and listed, and the exit status is then 3.
+video also the predicted video, NAME.mp4. Ctrl-C ends a camera. Pictures that cannot be read, or that the
+model does not take, are left out and listed, and the exit status is then 3.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     with arguments.plain_errors(args.program):
         check_writable(args.out)
         frames = Frames(args.source)
+        _refuse_own_pictures(frames, args.out)
         from mmlk.inference.load import load_model
 
         model = load_model(
@@ -94,6 +95,17 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f'no picture of {args.source} could be read')
     print(f'{count} picture(s): {args.out}')
     return 3 if skipped else 0
+
+
+def _refuse_own_pictures(frames: Frames, out: Path) -> None:
+    """Raise if pictures of the source lie where predictions are written to."""
+    targets = [(out / name).absolute() for name in ('pictures', 'labels')]
+    inside = [file for file in frames.files if any(map(file.absolute().is_relative_to, targets))]
+    if inside:
+        raise ValueError(
+            f'{inside[0]} is a picture of the source and lies where --out {out} writes to: name another '
+            '--out, or take predictions of an earlier run out of the source'
+        )
 
 
 def _write(model, frames, skipped: list[str], args: argparse.Namespace) -> int:
@@ -183,7 +195,8 @@ class _Classes:
 
     def write(self, out: Path) -> None:
         _write_json(out / 'predictions.json', self.found)
-        with complete(out / 'predictions.csv') as path, open(path, 'w', newline='') as file:
+        options = dict(newline='', encoding='utf-8', errors='surrogateescape')
+        with complete(out / 'predictions.csv') as path, open(path, 'w', **options) as file:
             table = csv.writer(file)
             table.writerow(('picture', 'rank', 'index', 'name', 'score'))
             for entry in self.found:

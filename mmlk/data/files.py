@@ -13,7 +13,8 @@ import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
@@ -49,7 +50,7 @@ def image_problem(content: bytes, decode: bool = False) -> str | None:
     if problem:
         return problem
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with _opened(content) as picture:
             if decode:
                 picture.load()
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error
@@ -77,7 +78,7 @@ def image_size(content: bytes) -> tuple[int, int] | None:
         tags = _tiff_tags(content)
         width, height, orientation = tags[_WIDTH], tags[_HEIGHT], tags.get(_ORIENTATION, 1)
     else:
-        with Image.open(io.BytesIO(content)) as picture:
+        with _opened(content) as picture:
             width, height = picture.size
             orientation = picture.getexif().get(_ORIENTATION, 1)
     if orientation < 5:
@@ -85,6 +86,17 @@ def image_size(content: bytes) -> tuple[int, int] | None:
     import cv2
 
     return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
+    """Pillow's picture, of any size: its limit is for pages of the web, aerial images exceed it."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            yield picture
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _jpeg_problem(content: bytes) -> str | None:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmlk.cli.files import complete
+from mmlk.cli.files import complete, write_by
+from mmlk.data.files import first_line
 
 KEY = 'mmlk'
 """Name of the metadata entry of a file, a JSON text."""
@@ -35,6 +36,8 @@ def check_target(out: Path) -> None:
     """
     if out.suffix not in SUFFIXES:
         raise ValueError(f'export: {out} must end in .onnx or .pt2 (torch.export)')
+    if out.is_dir():
+        raise ValueError(f'export: {out} is a folder; name a file')
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if out.suffix == '.onnx' and missing:
         raise ValueError(
@@ -96,7 +99,7 @@ def export_model(
                 _save_onnx(program, graph.output_names, partial, description)
             else:
                 extra = {f'{KEY}.json': json.dumps(description)}
-                torch.export.save(program, partial, extra_files=extra)
+                write_by(lambda file: torch.export.save(program, file, extra_files=extra), partial)
             run = runner(partial)[0]
             return max(graph.compare(run, image, out) for image in images)
 
@@ -105,44 +108,71 @@ def runner(path: Path) -> tuple[Callable[..., list[torch.Tensor]], dict[str, Any
     """A function that runs an exported file on the CPU, and the file's description.
 
     The function takes the image, and of a detector also ``score_threshold``, the least score of a box.
+    It raises ValueError where the graph does not take an image of that shape.
 
     Raises:
-        ValueError: If the file was not written by this package.
+        ValueError: If the file is damaged or was not written by this package, or its format needs a
+            package that is not installed.
     """
-    if path.suffix == '.onnx':
-        import onnxruntime
+    opened = _open_onnx if path.suffix == '.onnx' else _open_program
+    try:
+        call, text = opened(path)
+    except ModuleNotFoundError as error:
+        raise ValueError(f'{path} needs {error.name}: pip install {error.name}') from error
+    except Exception as error:  # both libraries raise errors of many kinds
+        raise ValueError(
+            f'{path} cannot be read: it is damaged, of another format or too new for the installed '
+            f'libraries ({first_line(error)}); export it again'
+        ) from error
+    if not text:
+        raise ValueError(f'{path} was not written by mmlk export: it does not describe itself')
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it warns that a threshold is an input with a default
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=['CPUExecutionProvider']
-        )
-        text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    def run(image: torch.Tensor, **scalars: float) -> list[torch.Tensor]:
+        try:
+            return call(image, scalars)
+        except Exception as error:
+            raise ValueError(
+                f'{path} does not take an image of shape {tuple(image.shape)}: {first_line(error)}'
+            ) from error
 
-        def run(image: torch.Tensor, **scalars: float) -> list[torch.Tensor]:
-            feed = {session.get_inputs()[0].name: image.numpy()}
-            feed.update({name: np.array(value, np.float32) for name, value in scalars.items()})
-            return [torch.from_numpy(value) for value in session.run(None, feed)]
-    else:
-        with contextlib.suppress(ImportError):  # brings the operators of a detector
-            import torchvision  # noqa: F401
-        extra = {f'{KEY}.json': ''}
-        module = torch.export.load(path, extra_files=extra).module()
-        text = extra[f'{KEY}.json']
+    return run, json.loads(text)
 
-        def run(image: torch.Tensor, **scalars: float) -> list[torch.Tensor]:
-            own = {name: module.get_buffer(name).clone() for name in scalars}
+
+def _open_onnx(path: Path) -> tuple[Callable, str | None]:
+    """A function of image and scalars, and the description, of an ONNX file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # it warns that a threshold is an input with a default
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+
+    def call(image: torch.Tensor, scalars: Mapping[str, float]) -> list[torch.Tensor]:
+        feed = {session.get_inputs()[0].name: image.numpy()}
+        feed.update({name: np.array(value, np.float32) for name, value in scalars.items()})
+        return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+    return call, session.get_modelmeta().custom_metadata_map.get(KEY)
+
+
+def _open_program(path: Path) -> tuple[Callable, str]:
+    """The same of a file of torch.export."""
+    with contextlib.suppress(ImportError):  # brings the operators of a detector
+        import torchvision  # noqa: F401
+    extra = {f'{KEY}.json': ''}
+    module = torch.export.load(path, extra_files=extra).module()
+
+    def call(image: torch.Tensor, scalars: Mapping[str, float]) -> list[torch.Tensor]:
+        own = {name: module.get_buffer(name).clone() for name in scalars}
+        try:
             with torch.no_grad():
                 for name, value in scalars.items():
                     module.get_buffer(name).fill_(value)
-                found = _flat(module(image))
-                for name, value in own.items():
-                    module.get_buffer(name).copy_(value)
-            return found
+                return _flat(module(image))
+        finally:
+            for name, value in own.items():
+                module.get_buffer(name).copy_(value)
 
-    if not text:
-        raise ValueError(f'{path} was not written by mmlk export: it does not describe itself')
-    return run, json.loads(text)
+    return call, extra[f'{KEY}.json']
 
 
 def _save_onnx(

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 
+from mmlk.data.files import first_line
 from mmlk.inference.prediction import Prediction
 from mmlk.inference.sources import Frame, Frames, Source
 
@@ -36,11 +38,11 @@ class Model(ABC):
                 PIL image, or a sequence of pictures. For long videos and cameras use
                 :meth:`stream`, which keeps nothing.
             batch_size: Pictures that run together, if the model sees them at the same size.
-            skipped: A list that takes what is wrong with files that cannot be read; without it
-                such a file is an error.
+            skipped: A list that takes what is wrong with pictures that cannot be read, or that the
+                model does not take, such as tiny ones; without it such a picture is an error.
 
         Raises:
-            ValueError: If the source does not exist, or a file of it is broken.
+            ValueError: If the source does not exist, or a picture of it is broken or unsuitable.
         """
         return list(self.stream(Frames(source), batch_size, skipped))
 
@@ -54,22 +56,30 @@ class Model(ABC):
         waiting: list[tuple[Frame, Any]] = []
         shape = None
         for frame in frames:
-            if frame.problem and skipped is None:
-                raise ValueError(f'predict: {frame.problem}')
             if frame.problem:
-                skipped.append(frame.problem)
+                _leave_out([frame.problem], skipped)
                 continue
-            sample, next_shape = self._prepare(frame.image)
+            try:
+                sample, next_shape = self._prepare(frame.image)
+            except (ValueError, cv2.error) as error:
+                _leave_out([_unsuitable(frame, error)], skipped)
+                continue
             if waiting and (next_shape != shape or len(waiting) == batch_size):
-                yield from self._run(waiting)
+                yield from self._run(waiting, skipped)
                 waiting = []
             shape = next_shape
             waiting.append((frame, sample))
         if waiting:
-            yield from self._run(waiting)
+            yield from self._run(waiting, skipped)
 
-    def _run(self, batch: list[tuple[Frame, Any]]) -> Iterator[Prediction]:
-        results = self._forward([sample for _, sample in batch])
+    def _run(
+        self, batch: list[tuple[Frame, Any]], skipped: list[str] | None
+    ) -> Iterator[Prediction]:
+        try:
+            results = self._forward([sample for _, sample in batch])
+        except ValueError as error:  # all of the batch have the size that is refused
+            _leave_out([_unsuitable(frame, error) for frame, _ in batch], skipped)
+            return
         for (frame, _), result in zip(batch, results, strict=True):
             yield Prediction(
                 frame.name,
@@ -86,3 +96,16 @@ class Model(ABC):
     @abstractmethod
     def _forward(self, samples: list[Any]) -> list[dict[str, np.ndarray]]:
         """The fields of :class:`Prediction` that the model fills, for each sample of a batch."""
+
+
+def _leave_out(problems: list[str], skipped: list[str] | None) -> None:
+    """Add to the list of what is left out; without one, it is an error."""
+    if skipped is None:
+        raise ValueError(f'predict: {problems[0]}')
+    skipped += problems
+
+
+def _unsuitable(frame: Frame, error: Exception) -> str:
+    """That the model does not take a picture which is as such whole."""
+    height, width = frame.image.shape[:2]
+    return f'{frame.path or frame.name}: {width} x {height} pixels: {first_line(error)}'

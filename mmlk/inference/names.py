@@ -124,6 +124,13 @@ def _published(entry: zoo.Entry, checkpoint: str | None) -> tuple[str, str]:
 
 
 def _unknown(name: str) -> str:
+    if Path(name).suffix in EXPORTED and Path(name).is_file():
+        return (
+            f'load_model: {name!r} is an exported model, which stands alone; here the config or '
+            'checkpoint that it was made of is wanted'
+        )
+    if Path(name).is_dir():
+        return f'load_model: {name!r} is a folder; name a file in it, such as last_checkpoint'
     if Path(name).is_file():
         return (
             f'load_model: {name!r} is neither a config (.py) nor a checkpoint '

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmlk.cli.files import complete
 from mmlk.data.classes import COCO
 from mmlk.inference import pictures
 
@@ -158,8 +159,8 @@ def save(prediction: Prediction, folder: Path, picture: bool, labels: bool) -> N
 
 
 def _write(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    with complete(path) as partial:
+        image.save(partial)
 
 
 def _run_lengths(mask: np.ndarray) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
 
-from mmlk.data.files import image_problem
+from mmlk.data.files import first_line, image_problem
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 _USUAL_RATE = 25.0  # pictures per second, where a camera or a video does not say
+# Pillow's modes of more than 8 bits, which its conversion to RGB cuts off at 255.
+_DEEP_MODES = ('I', 'F')
 
 Source = Any
 """Path, pattern, camera number, array (H, W, 3) uint8 RGB, PIL image, or a sequence of these."""
@@ -31,11 +35,13 @@ class Frame:
         name: Relative path without suffix, which outputs are named after.
         image: uint8 array (H, W, 3), BGR as OpenCV decodes; None if the file is broken.
         problem: What is wrong with the file, '' if nothing is.
+        path: The file; None where the picture is in none of its own.
     """
 
     name: str
     image: np.ndarray | None
     problem: str = ''
+    path: Path | None = None
 
 
 class Frames:
@@ -50,7 +56,8 @@ class Frames:
         video: Name and pictures per second of a video or camera; None for pictures.
 
     Raises:
-        ValueError: If the source does not exist, holds no picture, or is of another kind.
+        ValueError: If the source does not exist, holds no picture, is of another kind, or is a video
+            or camera that cannot be opened.
     """
 
     def __init__(self, source: Source) -> None:
@@ -60,9 +67,14 @@ class Frames:
         self.total: int | None = len(self._items)
         self.video: tuple[str, float] | None = None
         if self._video is not None:
-            count, rate = (0, 0.0) if self.live else _frame_count_and_rate(self._video)
-            self.total = count if count > 0 else None
+            count, rate = _frame_count_and_rate(self._video)
+            self.total = count if count > 0 and not self.live else None
             self.video = _video_name(self._video), rate if rate > 0 else _USUAL_RATE
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the pictures; a video, a camera and arrays have none."""
+        return [item for _, item in self._items if isinstance(item, Path)]
 
     def __iter__(self) -> Iterator[Frame]:
         if self._video is not None:
@@ -103,7 +115,7 @@ def _items(source: Source) -> Iterator[tuple[str, Path | np.ndarray]]:
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
     """Pictures of a folder, a file or a pattern."""
     if path.is_dir():
-        found = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGES and p.is_file())
+        found = pictures_below(path)
         if not found:
             raise ValueError(f'predict: {path} holds no picture ({", ".join(IMAGES)})')
         yield from _named(found, path)
@@ -117,14 +129,33 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
     yield from _named(found)
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """The pictures of a folder and its subfolders, sorted; linked folders count, each folder once."""
+    seen: set[str] = set()
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place, name) for name in names if Path(name).suffix.lower() in IMAGES]
+    # a link to nothing is no file, but should be told
+    return sorted(path for path in found if path.is_file() or path.is_symlink())
+
+
 def _named(files: list[Path], root: Path | None = None) -> Iterator[tuple[str, Path]]:
-    """Each file with its path below ``root``, by default below the folder that all have in common."""
+    """Each file with its path below ``root``, by default below the folder that all have in common.
+
+    The suffix is left out where no other file is called the same, with or without its own.
+    """
     root = root or _common_folder(files)
-    stems = [file.relative_to(root).with_suffix('') for file in files]
-    count = Counter(stems)
-    for stem, file in zip(stems, files):
-        # two files that differ in their suffix alone keep it, so that neither overwrites the other
-        yield (stem if count[stem] == 1 else file.relative_to(root)).as_posix(), file
+    paths = [file.relative_to(root) for file in files]
+    stems = [path.with_suffix('') for path in paths]
+    count, whole = Counter(stems), set(paths)
+    for stem, path, file in zip(stems, paths, files, strict=True):
+        # what is written for one file must not overwrite what is written for another
+        yield (stem if count[stem] == 1 and stem not in whole else path).as_posix(), file
 
 
 def _common_folder(paths: list[Path]) -> Path:
@@ -136,7 +167,15 @@ def _common_folder(paths: list[Path]) -> Path:
 
 def _array(picture: Any) -> np.ndarray:
     """BGR array of a PIL image or an RGB array."""
-    array = np.asarray(picture.convert('RGB') if hasattr(picture, 'convert') else picture)
+    if isinstance(picture, Image.Image):
+        if picture.mode.startswith(_DEEP_MODES):
+            raise ValueError(
+                f'predict: a PIL image of mode {picture.mode!r} has more than 8 bits, which Pillow '
+                'cuts off; give the path of its file, or scale its values to 0 to 255'
+            )
+        # as its file would be: turned as the camera says
+        picture = ImageOps.exif_transpose(picture).convert('RGB')
+    array = np.asarray(picture)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
         raise ValueError(
             f'predict: a picture as an array must be uint8 (H, W, 3) in RGB order, '
@@ -147,18 +186,39 @@ def _array(picture: Any) -> np.ndarray:
 
 def _read_file(name: str, path: Path) -> Frame:
     try:
-        content = path.read_bytes()
+        return Frame(name, decode(path.read_bytes()), path=path)
     except OSError as error:
-        return Frame(name, None, f'{path}: cannot be read ({error.strerror})')
-    problem = image_problem(content)
-    image = None if problem else cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        return Frame(name, None, f'{path}: cannot be read ({error.strerror})', path)
+    except ValueError as error:
+        return Frame(name, None, f'{path}: {error}', path)
+
+
+def decode(content: bytes | bytearray) -> np.ndarray:
+    """The picture in an image file as uint8 (H, W, 3), BGR, turned as its camera says.
+
+    Grey becomes three equal channels, of 16 bits the upper 8 remain, and alpha is left out.
+
+    Raises:
+        ValueError: Saying what is wrong with the file.
+    """
+    problem = image_problem(bytes(content))
+    image = None
+    if not problem:
+        try:
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error as error:  # beyond its limit of pixels
+            problem = f'cannot be decoded by OpenCV ({first_line(error)})'
     if image is None:
-        return Frame(name, None, f'{path}: {problem or "cannot be decoded by OpenCV"}')
-    return Frame(name, image)
+        raise ValueError(problem or 'cannot be decoded by OpenCV')
+    return image
 
 
 def _open(video: Path | int) -> cv2.VideoCapture:
-    capture = cv2.VideoCapture(video if isinstance(video, int) else str(video))
+    level = cv2.setLogLevel(0)  # what OpenCV prints would stand around the error
+    try:
+        capture = cv2.VideoCapture(video if isinstance(video, int) else str(video))
+    finally:
+        cv2.setLogLevel(level)
     if not capture.isOpened():
         raise ValueError(
             f'predict: there is no camera {video}'

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -19,8 +19,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from mmlk.data.files import first_line
 from mmlk.inference.model import Model
 from mmlk.inference.prediction import Prediction
+from mmlk.inference.sources import decode
 
 MAX_BYTES = 32 * 2**20
 """Largest upload."""
@@ -147,7 +149,7 @@ def _threshold(text: str) -> float:
 
 
 def read(body: bytes | bytearray) -> np.ndarray:
-    """The picture in an image file, uint8 (H, W, 3), RGB, turned as its camera says.
+    """The picture in an image file, uint8 (H, W, 3), RGB, decoded as ``mmlk predict`` does.
 
     Raises:
         ValueError: If it is no picture, is damaged, or has too many pixels.
@@ -155,14 +157,17 @@ def read(body: bytes | bytearray) -> np.ndarray:
     if not body:
         raise ValueError('the request has no body; send the bytes of an image file')
     try:
-        picture = Image.open(io.BytesIO(body))
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError(
-                f'the picture has {picture.width} x {picture.height} pixels, more than '
-                f'{MAX_PIXELS // 10**6} million'
-            )
-        return np.asarray(ImageOps.exif_transpose(picture).convert('RGB'))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        with Image.open(io.BytesIO(body)) as picture:
+            size = picture.size
+    except Exception as error:  # Pillow raises anything
+        raise ValueError(f'the file is no picture that can be read: {first_line(error)}') from error
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f'the picture has {size[0]} x {size[1]} pixels, more than {MAX_PIXELS // 10**6} million'
+        )
+    try:
+        return np.ascontiguousarray(decode(body)[..., ::-1])
+    except ValueError as error:
         raise ValueError(f'the file is no picture that can be read: {error}') from error
 
 

@@ -1,5 +1,6 @@
 """A small segmentor with random weights, as a training run leaves it, and pictures."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -66,3 +67,16 @@ def photos(tmp_path):
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f'{name}.png')
     (folder / 'broken.jpg').write_bytes(b'no picture')
     return folder
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Twelve frames of 64 x 48, twelve per second: a square that moves over a grey ground."""
+    path = str(tmp_path / 'clip.avi')
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'MJPG'), 12, (64, 48))
+    for index in range(12):
+        frame = np.full((48, 64, 3), 120, np.uint8)
+        frame[10:30, 4 * index : 4 * index + 20] = (30, 200, 240)
+        writer.write(frame)
+    writer.release()
+    return path

@@ -99,19 +99,6 @@ def test_video_gives_its_frames(tmp_path, model):
     assert [round(p.image.mean() / 100) for p in found] == [0, 1, 2]
 
 
-@pytest.fixture
-def clip(tmp_path):
-    """Twelve frames of 64 x 48, twelve per second: a square that moves over a grey ground."""
-    path = str(tmp_path / 'clip.avi')
-    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'MJPG'), 12, (64, 48))
-    for index in range(12):
-        frame = np.full((48, 64, 3), 120, np.uint8)
-        frame[10:30, 4 * index : 4 * index + 20] = (30, 200, 240)
-        writer.write(frame)
-    writer.release()
-    return path
-
-
 def test_command_writes_the_predicted_video(trained, clip, tmp_path):
     out = tmp_path / 'out'
     words = ['predict', str(trained / 'iter_4.pth'), clip, '--out', str(out), '--device', 'cpu']
@@ -130,7 +117,11 @@ def test_command_writes_the_predicted_video(trained, clip, tmp_path):
 
 def test_a_camera_ends_with_the_program_and_keeps_its_results(trained, clip, tmp_path, monkeypatch):
     capture = cv2.VideoCapture
-    monkeypatch.setattr(cv2, 'VideoCapture', lambda source: Camera(capture(clip)))
+
+    def opened(source):
+        return Camera(capture(clip)) if source == 0 else capture(source)
+
+    monkeypatch.setattr(cv2, 'VideoCapture', opened)
     out = tmp_path / 'out'
     words = ['predict', str(trained / 'iter_4.pth'), '0', '--out', str(out), '--device', 'cpu']
     assert program.main(words) == 0

@@ -122,3 +122,29 @@ def test_metric_that_is_no_number_is_a_wrong_command_line(capsys):
         program.main(['publish', 'x.pth', '--metric', 'mIoU=high'])
     assert stop.value.code == 2
     assert "'mIoU=high' is not NAME=NUMBER" in capsys.readouterr().err
+
+
+def test_publishing_twice_gives_one_file(trained, tmp_path):
+    """Neither the process nor the time becomes part of the file."""
+    for name in ('a', 'a', 'b'):
+        assert (
+            program.main(['publish', str(trained / 'iter_4.pth'), '--out', str(tmp_path / name)])
+            == 0
+        )
+    (first,), (second,) = ((tmp_path / name).iterdir() for name in 'ab')
+    assert first.name == second.name
+
+
+@pytest.mark.parametrize('name', ["it's", 'a, "b"', 'straße 道路', '{x}', 'back\\slash'])
+def test_names_of_classes_may_be_any_text(name, trained, photos, tmp_path, capsys):
+    content = torch.load(trained / 'iter_4.pth', weights_only=False)
+    classes = (name, *CLASSES[1:])
+    content['meta']['dataset_meta']['classes'] = classes
+    changes = f'type="BaseSegDataset", metainfo=dict(classes={classes!r})'
+    content['meta']['cfg'] += f'test_dataloader["dataset"].update({changes})\n'
+    torch.save(content, tmp_path / 'odd.pth')
+    assert program.main(['publish', str(tmp_path / 'odd.pth'), '--out', str(tmp_path / 'out')]) == 0
+    (file,) = (tmp_path / 'out').iterdir()
+    model = mmlk.load_model(file, device='cpu')
+    assert model.classes == classes
+    assert model.predict(photos / 'a.png')[0].picture().height > 48

@@ -5,6 +5,8 @@ of four formats, many-band TIFF, arrays.
 """
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -146,3 +148,28 @@ def test_arrays_and_archives_are_left_to_their_loader():
     np.save(buffer, np.zeros((4, 5, 25)))
     for content in (buffer.getvalue(), b'\x1f\x8b volume', b'\x89HDF\r\n', b'PK\x03\x04'):
         assert problems(content) == (None, None) and image_size(content) is None
+
+
+def large_png(side):
+    """A black picture of one bit a pixel, as a PNG writer makes it."""
+    rows = bytes((1 + side // 8) * side)
+    chunks = [
+        (b'IHDR', struct.pack('>IIBBBBB', side, side, 1, 0, 0, 0, 0)),
+        (b'IDAT', zlib.compress(rows, 1)),
+        (b'IEND', b''),
+    ]
+    packed = [
+        struct.pack('>I4s', len(data), kind) + data + struct.pack('>I', zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(packed)
+
+
+def test_pictures_beyond_the_limit_of_pillow_pass(recwarn):
+    """Aerial images exceed it, and OpenCV, the usual decoder, has another."""
+    before = Image.MAX_IMAGE_PIXELS
+    content = large_png(16_000)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(content))
+    assert image_problem(content) is None and image_size(content) == (16_000, 16_000)
+    assert before == Image.MAX_IMAGE_PIXELS and not recwarn.list
