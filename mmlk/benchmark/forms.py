@@ -39,6 +39,7 @@ class Task:
         device: ``cpu``, or a GPU for the forms of torch.
         threads: Threads of every form.
         unsafe_pickle: Let the checkpoint run code while it is read.
+        image: Picture that is computed on; None stands for noise.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Task:
     device: str
     threads: int
     unsafe_pickle: bool = False
+    image: str | None = None
 
 
 def caller(form: str, task: Task, folder: Path, source: Path | None, image: np.ndarray) -> Timed:
@@ -130,6 +132,7 @@ def _onnxruntime(path: str, threads: int, image: np.ndarray) -> Callable[[], lis
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # errors are raised
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     return lambda: session.run(None, {name: image})
@@ -140,7 +143,7 @@ def _openvino(path: str, threads: int, image: np.ndarray) -> Callable[[], list[n
 
     core = openvino.Core()
     model = core.read_model(path)
-    model.reshape(list(image.shape))
+    model.reshape({model.inputs[0]: list(image.shape)})
     settings = {
         'INFERENCE_NUM_THREADS': threads,
         'PERFORMANCE_HINT': 'LATENCY',
@@ -158,6 +161,7 @@ def build_graph(task: Task) -> tuple[Graph, tuple[int, int]]:
     """
     import torch
 
+    from mmlk.export.detector import DetectorGraph
     from mmlk.export.graph import Graph, part_of
     from mmlk.models.names import is_model
 
@@ -179,7 +183,9 @@ def build_graph(task: Task) -> tuple[Graph, tuple[int, int]]:
         shape = (224, 224) if task.part == 'backbone' else usual_shape(cfg)
     if task.checkpoint is None:
         show_layers(network)
-    return Graph(network, cfg, task.part or whole).eval(), shape
+    part = task.part or whole
+    graph = DetectorGraph(network, cfg) if part == 'detector' else Graph(network, cfg, part)
+    return graph.eval(), shape
 
 
 def show_layers(network: nn.Module) -> None:

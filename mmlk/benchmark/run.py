@@ -21,7 +21,7 @@ import numpy as np
 from mmlk.benchmark.forms import Task, build_graph, caller
 from mmlk.benchmark.process import FormProcess, first_line
 from mmlk.benchmark.report import processor, versions
-from mmlk.benchmark.turns import take_turns, verify
+from mmlk.benchmark.turns import detections, deviation, take_turns, verify
 
 if TYPE_CHECKING:
     from mmlk.export.graph import Graph
@@ -65,7 +65,8 @@ def benchmark(task: Task, rounds: int, compiled: bool = False) -> dict[str, Any]
                 )
                 for form, source in forms.items()
             }
-            deviations = verify(running, notes)
+            compare = detections if about['part'] == 'detector' else deviation
+            deviations = verify(running, notes, compare=compare)
             times = take_turns({form: running[form] for form in deviations}, rounds)
             peaks = {form: running[form].peak() for form in times}
     rows = []
@@ -98,13 +99,14 @@ def _prepare(
 ) -> tuple[dict[str, Path | None], dict[str, str], Task, dict[str, Any]]:
     """Forms that can run with their file, notes on the others, the task with its shape, and facts."""
     notes: dict[str, str] = {}
-    scale = 1.0
+    mean, std = [0.0], [1.0]
     if task.model.endswith(EXPORTED):
         from mmlk.export.describe import channel_count
 
         forms, description = _exported_forms(Path(task.model), task.device)
+        _require_picture(task, description['part'], loaded=True)
         entry = description['input']
-        fixed = entry['shape']
+        fixed = entry['shape'] if entry['shape'] and entry['shape'][2] else None
         side = _SIDES.get(description['part'], 512)
         shape = tuple(fixed[2:]) if fixed else task.shape or (side, side)
         given = (task.batch_size, task.shape or shape)
@@ -113,7 +115,9 @@ def _prepare(
                 f'benchmark: {task.model} is fixed to {fixed[0]} picture of {shape[0]} x {shape[1]}; '
                 f'leave --batch-size and --shape out'
             )
-        scale = 255.0 if entry['values'] == '0 to 255' else 1.0
+        whole = entry['values'] == '0 to 255'
+        if entry.get('mean') and not whole:
+            mean, std = entry['mean'], entry['std']
         channels = channel_count(description)
         about = dict(part=description['part'], weights='exported')
         task = replace(task, shape=shape)
@@ -121,6 +125,12 @@ def _prepare(
         import torch
 
         graph, usual = build_graph(task)
+        _require_picture(task, graph.part, loaded=task.checkpoint is not None)
+        whole = False
+        mean, std = (
+            value.flatten().tolist()[:: -1 if graph.flip else 1]
+            for value in (graph.mean, graph.std)
+        )
         task = replace(task, shape=task.shape or usual)
         channels = graph.backbone.in_channels
         about = dict(part=graph.part, weights='loaded' if task.checkpoint else 'random')
@@ -129,10 +139,12 @@ def _prepare(
         if not compiled:
             notes['compiled'] = 'not asked for: --compile'
         _add_exported(forms, notes, graph, task, folder)
-    generator = np.random.default_rng(0)
-    size = (task.batch_size, channels, *task.shape)
-    noise = generator.random(size) if scale > 1 else generator.standard_normal(size)
-    np.save(folder / 'image.npy', (scale * noise).astype(np.float32))
+    pixels = (
+        _noise(task, channels, 255.0 if whole else 1.0)
+        if task.image is None
+        else _picture(task, channels, mean, std)
+    )
+    np.save(folder / 'image.npy', pixels)
     for form, packages in _PACKAGES.items():
         missing = [name for name in packages if find_spec(name) is None]
         # a file that is there needs no more than what runs it
@@ -177,3 +189,38 @@ def _add_exported(
             notes[form] = why
         else:
             forms[form] = folder / 'model.onnx'
+
+
+def _require_picture(task: Task, part: str, loaded: bool) -> None:
+    """Raise where the time depends on what is found, and nothing can be found."""
+    if part == 'detector' and not (loaded and task.image and task.batch_size == 1):
+        raise ValueError(
+            f'benchmark: {task.model} is a detector, whose time depends on what it finds: give its '
+            'checkpoint, --image FILE and one picture per call; or time its backbone (--part backbone)'
+        )
+
+
+def _noise(task: Task, channels: int, scale: float) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    size = (task.batch_size, channels, *task.shape)
+    noise = generator.random(size) if scale > 1 else generator.standard_normal(size)
+    return (scale * noise).astype(np.float32)
+
+
+def _picture(task: Task, channels: int, mean: list[float], std: list[float]) -> np.ndarray:
+    """The picture of the task at its size, once per image of a call; ``mean`` and ``std`` of RGB."""
+    import cv2
+
+    from mmlk.inference.sources import decode
+
+    if channels not in (1, 3):
+        raise ValueError(f'benchmark: --image has no {channels} channels; leave it out')
+    try:
+        picture = decode(Path(task.image).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f'benchmark: --image {task.image}: {error}') from error
+    picture = cv2.resize(picture, task.shape[::-1])
+    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)[..., None]
+    values = (picture[..., ::-1] if channels == 3 else grey).astype(np.float32)
+    values = ((values - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
+    return np.repeat(values[None], task.batch_size, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -37,7 +38,10 @@ def take_turns(
 
 
 def verify(
-    running: Mapping[str, FormProcess], notes: dict[str, str], bound: float = TOLERANCE
+    running: Mapping[str, FormProcess],
+    notes: dict[str, str],
+    bound: float = TOLERANCE,
+    compare: Callable[..., float] | None = None,
 ) -> dict[str, float]:
     """Deviation from the first form of each one that runs; a form that fails gets a note.
 
@@ -45,10 +49,12 @@ def verify(
         running: Forms by name; the first that runs is what the others are compared with.
         notes: Gets the reason why a form does not run.
         bound: Largest deviation of floating outputs, relative to the largest value.
+        compare: In the place of :func:`deviation`.
 
     Raises:
         RuntimeError: If outputs differ, or nothing runs.
     """
+    compare = compare or deviation
     deviations: dict[str, float] = {}
     reference: list[np.ndarray] | None = None
     for form, process in running.items():
@@ -57,7 +63,7 @@ def verify(
             notes[form] = f'failed: {outputs}'
             continue
         reference = reference or outputs
-        deviations[form] = deviation(form, outputs, reference, bound)
+        deviations[form] = compare(form, outputs, reference, bound)
     if not deviations:
         raise RuntimeError(f'benchmark: no form runs: {"; ".join(notes.values())}')
     return deviations
@@ -85,3 +91,24 @@ def deviation(
             )
         worst = max(worst, float(error))
     return worst
+
+
+def detections(
+    form: str, found: list[np.ndarray], expected: list[np.ndarray], bound: float = TOLERANCE
+) -> float:
+    """As :func:`deviation`, of a detector, whose boxes may come in another order.
+
+    Raises:
+        RuntimeError: If boxes have no counterpart, see :func:`mmlk.export.compare.detections`.
+    """
+    import torch
+
+    from mmlk.export import compare
+
+    pair = ([torch.from_numpy(value) for value in outputs] for outputs in (found, expected))
+    try:
+        return compare.detections(*pair, Path(form))
+    except RuntimeError as error:
+        raise RuntimeError(
+            f'benchmark: the form {form!r} finds other objects than the first; nothing was timed'
+        ) from error

@@ -3,12 +3,14 @@
     mmlk benchmark recnext_m3 --batch-size 4
     mmlk benchmark fpn_recnext_m3_ade20k --shape 512 512 --threads 4 --json times.json
     mmlk benchmark model.onnx
+    mmlk benchmark my_config.py epoch_12.pth --image photo.jpg      a detector
 
 MODEL is a config (file or name), a name of mmlk.create_model, a checkpoint that holds its config, or a
 file of mmlk export. The forms are eager, folded (switch_to_deploy), compiled (torch.compile, with
 --compile), ONNX Runtime and OpenVINO; one that is not installed is named. Their outputs are compared
 before anything is timed. Each form has a process of its own, and they take turns. Without a checkpoint
-the weights are random, on which the time does not depend.
+the weights are random, on which the time does not depend, unless it is a detector: its time is that of
+the objects which it finds in a picture.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.completer = arguments.complete_config
     parser.add_argument('checkpoint', nargs='?', help='weights (default: random)')
     parser.add_argument(
-        '--part', choices=['segmentor', 'classifier', 'backbone'], help='default: the whole model'
+        '--part',
+        choices=['segmentor', 'classifier', 'detector', 'backbone'],
+        help='default: the whole model',
     )
     parser.add_argument('--batch-size', type=int, default=1, help='images per call (default: 1)')
     parser.add_argument(
@@ -37,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=('H', 'W'),
         help="size of the images (default: the crop of a classifier's test, of a backbone 224 224, "
         'of a segmentor 512 512)',
+    )
+    parser.add_argument(
+        '--image', help='picture to compute on, as a detector needs it (default: noise)'
     )
     parser.add_argument('--rounds', type=int, default=20, help='timed calls per form (default: 20)')
     parser.add_argument(
@@ -70,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
             args.device,
             args.threads,
             args.unsafe_pickle,
+            args.image,
         )
         measured = benchmark(task, args.rounds, args.compile)
         if args.json:

@@ -91,14 +91,17 @@ class DetectorGraph(Graph):
     def compare(
         self, run: Callable[..., list[torch.Tensor]], image: torch.Tensor, out: Path
     ) -> float:
-        """As the base class, by objects, and with all scores: noise holds none that is likely."""
+        """As the base class, by objects: with all scores, as noise holds none likely, and with none."""
         threshold = self.score_threshold.clone()
         self.score_threshold.zero_()
         try:
             expected = self(image)
         finally:
             self.score_threshold.copy_(threshold)
-        return compare.detections(run(image, score_threshold=0.0), expected, out)
+        found = run(image, score_threshold=0.0)
+        if len(run(image, score_threshold=2.0)[0]):
+            raise RuntimeError(f'export: {out} finds objects above any score; nothing was written')
+        return compare.detections(found, expected, out)
 
     def folded(self) -> DetectorGraph:
         """A copy that computes the same with standard operators of any image size."""
@@ -257,7 +260,14 @@ def _suppressed(
 
     # groups are moved apart by more than the picture, in which all boxes lie
     offset = groups.to(boxes.dtype) * (size[0] + size[1])
-    kept = nms(boxes + offset[:, None], scores, threshold)
+    # torchvision tells torch.export that at least two are kept, so two stand outside the picture
+    outside = boxes.new_tensor([[-2.0, -2.0, -1.0, -1.0], [-4.0, -4.0, -3.0, -3.0]])
+    kept = nms(
+        torch.cat([boxes + offset[:, None], outside]),
+        torch.cat([scores, scores.new_full((2,), -2.0)]),
+        threshold,
+    )
+    kept = kept[(kept < boxes.shape[0]).nonzero()[:, 0]]
     return kept[scores[kept].argsort(descending=True)]
 
 

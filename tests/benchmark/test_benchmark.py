@@ -3,12 +3,14 @@
 import json
 import mmap
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mmlk.benchmark import report, run, turns
 from mmlk.benchmark.forms import Task, caller, peak_of_process, reset_peak
@@ -158,3 +160,59 @@ def test_a_peak_is_counted_anew():
     assert peak_of_process() < held + 50
     hold(128)
     assert peak_of_process() > held + 100
+
+
+BOXES = [
+    np.float32([[1, 2, 30, 40], [5, 5, 20, 20]]),
+    np.float32([0.9, 0.4]),
+    np.int64([1, 0]),
+]
+
+
+@pytest.fixture
+def detector_file(tmp_path):
+    """A file of a detector that finds two boxes in every picture."""
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
+    from tests.commands.test_tested import write_onnx
+
+    values = dict(zip(('boxes', 'scores', 'labels'), BOXES, strict=True))
+    nodes = [
+        onnx.helper.make_node('Constant', [], [name], value=onnx.numpy_helper.from_array(value))
+        for name, value in values.items()
+    ]
+    kinds = {n: onnx.helper.np_dtype_to_tensor_dtype(value.dtype) for n, value in values.items()}
+    return write_onnx(tmp_path / 'detector.onnx', 'detection', nodes, kinds)
+
+
+def test_a_detector_is_timed_on_a_picture(detector_file, tmp_path, capsys):
+    Image.new('RGB', (50, 40)).save(tmp_path / 'a.png')
+    text = command(
+        capsys, detector_file, '--image', tmp_path / 'a.png', '--shape', 32, 48, '--rounds', 1
+    )
+    assert 'detector, exported weights, 1 x 32 x 48' in text and '\nonnxruntime  ' in text
+    for words, message in (
+        ([], 'is a detector, whose time depends on what it finds'),
+        (['--image', 'a.png', '--batch-size', '2'], 'one picture per call'),
+        (['--image', str(detector_file)], 'detector.onnx: cannot be decoded'),
+        (['--image', 'absent.png'], 'absent.png: .*No such file'),
+    ):
+        with pytest.raises(SystemExit, match=f'^mmlk benchmark: error: (.|\n)*{message}'):
+            program.main(['benchmark', str(detector_file), *words])
+
+
+def test_a_picture_is_normalised_and_repeated(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    task = replace(TASK, shape=(20, 30), image=str(tmp_path / 'a.png'))
+    found = run._picture(task, 3, [1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+    expected = (pixels - np.array([1.0, 2, 3])) / np.array([4.0, 5, 6])
+    assert np.allclose(found, np.stack([expected.transpose(2, 0, 1)] * 2), atol=1e-4)
+    with pytest.raises(ValueError, match='has no 4 channels'):
+        run._picture(task, 4, [0.0], [1.0])
+
+
+def test_objects_are_compared_in_any_order():
+    assert turns.detections('x', [value[::-1].copy() for value in BOXES], BOXES) == 0
+    with pytest.raises(RuntimeError, match="the form 'x' finds other objects"):
+        turns.detections('x', [BOXES[0] + 1, *BOXES[1:]], BOXES)

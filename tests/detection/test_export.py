@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 import mmlk
 from mmlk.cli import program
 from mmlk.export import compare
-from mmlk.export.detector import DetectorGraph
+from mmlk.export.detector import DetectorGraph, _suppressed
 from mmlk.inference.masks import paste
 from tests.detection.detectors import build, small_config
 
@@ -257,3 +257,23 @@ def test_part_that_the_graph_does_not_know_is_named(spoil, message):
     spoil(network)
     with pytest.raises(ValueError, match=message):
         DetectorGraph(network, config)
+
+
+class Suppression(torch.nn.Module):
+    """Suppression of those boxes that score above a threshold, as the graph has it."""
+
+    def forward(self, boxes, scores, threshold):
+        index = (scores > threshold).nonzero()[:, 0]
+        groups = torch.zeros_like(index)
+        return index[_suppressed(boxes[index], scores[index], groups, 0.5, (100, 100))]
+
+
+def test_programs_of_torch_take_pictures_with_few_objects():
+    """torchvision tells torch.export that suppression keeps at least two boxes."""
+    boxes = torch.tensor([[0.0, 0, 9, 9], [1, 0, 9, 9], [50, 50, 99, 99], [0, 0, 100, 100]])
+    scores = torch.tensor([0.5, 0.9, 0.7, 0.2])
+    inputs = [(boxes, scores, torch.tensor(value)) for value in (0.0, 0.6, 0.8, 1.0)]
+    exported = torch.export.export(Suppression(), inputs[0]).module()
+    found = [exported(*one).tolist() for one in inputs]
+    assert found == [[1, 2, 3], [1, 2], [1], []]
+    assert found == [Suppression()(*one).tolist() for one in inputs]
