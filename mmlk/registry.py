@@ -11,20 +11,26 @@ from importlib import import_module
 from mmengine import registry as _root
 from mmengine.runner import CheckpointLoader
 
-_CLASSIFICATION = frozenset(
-    {'DistilledClassifier', 'MlpClsHead', 'NormLinearClsHead', 'TwoBranchClsHead'}
-)
+_LATE = {
+    **dict.fromkeys(
+        ('DistilledClassifier', 'MlpClsHead', 'NormLinearClsHead', 'TwoBranchClsHead'),
+        'mmlk.classification',
+    ),
+    'ExportedNetwork': 'mmlk.inference.tested',
+}
+"""Models whose modules need a package that others do without."""
 
 
 class _ModelRegistry(_root.Registry):
-    """Imports what derives from MMPretrain's classes when it is named, and not before.
+    """Imports what needs MMPretrain, or an exported file, when it is named, and not before.
 
     Segmentation and detection neither need that package nor wait for its import.
     """
 
     def get(self, key: str):
-        if key.rpartition('.')[2] in _CLASSIFICATION:
-            import_module('mmlk.classification')
+        name = key.rpartition('.')[2]
+        if name in _LATE:
+            import_module(_LATE[name])
         return super().get(key)
 
 

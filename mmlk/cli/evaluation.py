@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+
+from mmlk.data.opened import leaf_datasets
+
+EXPORTED_NETWORK = 'mmlk.ExportedNetwork'
 
 # Used where a detection config has no settings of its own, as MMDetection's test tool does.
 _DETECTION_TTA_MODEL = dict(
@@ -114,15 +119,31 @@ def draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: f
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
         raise ValueError('--show, --show-dir: the config has no default_hooks.visualization')
-    if cfg.get('default_scope') == 'mmpretrain':
-        cfg.default_hooks.visualization = dict(
-            type='mmlk.ClassPicturesHook', out_dir=show_dir, show=show, wait_time=wait_time
-        )
-        return
-    hook.draw = True
-    if show:
-        hook.show, hook.wait_time = True, wait_time
-    if show_dir and cfg.get('default_scope') == 'mmdet':
-        hook.test_out_dir = show_dir
-    elif show_dir:
-        cfg.visualizer.save_dir = show_dir
+    kept = {key: hook[key] for key in ('score_thr', 'backend_args') if hook.get(key) is not None}
+    cfg.default_hooks.visualization = dict(
+        type='mmlk.PicturesHook', out_dir=show_dir, show=show, wait_time=wait_time, **kept
+    )
+
+
+def use_exported(cfg: Config, file: str) -> None:
+    """Test an exported file in the place of the config's model, in place.
+
+    The file says how a picture is resized and cropped, so the test pipeline leaves that to it.
+
+    Raises:
+        ValueError: If there is no such file, or the run has several processes.
+    """
+    from mmlk.export.describe import SIZE_STEPS  # brings torch
+
+    if not Path(file).is_file():
+        raise ValueError(f'there is no file {file!r}')
+    if cfg.get('launcher', 'none') != 'none':
+        raise ValueError(f'{file}: an exported file is tested by one process; leave out --launcher')
+    for dataset in leaf_datasets(cfg.test_dataloader.dataset):
+        dataset.pipeline = [
+            step for step in dataset.pipeline if step['type'].rpartition('.')[2] not in SIZE_STEPS
+        ]
+    # pictures of a batch may differ in size
+    cfg.test_dataloader.collate_fn = dict(type='pseudo_collate')
+    cfg.model = ConfigDict(type=EXPORTED_NETWORK, file=file)
+    cfg.load_from = None

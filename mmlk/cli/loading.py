@@ -18,6 +18,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmlk.checkpoints import keymaps, zoo
 from mmlk.checkpoints.classifiers import START_FROM_OTHER_TASK
+from mmlk.checkpoints.errors import UnusableCheckpoint
 from mmlk.checkpoints.fetch import locate
 from mmlk.checkpoints.read import load_file, unwrap
 
@@ -115,14 +116,32 @@ def plain_state(state: dict, notes: list[str]) -> OrderedDict:
 
 
 class ClassNames(Hook):
-    """Warns where a checkpoint was trained on classes of other names than those it is tested on."""
+    """Compares the class names of training with those of the test data, in their order."""
+
+    def before_test(self, runner: Runner) -> None:
+        """An exported file has its class names inside.
+
+        Raises:
+            UnusableCheckpoint: If the file tells another number of classes apart.
+        """
+        trained = getattr(runner.model, 'trained_classes', None)
+        if trained is None:
+            return
+        tested = _tested(runner)
+        if tested and len(trained) != len(tested):
+            raise UnusableCheckpoint(
+                f'the exported file tells {len(trained)} classes apart, and the test data have '
+                f'{len(tested)}; it belongs to another config'
+            )
+        self._compare(runner, list(trained), tested)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare the checkpoint's class names with the test data's, in their order."""
+        """A checkpoint has them in its metadata."""
         meta = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
         trained = list(meta.get('classes') or meta.get('CLASSES') or ())
-        tested = getattr(runner.test_loop.dataloader.dataset, 'metainfo', {})
-        tested = list(tested.get('classes') or ())  # a plain data set of torch names none
+        self._compare(runner, trained, _tested(runner))
+
+    def _compare(self, runner: Runner, trained: list[str], tested: list[str]) -> None:
         pairs = enumerate(zip(trained, tested))
         odd = next(((index, *pair) for index, pair in pairs if pair[0] != pair[1]), None)
         if odd:
@@ -133,6 +152,12 @@ class ClassNames(Hook):
             )
 
 
+def _tested(runner: Runner) -> list[str]:
+    """Class names of the test data; a plain data set of torch has none."""
+    names = getattr(runner.test_loop.dataloader.dataset, 'metainfo', {})
+    return list(names.get('classes') or ())
+
+
 def require_coverage(model: torch.nn.Module) -> None:
     """Make loading a state dict raise where the model would keep untrained weights.
 
@@ -140,7 +165,8 @@ def require_coverage(model: torch.nn.Module) -> None:
     report the accuracy of random weights. Auxiliary heads take no part in a test and may be absent.
     Backbones of this package judge what concerns them, also under their authors' names.
     """
-    from mmlk.networks.base import Network  # operators, which a config alone does not need
+    from mmlk.heads import Head  # operators, which a config alone does not need
+    from mmlk.networks.base import Network
 
     given: dict[str, tuple] = {}
 
@@ -177,6 +203,9 @@ def require_coverage(model: torch.nn.Module) -> None:
 
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
+    for part in model.modules():
+        if isinstance(part, Head):
+            part.tells_resized = False  # it is refused below
     model.register_load_state_dict_pre_hook(note)
     model.register_load_state_dict_post_hook(check)
 

@@ -1,4 +1,8 @@
-"""Evaluate a checkpoint on the test data of its config."""
+"""Evaluate a checkpoint on the test data of its config.
+
+In its place a file of mmlk export can stand, which then prepares the pictures itself: what is tested is
+what mmlk predict does with the file.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,15 @@ from mmlk.cli.config import load_config
 from mmlk.cli.files import check_writable
 from mmlk.data.errors import DataError
 from mmlk.data.layout import check_datasets
+from mmlk.inference.names import EXPORTED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     arguments.add_config(parser)
-    parser.add_argument('checkpoint', help='file, URL, or WORK_DIR/last_checkpoint')
+    parser.add_argument(
+        'checkpoint', help='file, URL, WORK_DIR/last_checkpoint, or a file of mmlk export'
+    )
     parser.add_argument(
         '--out',
         help='keep predictions: a folder of PNG label maps (segmentation) '
@@ -40,10 +47,15 @@ def prepare(args: argparse.Namespace) -> tuple[Config, list[str]]:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     check_writable(Path(cfg.work_dir))
     cfg.launcher = args.launcher
-    cfg.load_from, cfg.resume = locate(args.checkpoint), False
+    exported = Path(args.checkpoint).suffix in EXPORTED
+    cfg.load_from, cfg.resume = None if exported else locate(args.checkpoint), False
     checks.check_packages(cfg)
     checks.check_class_counts(cfg)
     notes = check_datasets(cfg, ('test_dataloader',))
+    if exported:
+        if args.tta:
+            raise ValueError(f'{args.checkpoint} is an exported model, which takes no --tta')
+        evaluation.use_exported(cfg, args.checkpoint)
     if args.show or args.show_dir:
         evaluation.draw_predictions(cfg, args.show, args.show_dir, args.wait_time)
     if args.out:
@@ -71,7 +83,7 @@ def evaluate(
     runner = device.build_runner(cfg, notes)
     loading.require_coverage(runner.model)
     runner.register_hook(loading.ClassNames())
-    if fold:
+    if fold and cfg.model.get('type') != evaluation.EXPORTED_NETWORK:  # which is folded
         runner.register_hook(FoldForTest())
     metrics = runner.test()
     device.close_process_group()
@@ -84,6 +96,10 @@ def check(cfg: Config) -> list[str]:
     from mmlk.cli.fit import check_fit
 
     checks.check_types(cfg)
+    if cfg.model.get('type') == evaluation.EXPORTED_NETWORK:
+        from mmlk.inference.tested import check_task
+
+        check_task(cfg)
     check_fit(cfg)
     notes = device.limit_waiting(cfg) + device.adapt_to_device(cfg)
     device.open_process_group(cfg)

@@ -11,7 +11,7 @@ import mmlk
 from mmlk.export.graph import Graph
 
 # Steps of a test pipeline that change the size of the picture, with the settings that matter.
-_SIZE_STEPS = {
+SIZE_STEPS = {
     'Resize': ('scale', 'scale_factor', 'keep_ratio'),
     'ResizeToMultiple': ('size_divisor',),
     'ResizeEdge': ('scale', 'edge', 'backend', 'interpolation'),
@@ -100,9 +100,9 @@ def size_steps(cfg: Config) -> list[dict[str, Any]]:
     steps = []
     for step in dataset.pipeline:
         kind = step['type'].rpartition('.')[2]
-        odd = {*step} - {'type', *_SIZE_STEPS.get(kind, ())} if kind in _STRICT else ()
-        if kind in _SIZE_STEPS and not odd:
-            known = {key: step[key] for key in _SIZE_STEPS[kind] if step.get(key) is not None}
+        odd = {*step} - {'type', *SIZE_STEPS.get(kind, ())} if kind in _STRICT else ()
+        if kind in SIZE_STEPS and not odd:
+            known = {key: step[key] for key in SIZE_STEPS[kind] if step.get(key) is not None}
             steps.append(dict(type=kind, **known))
         elif kind not in _OTHER_STEPS:
             raise ValueError(

@@ -38,6 +38,8 @@ class Head(nn.Module):
     """Names of the layers whose width is the number of classes."""
     drops: ClassVar[bool] = False
     """Whether the constructor takes ``dropout``."""
+    tells_resized: bool = True
+    """Whether loading warns of class layers that keep their values; else its caller refuses them."""
 
     def __init__(self, in_channels: int, num_classes: int = 1000, **options):
         super().__init__(**options)
@@ -121,7 +123,7 @@ class Head(nn.Module):
                 f'{name}: the file does not cover the head: {"; ".join(problems[:3])} '
                 f'({len(problems)} in all); choose the file of this variant'
             )
-        if resized:
+        if resized and self.tells_resized:
             self._warn(
                 f'{name}: the file is for {len(state[resized[0]])} classes, the module for '
                 f'{self.num_classes}: {", ".join(resized)} keep their initial values'

@@ -10,6 +10,7 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 from mmlk.checkpoints.classifiers import split_classifier
 from mmlk.checkpoints.load import load_into
+from mmlk.cli.loading import require_coverage
 from tests.checkpoints.cases import classifier as shapes_of
 from tests.classification.models import RECORDS, classifier, published
 from tests.golden_weights import golden_input
@@ -88,19 +89,32 @@ def test_another_class_count_leaves_the_class_layers_new(record):
         assert torch.equal(value, before[key] if fresh else want[f'head.{key}']), key
 
 
-def test_message_names_both_class_counts(caplog):
+@pytest.fixture
+def said(caplog):
+    """What loading writes into the log of a run, so far."""
     logger = MMLogger.get_instance('classes', logger_name='classes')
     logger.addHandler(caplog.handler)
-    try:
-        classifier(*RECORDS[RECORD], num_classes=7).load_state_dict(published(RECORD), strict=False)
-    finally:
-        logger.removeHandler(caplog.handler)
-        MMLogger._instance_dict.pop('classes', None)
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    yield lambda: [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
+    logger.removeHandler(caplog.handler)
+    MMLogger._instance_dict.pop('classes', None)
+
+
+def test_message_names_both_class_counts(said):
+    classifier(*RECORDS[RECORD], num_classes=7).load_state_dict(published(RECORD), strict=False)
     assert any(
         'for 1000 classes, the module for 7: fc2.weight, fc2.bias keep their initial values' in line
-        for line in said
+        for line in said()
     )
+
+
+def test_refusal_is_not_preceded_by_what_would_have_been_kept(said):
+    model = classifier(*RECORDS[RECORD], num_classes=7)
+    require_coverage(model)
+    with pytest.raises(RuntimeError, match='2 tensors have other shapes'):
+        model.load_state_dict(published(RECORD), strict=False)
+    assert not said()
 
 
 def dense():

@@ -97,9 +97,10 @@ def test_missing_operators_are_answered_with_the_remedy(generated, monkeypatch, 
 
 def test_pictures_go_to_the_folder_that_is_named(tmp_path):
     config = Config.fromfile(mmlk.config_path('mask_rcnn_recnext_m0_coco_mini.py'))
+    config.default_hooks.visualization.score_thr = 0.6
     draw_predictions(config, show=False, show_dir=str(tmp_path), wait_time=0)
-    assert config.default_hooks.visualization.draw
-    assert config.default_hooks.visualization.test_out_dir == str(tmp_path)
+    hook = config.default_hooks.visualization
+    assert (hook.type, hook.out_dir, hook.score_thr) == ('mmlk.PicturesHook', str(tmp_path), 0.6)
 
 
 @pytest.fixture

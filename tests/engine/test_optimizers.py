@@ -13,9 +13,9 @@ from mmlk.engine import AdaptiveClipHook, DCLSRepulsionHook, FiniteLossHook, Spa
 FOR_ONE = (AdaptiveClipHook, DCLSRepulsionHook, SparseMaskHook)
 # Hooks that never ask for the optimizer, or take any number of them.
 FOR_ANY = (
-    'ClassPicturesHook',
     'DCLSClampHook',
     'FiniteLossHook',
+    'PicturesHook',
     'SafeCheckpointHook',
     'SingleImageNormHook',
 )

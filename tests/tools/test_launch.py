@@ -358,8 +358,8 @@ def test_predictions_of_a_detector_are_a_pickle(cfg):
 
 def test_pictures_need_the_hook(cfg):
     draw_predictions(cfg, show=False, show_dir='pictures', wait_time=0)
-    assert cfg.default_hooks.visualization.draw is True
-    assert cfg.visualizer.save_dir == 'pictures'
+    hook = dict(type='mmlk.PicturesHook', out_dir='pictures', show=False, wait_time=0)
+    assert cfg.default_hooks.visualization == hook
     del cfg.default_hooks['visualization']
     with pytest.raises(ValueError, match='visualization'):
         draw_predictions(cfg, show=True, show_dir=None, wait_time=0)
