@@ -124,9 +124,10 @@ def test_metric_that_is_no_number_is_a_wrong_command_line(capsys):
     assert "'mIoU=high' is not NAME=NUMBER" in capsys.readouterr().err
 
 
-def test_publishing_twice_gives_one_file(trained, tmp_path):
+def test_publishing_twice_gives_one_file(trained, tmp_path, monkeypatch):
     """Neither the process nor the time becomes part of the file."""
-    for name in ('a', 'a', 'b'):
+    for process, name in enumerate(('a', 'a', 'b'), start=1):
+        monkeypatch.setattr('mmlk.cli.files.os.getpid', lambda process=process: process)
         assert (
             program.main(['publish', str(trained / 'iter_4.pth'), '--out', str(tmp_path / name)])
             == 0
