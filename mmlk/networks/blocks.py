@@ -186,7 +186,7 @@ class ConvNeXtBlock(Block):
         elif isinstance(norm, nn.LayerNorm) and norm.elementwise_affine:
             shift = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
             self._absorb(norm.weight.double(), shift.double())
-            self.norm = LayerNorm(*norm.normalized_shape, norm.eps, elementwise_affine=False)
+            self.norm = LayerNorm(norm.normalized_shape[0], norm.eps, elementwise_affine=False)
         if self.gamma is not None:
             self.pwconv2 = fold_scale_after(self.pwconv2, self.gamma)
             self.gamma = None
@@ -203,7 +203,7 @@ class ConvNeXtBlock(Block):
 def _on_last_axis(norm: nn.Module) -> nn.Module:
     if not isinstance(norm, LayerNorm2d):
         return norm
-    plain = LayerNorm(*norm.normalized_shape, norm.eps)
+    plain = LayerNorm(norm.normalized_shape[0], norm.eps)
     return plain.requires_grad_(norm.weight.requires_grad)
 
 

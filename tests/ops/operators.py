@@ -62,7 +62,7 @@ def calls(n: int = 2, c: int = 24, h: int = 12, w: int = 10) -> dict[str, Call]:
             (x, wide, tall, (c,), (c,), (c,), (c,)),
             lambda op, x, *a: op(x, a[:2], [norm_of(*a[2:4]), norm_of(*a[4:])]),
         ),
-        'layer_norm': Call(((n, h, w, c), (c,), (c,)), lambda op, *a: op(*a)),
+        'layer_norm': Call(((n * h * w, c), (c,), (c,)), lambda op, *a: op(*a)),
         'contiguous_map': Call((x,), lambda op, x: op(x, torch.contiguous_format)),
         'pointwise_conv2d': Call((x, (2 * c, c, 1, 1), (2 * c,)), lambda op, *a: op(*a)),
         'patch_conv2d': Call((x, (2 * c, c, 2, 2), (2 * c,)), lambda op, *a: op(*a)),
