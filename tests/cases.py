@@ -84,7 +84,7 @@ MICRO_ARCHS = {
         small_kernel_size=3,
     ),
     'UniRepLKNet': dict(
-        depths=(1, 1, 2, 1), dims=(16, 24, 32, 40), kernel_sizes=((3,), (13,), (13, 3), (13,))
+        depths=(1, 1, 2, 1), dims=(16, 24, 32, 40), kernel_sizes=((3,), (3,), (13, 3), (5,))
     ),
     'MetaNeXt': dict(
         depths=(2, 1, 2, 1),

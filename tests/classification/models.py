@@ -40,9 +40,7 @@ RECORDS = {
     'replknet/micro_xl': ('replknet', dict(_REPLKNET, small_kernel_size=None, mixer_ratio=1.5)),
     'unireplknet/micro': (
         'unireplknet',
-        dict(
-            depths=(1, 1, 2, 1), dims=(16, 24, 32, 40), kernel_sizes=((3,), (13,), (13, 3), (13,))
-        ),
+        dict(depths=(1, 1, 2, 1), dims=(16, 24, 32, 40), kernel_sizes=((3,), (3,), (13, 3), (5,))),
     ),
 }
 

@@ -33,7 +33,7 @@ def test_kernel_with_gaps_equals_the_dilated_one(side, dilation):
     'case', RECORD['cases'], ids=lambda case: f'k{case["kernel_size"]}-h{case["input_shape"][2]}'
 )
 def test_values_and_gradients_are_the_authors(case, mode, layout, monkeypatch):
-    if case['kernel_size'] != 13:  # loops are compiled for every set of sizes
+    if case['kernel_size'] != 13 or case['input_shape'][2] < 13:  # each compiles loops of its own
         monkeypatch.setenv('MMLK_BACKEND', 'reference')
     mixer = load_golden_weights(DilatedReparamConv2d(6, case['kernel_size']))
     assert [[k, list(v.shape)] for k, v in mixer.state_dict().items()] == case['keys']

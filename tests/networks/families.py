@@ -32,7 +32,7 @@ FAMILIES = {
     ),
     'unireplknet': (
         UniRepLKNet,
-        dict(_SIZE, kernel_sizes=((13,), (3,), (13,), (13,))),
+        dict(_SIZE, kernel_sizes=((3,), (13,), (3,), (5,))),
         dict(layer_scale_init=0.5),
     ),
 }
