@@ -253,8 +253,8 @@ class RepLKNet(Network):
         )
         rates = drop_path_schedule(drop_path_rate, depths)
 
-        def make_blocks(stage: int) -> list[nn.Module]:
-            width, blocks = dims[stage], []
+        def make_blocks(stage: int) -> nn.ModuleList:
+            width, blocks = dims[stage], nn.ModuleList()
             for rate in rates[stage]:
                 options = dict(drop_path=rate, norm_cfg=norm_cfg)
                 hidden = int(width * settings['mixer_ratio'])
@@ -264,9 +264,7 @@ class RepLKNet(Network):
             return blocks
 
         self.stem = _stem(in_channels, dims[0], norm_cfg)
-        self.stages = nn.ModuleList(
-            Stage(nn.Identity(), nn.ModuleList(make_blocks(i))) for i in range(len(dims))
-        )
+        self.stages = nn.ModuleList(Stage(nn.Identity(), make_blocks(i)) for i in range(len(dims)))
         self.transitions = nn.ModuleList(
             _transition(before, after, norm_cfg) for before, after in zip(dims, dims[1:])
         )

@@ -2,7 +2,7 @@
 
 import torch
 
-from mmlk.networks import DCLSConvNeXt, InceptionNeXt, RecNeXt, RepLKNet, SLaK, UniRepLKNet
+from mmlk.networks import DCLSConvNeXt, InceptionNeXt, RecNeXt, SLaK
 from tests.cases import away
 
 _SIZE = dict(depths=(1, 1, 1, 1), dims=(16, 32, 64, 128))
@@ -24,16 +24,6 @@ FAMILIES = {
         RecNeXt,
         dict(_RECNEXT, depths=(1, 1, 1, 5), series='stride8_shared'),
         {},
-    ),
-    'replknet': (
-        RepLKNet,
-        dict(_SIZE, kernel_sizes=(15, 13, 13, 7), small_kernel_size=3),
-        {},
-    ),
-    'unireplknet': (
-        UniRepLKNet,
-        dict(_SIZE, kernel_sizes=((3,), (13,), (3,), (5,))),
-        dict(layer_scale_init=0.5),
     ),
 }
 LAYOUTS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
