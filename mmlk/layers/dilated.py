@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlk.layers.fold import norm_affine
+from mmlk.layers.fold import has_affine_form, norm_affine
 from mmlk.layers.norm import build_norm
-from mmlk.ops import DepthwiseConv2d
+from mmlk.ops import DepthwiseConv2d, depthwise_conv2d
 from mmlk.ops.large_kernel.modules import normed_sum
 from mmlk.ops.modules import NotScriptable, can_stand_for
 
@@ -101,20 +101,18 @@ class DilatedReparamConv2d(NotScriptable, nn.Module):
         branches = self._branches()
         if not all(_is_as_built(convolution, dilation) for convolution, _, dilation in branches):
             return _added([norm(convolution(x)) for convolution, norm, _ in branches])
-        kernels = [dilated_kernel(layer.weight, dilation) for layer, _, dilation in branches]
         norms = [norm for _, norm, _ in branches]
+        if _are_constants(norms):
+            return depthwise_conv2d(x, *self._merged())
+        kernels = [dilated_kernel(layer.weight, dilation) for layer, _, dilation in branches]
         starts = range(0, len(kernels), _AT_ONCE)
         return _added(
             [normed_sum(x, kernels[i : i + _AT_ONCE], norms[i : i + _AT_ONCE]) for i in starts]
         )
 
     @torch.no_grad()
-    def switch_to_deploy(self) -> DepthwiseConv2d:
-        """The depthwise K x K convolution that equals this in eval mode.
-
-        Raises:
-            ValueError: If a norm keeps no running statistics.
-        """
+    def _merged(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the depthwise K x K convolution that equals this in eval mode."""
         weight, size = self.lk_origin.weight, self.kernel_size
         kernel = weight.new_zeros(weight.shape, dtype=torch.float64)
         bias = kernel.new_zeros(self.channels)
@@ -124,9 +122,16 @@ class DilatedReparamConv2d(NotScriptable, nn.Module):
             border = (size - branch.shape[-1]) // 2
             kernel += F.pad(branch * scale.view(-1, 1, 1, 1), (border,) * 4)
             bias += shift
-        folded = DepthwiseConv2d(self.channels, size).to(weight)
-        folded.weight.copy_(kernel)
-        folded.bias.copy_(bias)
+        return kernel.to(weight.dtype), bias.to(weight.dtype)
+
+    def switch_to_deploy(self) -> DepthwiseConv2d:
+        """The depthwise K x K convolution that equals this in eval mode.
+
+        Raises:
+            ValueError: If a norm keeps no running statistics.
+        """
+        folded = DepthwiseConv2d(self.channels, self.kernel_size)
+        folded.weight, folded.bias = map(nn.Parameter, self._merged())
         return folded
 
     def extra_repr(self) -> str:
@@ -149,6 +154,17 @@ def _is_as_built(layer: nn.Module, dilation: int) -> bool:
         and layer.groups == layer.in_channels == layer.out_channels
         and layer.bias is None
         and can_stand_for(layer)
+    )
+
+
+def _are_constants(norms: list[nn.Module]) -> bool:
+    """Whether norms are a scale and a shift per channel, and nothing is to learn or be exported."""
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and all(has_affine_form(norm) and not norm.training for norm in norms)
+        and can_stand_for(*norms)
     )
 
 

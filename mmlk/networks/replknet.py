@@ -38,6 +38,9 @@ class ConvBN(nn.Sequential):
         norm_cfg: Norm layer, as for `build_norm`.
     """
 
+    conv: nn.Module
+    bn: nn.Module
+
     def __init__(
         self,
         in_channels: int,
