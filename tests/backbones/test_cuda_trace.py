@@ -17,8 +17,6 @@ OPERATORS = {
     'InceptionNeXt': {'inception_dwconv2d'},
     'SLaK': {'large_kernel_branches'},
     'RecNeXt': {'recconv2d'},
-    'RepLKNet': {'large_kernel_branches', 'depthwise_conv2d'},
-    'UniRepLKNet': {'large_kernel_branches', 'depthwise_conv2d'},
 }
 
 
