@@ -1,6 +1,8 @@
 """Class scores against recorded ones of the authors' classifiers, timm's, and closed forms."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -215,3 +217,15 @@ def test_stride8_networks_have_maps_of_stride_64():
     assert isinstance(model.backbone, RecNeXt) and [tuple(y.shape) for y in maps] == [
         (1, 512, 4, 4)
     ]
+
+
+def test_every_head_is_found_by_its_name_before_mmpretrain_is_imported():
+    program = (
+        'from mmlk.registry import MODELS; import mmlk.registry as r\n'
+        'late = [name for name, at in r._LATE.items() if at == "mmlk.classification"]\n'
+        'found = {name: MODELS.get(f"mmlk.{name}") for name in late}\n'
+        'import mmlk.classification as c; assert set(c.__all__) == set(found)\n'
+        'assert all(getattr(c, name) is kind for name, kind in found.items())'
+    )
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
