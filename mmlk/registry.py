@@ -13,7 +13,13 @@ from mmengine.runner import CheckpointLoader
 
 _LATE = {
     **dict.fromkeys(
-        ('DistilledClassifier', 'MlpClsHead', 'NormLinearClsHead', 'TwoBranchClsHead'),
+        (
+            'BatchNormLinearClsHead',
+            'DistilledClassifier',
+            'MlpClsHead',
+            'NormLinearClsHead',
+            'TwoBranchClsHead',
+        ),
         'mmlk.classification',
     ),
     'ExportedNetwork': 'mmlk.inference.tested',

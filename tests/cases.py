@@ -77,6 +77,15 @@ MICRO_ARCHS = {
         depths=(1, 1, 2, 1), dims=(20, 24, 33, 40), kernel_sizes=(13, 11, 9, 7), small_kernel_size=3
     ),
     'RecNeXt': dict(depths=(1, 1, 2, 1), dims=(16, 32, 64, 128)),
+    'RepLKNet': dict(
+        depths=(1, 1, 2, 1),
+        dims=(16, 24, 32, 40),
+        kernel_sizes=(15, 13, 13, 7),
+        small_kernel_size=3,
+    ),
+    'UniRepLKNet': dict(
+        depths=(1, 1, 2, 1), dims=(16, 24, 32, 40), kernel_sizes=((3,), (3,), (13, 3), (5,))
+    ),
     'MetaNeXt': dict(
         depths=(2, 1, 2, 1),
         dims=(16, 24, 32, 40),

@@ -33,8 +33,27 @@ class RecNeXt(Backbone, networks.RecNeXt):
 
 
 @MODELS.register_module()
+class RepLKNet(Backbone, networks.RepLKNet):
+    pass
+
+
+@MODELS.register_module()
+class UniRepLKNet(Backbone, networks.UniRepLKNet):
+    pass
+
+
+@MODELS.register_module()
 class MetaNeXt(Backbone, networks.MetaNeXt):
     pass
 
 
-__all__ = ['DCLSConvNeXt', 'InceptionNeXt', 'MetaNeXt', 'RecNeXt', 'SLaK', 'build_converted']
+__all__ = [
+    'DCLSConvNeXt',
+    'InceptionNeXt',
+    'MetaNeXt',
+    'RecNeXt',
+    'RepLKNet',
+    'SLaK',
+    'UniRepLKNet',
+    'build_converted',
+]

@@ -23,13 +23,15 @@ START_FROM_OTHER_TASK = (
 )
 
 _MLP = re.compile(r'head\.(?P<name>(?:fc1|norm|fc2)\..+)')
-_NORM_LINEAR = re.compile(r'(?P<name>(?:norm|head)\.(?:weight|bias))$')
+_NORM_LINEAR = re.compile(r'(?P<name>(?:norm|head)\.\w+)$')
 _TWO_BRANCHES = re.compile(r'head\.(?P<name>(?:head|head_dist)\..+)')
 HEAD_KEYS: Mapping[str, re.Pattern] = {
     'inceptionnext': _MLP,
     'slak': _NORM_LINEAR,
     'dcls_convnext': _NORM_LINEAR,
     'recnext': _TWO_BRANCHES,
+    'replknet': _NORM_LINEAR,
+    'unireplknet': _NORM_LINEAR,
 }
 """Keys of a family's published heads; the group ``name`` is the key inside the head."""
 

@@ -171,6 +171,48 @@ def _recnext_layout(shapes: Shapes) -> Layout:
     return Layout(dims, depths, (series,))
 
 
+def _replknet_layout(shapes: Shapes) -> Layout:
+    # Blocks with a large kernel and feed-forward blocks alternate.
+    depths = tuple(blocks // 2 for blocks in _depths(shapes, _BLOCKS))
+    dims, kernels, small, ratio = [], [], 0, 0.0
+    for i in range(len(depths)):
+        block = f'stages.{i}.blocks.0'
+        dims.append(_width(shapes, f'{block}.prelkb_bn.weight'))
+        large = shapes.get(f'{block}.large_kernel.lkb_origin.conv.weight', (0, 0, 0, 0))
+        square = shapes.get(f'{block}.large_kernel.small_conv.conv.weight')
+        kernels.append(large[-1])
+        small = square[-1] if square else small
+        ratio = large[0] / dims[-1] if dims[-1] else ratio
+    return Layout(tuple(dims), depths, (ratio, *kernels, small))
+
+
+def _replknet_detail(detail: tuple) -> str:
+    ratio, *kernels, small = detail
+    beside = f'a {small}x{small} kernel' if small else 'no kernel'
+    return (
+        f'kernel sizes {", ".join(map(str, kernels))} with {beside} beside them on {ratio:g} times '
+        'the channels'
+    )
+
+
+def _unireplknet_layout(shapes: Shapes) -> Layout:
+    depths = _depths(shapes, _PLAIN_BLOCKS)
+    dims = tuple(_width(shapes, f'stages.{i}.0.se.up.weight') for i in range(len(depths)))
+
+    def size(block: str) -> int:
+        names = f'{block}.dwconv.lk_origin.weight', f'{block}.dwconv.weight'
+        return next((shapes[name][-1] for name in names if shapes.get(name)), 0)
+
+    kernels = tuple(
+        tuple(size(f'stages.{i}.{j}') for j in range(depth)) for i, depth in enumerate(depths)
+    )
+    return Layout(dims, depths, kernels)
+
+
+def _unireplknet_detail(detail: tuple) -> str:
+    return f'kernel sizes {"; ".join(", ".join(map(str, sizes)) for sizes in detail)}'
+
+
 _WIDTHS = (96, 192, 384, 768)
 _WIDE = (128, 256, 512, 1024)
 _SLAK_WIDTHS = (124, 249, 499, 998)
@@ -200,6 +242,28 @@ def _recnext_archs() -> dict[str, Layout]:
     for name, (dims, depths) in _RECNEXT_STRIDE8.items():
         archs[name] = Layout(dims, depths, ('stride 8',))
         archs[f'{name}_share_channel'] = Layout(dims, depths, ('stride 8, shared channels',))
+    return archs
+
+
+_REPLKNET = (2, 2, 18, 2)
+
+
+def _unireplknet_archs() -> dict[str, Layout]:
+    archs = {}
+    for name, width, depths, kernels in (
+        ('a', 40, (2, 2, 6, 2), (13,)),
+        ('f', 48, (2, 2, 6, 2), (13,)),
+        ('p', 64, (2, 2, 6, 2), (13,)),
+        ('n', 80, (2, 2, 8, 2), (13,)),
+        ('t', 80, (3, 3, 18, 3), (13, 3)),
+        ('s', 96, (3, 3, 27, 3), (13, 3, 3)),
+        ('b', 128, (3, 3, 27, 3), (13, 3, 3)),
+        ('l', 192, (3, 3, 27, 3), (13, 3, 3)),
+        ('xl', 256, (3, 3, 27, 3), (13, 3, 3)),
+    ):
+        stages = zip(((3,), (13,), kernels, (13,)), depths)
+        sizes = tuple(each * (depth // len(each)) for each, depth in stages)
+        archs[name] = Layout(tuple(width * 2**i for i in range(4)), depths, sizes)
     return archs
 
 
@@ -259,14 +323,35 @@ FAMILIES: Mapping[str, Family] = {
         layout=_recnext_layout,
         detail=lambda detail: detail[0],
     ),
+    'replknet': Family(
+        title='RepLKNet',
+        signature=re.compile(r'stages\.\d\.blocks\.\d+\.prelkb_bn\.'),
+        dropped=re.compile(r'(?:norm|head)\.'),
+        # XL's dense files have the norms of the outputs inside the stages
+        renames=((re.compile(r'^stages\.(\d)\.norm\.'), r'norm\1.'),),
+        archs={
+            '31b': Layout(_WIDE, _REPLKNET, (1, 31, 29, 27, 13, 5)),
+            '31l': Layout((192, 384, 768, 1536), _REPLKNET, (1, 31, 29, 27, 13, 5)),
+            'xl': Layout((256, 512, 1024, 2048), _REPLKNET, (1.5, 27, 27, 27, 13, 0)),
+        },
+        layout=_replknet_layout,
+        detail=_replknet_detail,
+    ),
+    'unireplknet': Family(
+        title='UniRepLKNet',
+        signature=re.compile(r'stages\.\d\.\d+\.se\.down\.'),
+        dropped=re.compile(r'(?:norm|head)\.'),
+        renames=(),
+        archs=_unireplknet_archs(),
+        layout=_unireplknet_layout,
+        detail=_unireplknet_detail,
+    ),
 }
 """How the files of each family are recognised, and how its keys are renamed, by its name."""
 
 _STRANGERS = (
     ('Swin Transformer', re.compile(r'relative_position_bias_table')),
     ('ResNet', re.compile(r'(?:^|\.)layer1\.0\.conv1\.')),
-    ('RepLKNet', re.compile(r'prelkb_bn|large_kernel\.lkb_origin')),
-    ('UniRepLKNet', re.compile(r'dwconv\.origin_bn|dil_conv_k')),
     ('RepViT', re.compile(r'(?:^|\.)features\.\d+\.token_mixer')),
     ('ConvNeXt', re.compile(r'stages\.\d\.(?:blocks\.)?\d+\.(?:dwconv|conv_dw|depthwise_conv)\.')),
     ('a vision transformer', re.compile(r'cls_token|patch_embed\.proj|blocks\.0\.attn\.')),

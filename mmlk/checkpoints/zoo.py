@@ -38,6 +38,9 @@ class Entry:
         note: What to know before the download, such as a link that probably no longer works.
         tag: Of a classifier: what tells the weights of one ``arch`` apart, as in timm's ``name.tag``.
         image_size: Of a classifier: side of the images that it was evaluated on.
+        classes: Of a classifier: their number.
+        mean: Of a classifier: mean of its images, by colour, on a scale of 0 to 1.
+        std: Likewise, the standard deviation.
     """
 
     name: str
@@ -53,6 +56,9 @@ class Entry:
     note: str = ''
     tag: str = ''
     image_size: int = 224
+    classes: int = 1000
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 def _inceptionnext() -> Iterator[Entry]:
@@ -259,6 +265,97 @@ def _recnext() -> Iterator[Entry]:
             )
 
 
+def _replknet() -> Iterator[Entry]:
+    drive = 'https://drive.google.com/file/d/{}/view'
+    common: dict[str, Any] = dict(
+        family='replknet',
+        task='classification',
+        repository='DingXiaoH/RepLKNet-pytorch',
+        licence='MIT',
+        note='Google Drive',
+    )
+    for size, training, side, key in (
+        ('31B', '1K', 224, '1azQUiCxK9feYVkkrPqwVPBtNsTzDrX7S'),
+        ('31B', '1K', 384, '1vo-P3XB6mRLUeDzmgv90dOu73uCeLfZN'),
+        ('31B', '22K-to-1K', 224, '1DslZ2voXZQR1QoFY9KnbsHAeF84hzS0s'),
+        ('31B', '22K-to-1K', 384, '1Sc46BWdXXm2fVP-K_hKKU_W8vAB-0duX'),
+        ('31L', '22K-to-1K', 384, '1JYXoNHuRvC33QV1pmpzMTKEni1hpWfBl'),
+    ):
+        before = 'ImageNet-22K, then ' if training != '1K' else ''
+        yield Entry(
+            f'RepLKNet-{size}_ImageNet-{training}_{side}',
+            drive.format(key),
+            arch=size.lower(),
+            data=f'{before}ImageNet-1K, {side} x {side}',
+            tag=f'{"in22k_ft_" if before else ""}in1k{"_384" if side == 384 else ""}',
+            image_size=side,
+            **common,
+        )
+    for size, key in (
+        ('31B', '1PYJiMszZYNrkZOeYwjccvxX8UHMALB7z'),
+        ('31L', '16jcPsPwo5rko7ojWS9k_W-svHX-iFknY'),
+    ):
+        yield Entry(
+            f'RepLKNet-{size}_ImageNet-22K',
+            drive.format(key),
+            arch=size.lower(),
+            data='ImageNet-22K, 224 x 224',
+            tag='in22k',
+            classes=21841,
+            **common,
+        )
+    yield Entry(
+        'RepLKNet-XL_MegData73M_ImageNet1K',
+        drive.format('1tPC60El34GntXByIRHb-z-Apm4Y5LX1T'),
+        arch='xl',
+        data='MegData73M, then ImageNet-1K, 320 x 320',
+        tag='megdata73m_ft_in1k',
+        image_size=320,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        **common,
+    )
+
+
+def _unireplknet() -> Iterator[Entry]:
+    base = 'https://huggingface.co/DingXiaoH/UniRepLKNet/resolve/main/'
+    common: dict[str, Any] = dict(
+        family='unireplknet',
+        task='classification',
+        repository='AILab-CVC/UniRepLKNet',
+        licence='Apache-2.0',
+    )
+    once = dict(a='77.03', f='78.58', p='80.23', n='81.64', t='83.21', s='83.91')
+    for size, accuracy in once.items():
+        name = f'unireplknet_{size}_in1k_224_acc{accuracy}'
+        data = 'ImageNet-1K, 224 x 224'
+        yield Entry(name, f'{base}{name}.pth', arch=size, data=data, tag='in1k', **common)
+    tuned = dict(s='86.44', b='87.40', l='87.88', xl='87.96')
+    for size, accuracy in tuned.items():
+        name = f'unireplknet_{size}_in22k_to_in1k_384_acc{accuracy}'
+        yield Entry(
+            name,
+            f'{base}{name}.pth',
+            arch=size,
+            data='ImageNet-22K, then ImageNet-1K, 384 x 384',
+            tag='in22k_ft_in1k_384',
+            image_size=384,
+            **common,
+        )
+    for size in tuned:
+        name, side = f'unireplknet_{size}_in22k_pretrain', 192 if size in ('l', 'xl') else 224
+        yield Entry(
+            name,
+            f'{base}{name}.pth',
+            arch=size,
+            data=f'ImageNet-22K, {side} x {side}',
+            tag='in22k',
+            image_size=side,
+            classes=21841,
+            **common,
+        )
+
+
 def _hub(repository: str, revision: str = 'main') -> str:
     return f'https://huggingface.co/{repository}/resolve/{revision}/model.safetensors'
 
@@ -283,7 +380,9 @@ def is_remote(source: str) -> bool:
 
 
 ENTRIES: Mapping[str, Entry] = {
-    entry.name: entry for make in (_inceptionnext, _slak, _dcls, _recnext) for entry in make()
+    entry.name: entry
+    for make in (_inceptionnext, _slak, _dcls, _recnext, _replknet, _unireplknet)
+    for entry in make()
 }
 """Every published file by name."""
 

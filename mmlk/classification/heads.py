@@ -7,7 +7,7 @@ import logging
 from mmengine.logging import print_log
 from mmpretrain.models.heads import ClsHead
 
-from mmlk.heads import Head, MlpHead, NormLinearHead, TwoBranchHead
+from mmlk.heads import BatchNormLinearHead, Head, MlpHead, NormLinearHead, TwoBranchHead
 from mmlk.registry import MODELS
 
 
@@ -35,7 +35,21 @@ class MlpClsHead(_LoggingHead, MlpHead, ClsHead):
 
 @MODELS.register_module()
 class NormLinearClsHead(_LoggingHead, NormLinearHead, ClsHead):
-    """SLaK's and DCLS-ConvNeXt's head, see :class:`~mmlk.heads.networks.NormLinearHead`.
+    """SLaK's, DCLS-ConvNeXt's and UniRepLKNet's head, see :class:`~mmlk.heads.networks.NormLinearHead`.
+
+    Args:
+        in_channels: Channels of the backbone's last map.
+        num_classes: Number of classes.
+        loss: As in :class:`MlpClsHead`, like the following.
+        topk: Ranks of the training accuracy.
+        cal_acc: Log the training accuracy.
+        init_cfg: MMEngine initialisation.
+    """
+
+
+@MODELS.register_module()
+class BatchNormLinearClsHead(_LoggingHead, BatchNormLinearHead, ClsHead):
+    """RepLKNet's head, see :class:`~mmlk.heads.networks.BatchNormLinearHead`.
 
     Args:
         in_channels: Channels of the backbone's last map.

@@ -15,7 +15,14 @@ from mmlk.cli.files import complete, write_by
 from mmlk.heads import HEADS
 
 # Entry under which a family's own scripts look for the state dict; InceptionNeXt's are timm's.
-ENTRIES = dict(inceptionnext='state_dict', slak='model', dcls_convnext='model', recnext='model')
+ENTRIES = dict(
+    inceptionnext='state_dict',
+    slak='model',
+    dcls_convnext='model',
+    recnext='model',
+    replknet='model',
+    unireplknet='model',
+)
 SAFETENSORS = '.safetensors'
 AVERAGE_COUNTERS = ('steps', 'n_averaged')
 """What MMEngine's and torch's averages keep beside the weights, under names without a wrapper."""

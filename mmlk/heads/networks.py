@@ -176,7 +176,7 @@ class MlpHead(Head):
 
 
 class NormLinearHead(Head):
-    """ConvNeXt's head, as SLaK and DCLS-ConvNeXt have it: pooling, norm, linear."""
+    """ConvNeXt's head, as SLaK, DCLS-ConvNeXt and UniRepLKNet have it: pooling, norm, linear."""
 
     class_layers = ('head',)
 
@@ -191,6 +191,17 @@ class NormLinearHead(Head):
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> Tensor:
         return self.head(self.pre_logits(x))
+
+
+class BatchNormLinearHead(NormLinearHead):
+    """RepLKNet's head: batch norm of the map, pooling, linear."""
+
+    def __init__(self, in_channels: int, num_classes: int = 1000, **options):
+        super().__init__(in_channels, num_classes, **options)
+        self.norm = nn.BatchNorm2d(in_channels)
+
+    def pre_logits(self, x: Tensor | Sequence[Tensor]) -> Tensor:
+        return _pool(self.norm(x if isinstance(x, Tensor) else x[-1]))
 
 
 class TwoBranchHead(Head):

@@ -1,6 +1,7 @@
 """Pieces that two or more backbones share."""
 
 from mmlk.layers.conv import GELU, ConvNorm, ExpandingDepthwiseConv2d, fold_conv_norms
+from mmlk.layers.dilated import DilatedReparamConv2d
 from mmlk.layers.drop import DropPath, drop_path_schedule
 from mmlk.layers.fold import (
     fold_norm_after,
@@ -9,6 +10,7 @@ from mmlk.layers.fold import (
     has_affine_form,
     norm_affine,
 )
+from mmlk.layers.grn import GRNMlp, fold_grn_mlp
 from mmlk.layers.inception import BRANCHES, PartialInceptionDWConv2d
 from mmlk.layers.layout import channels_last_gradient
 from mmlk.layers.linear import (
@@ -34,12 +36,14 @@ __all__ = [
     'ConvMlp',
     'ConvNorm',
     'ConvNormMlp',
+    'DilatedReparamConv2d',
     'DropPath',
     'ExpandingDepthwiseConv2d',
     'FoldedLinear',
     'FoldedPatchConv2d',
     'FoldedPointwiseConv2d',
     'GELU',
+    'GRNMlp',
     'LayerNorm',
     'LayerNorm2d',
     'LinearAttention2d',
@@ -53,6 +57,7 @@ __all__ = [
     'channels_last_gradient',
     'drop_path_schedule',
     'fold_conv_norms',
+    'fold_grn_mlp',
     'fold_norm_after',
     'fold_norm_before',
     'fold_patches',

@@ -20,11 +20,14 @@ _FIRST_CONVOLUTION = {
     'slak': 'downsample_layers.0.0',
     'dcls_convnext': 'downsample_layers.0.0',
     'recnext': 'stem.stem.0.conv',
+    'replknet': 'stem.0.conv',
+    'unireplknet': 'downsample_layers.0.0',
 }
 _PARTS = {'block', 'stem', 'token_mixer', 'channel_mixer'}
 """Arguments that only `MetaNeXt` has."""
 _CROP = 0.875
-"""Share of the resized image's side that published files were evaluated on, at 224 pixels."""
+"""Share of the resized image's side that published files were evaluated on, below `_WHOLE` pixels."""
+_WHOLE = 384
 
 
 def create_model(
@@ -123,12 +126,12 @@ def pretrained_cfg(variant: names.Variant, entry: zoo.Entry) -> dict[str, Any]:
         url=entry.url,
         architecture=variant.name,
         tag=entry.tag,
-        num_classes=1000,
+        num_classes=entry.classes,
         input_size=(3, side, side),
-        crop_pct=_CROP if side == 224 else 1.0,
+        crop_pct=_CROP if side < _WHOLE else 1.0,
         interpolation='bicubic',
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=entry.mean,
+        std=entry.std,
         first_conv=BACKBONE_PREFIX + _FIRST_CONVOLUTION[variant.family],
         classifier=layers[0] if len(layers) == 1 else tuple(layers),
         license=entry.licence.lower(),

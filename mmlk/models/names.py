@@ -15,7 +15,7 @@ class Variant:
     """One network.
 
     Attributes:
-        family: ``inceptionnext``, ``slak``, ``dcls_convnext`` or ``recnext``.
+        family: Name in :data:`mmlk.networks.FAMILIES`.
         arch: Variant of the family.
         weights: Tag to published file; the first is the one that the plain name stands for.
     """

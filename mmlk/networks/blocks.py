@@ -28,7 +28,7 @@ from mmlk.layers import (
     norm_affine,
 )
 from mmlk.networks.base import folded
-from mmlk.ops import PatchConv2d
+from mmlk.ops import DepthwiseConv2d, PatchConv2d
 
 _ENDS: dict[type, tuple[str, str]] = {ConvMlp: ('fc1', 'fc2'), ConvNormMlp: ('0', '2')}
 """First and last convolution of our channel mixers, which absorb what stands around them."""
@@ -77,6 +77,12 @@ class Block(nn.Module):
     def _fold_mixer(self) -> None:
         setattr(self, self.mixer_name, folded(getattr(self, self.mixer_name)))
 
+    def _fold_norm_into_mixer(self) -> None:
+        """Fold the norm behind a token mixer that is one convolution, if constants do what it does."""
+        if type(self.mixer) in (nn.Conv2d, DepthwiseConv2d) and has_affine_form(self.norm):
+            setattr(self, self.mixer_name, fold_norm_after(self.mixer, self.norm))
+            self.norm = nn.Identity()
+
 
 class MetaNeXtBlock(Block):
     """``x + drop_path(gamma * channel_mixer(norm(token_mixer(x))))`` on (N, C, H, W) maps.
@@ -119,6 +125,7 @@ class MetaNeXtBlock(Block):
         mixer = getattr(self, self._channel_mixer)
         ends = _ENDS.get(type(mixer))
         if ends is None:
+            self._fold_norm_into_mixer()
             setattr(self, self._channel_mixer, folded(mixer))
             return
         fold_conv_norms(mixer)

@@ -10,6 +10,7 @@ from mmlk.networks.dcls_convnext import DCLSConvNeXt
 from mmlk.networks.inceptionnext import InceptionNeXt
 from mmlk.networks.recnext import RecNeXt
 from mmlk.networks.slak import SLaK
+from mmlk.networks.unireplknet import UniRepLKNet
 
 _PARTS = ('block', 'stem', 'token_mixer', 'channel_mixer', 'norm_cfg', 'layer_scale_init')
 """What an arch may hold beside ``depths`` and ``dims``; an argument of the network replaces it."""
@@ -17,7 +18,7 @@ _PARTS = ('block', 'stem', 'token_mixer', 'channel_mixer', 'norm_cfg', 'layer_sc
 
 def _archs() -> dict[str, dict]:
     found = {}
-    for kind in (InceptionNeXt, SLaK, DCLSConvNeXt, RecNeXt):
+    for kind in (InceptionNeXt, SLaK, DCLSConvNeXt, RecNeXt, UniRepLKNet):
         for name, settings in kind.arch_settings.items():
             if not settings.get('series', '').startswith('stride8'):
                 parts = kind.parts(settings)
@@ -34,9 +35,10 @@ class MetaNeXt(Assembled):
     load where all parts are that family's, and are refused elsewhere.
 
     Args:
-        arch: ``inceptionnext_tiny``, ``slak_small``, ``dcls_convnext_base``, ``recnext_m3`` .. (every
-            published network but RecNeXt-T, S and B, whose blocks hand attention on), or a dict with
-            ``depths`` and ``dims`` and, optionally, the parts below.
+        arch: ``inceptionnext_tiny``, ``slak_small``, ``dcls_convnext_base``, ``recnext_m3``,
+            ``unireplknet_t`` .. (every published network but RepLKNet, whose blocks come in pairs, and
+            RecNeXt-T, S and B, whose blocks hand attention on), or a dict with ``depths`` and ``dims``
+            and, optionally, the parts below.
         in_channels: Channels of the image.
         drop_path_rate: Stochastic-depth rate, of the last block if the template has it rise from 0, of
             all blocks in RecNeXt's.
@@ -48,16 +50,19 @@ class MetaNeXt(Assembled):
         frozen_stages: See :class:`~mmlk.networks.base.Network`.
         norm_eval: See :class:`~mmlk.networks.base.Network`.
         with_cp: See :class:`~mmlk.networks.base.Network`.
-        block: Template: ``dict(type='InceptionNeXt')``, ``dict(type='ConvNeXt')`` or
-            ``dict(type='RecNeXt')``; with ``norm=False`` there is no norm between the mixers.
-        stem: ``dict(type='PatchStem')`` or ``dict(type='RecNeXtStem')``.
+        block: Template: ``dict(type='InceptionNeXt')``, ``dict(type='ConvNeXt')``,
+            ``dict(type='RecNeXt')`` or ``dict(type='UniRepLKNet')``; with ``norm=False`` there is no
+            norm between the mixers.
+        stem: ``dict(type='PatchStem')``, ``dict(type='RecNeXtStem')`` or
+            ``dict(type='UniRepLKNetStem')``.
         token_mixer: One entry, a list with one per stage, or with one list per stage and one entry per
             block. Types are ``mmlk.InceptionDWConv2d``, ``mmlk.LargeKernelDWConv2d``,
             ``mmlk.DCLSDepthwiseConv2d``, ``mmlk.RecConv2d``, ``mmlk.RecAttn2d``,
-            ``mmlk.DepthwiseConv2d``, ``mmlk.Pooling``, ``mmlk.Identity``, a class, or with
-            `mmlk.backbones` what MMEngine's registries know.
-        channel_mixer: ``dict(type='mmlk.ConvMlp', ratio=4)`` or
-            ``dict(type='mmlk.ConvNormMlp', ratio=2)``, one or a list, as for token mixers.
+            ``mmlk.DilatedReparamConv2d``, ``mmlk.DepthwiseConv2d``, ``mmlk.Pooling``,
+            ``mmlk.Identity``, a class, or with `mmlk.backbones` what MMEngine's registries know.
+        channel_mixer: ``dict(type='mmlk.ConvMlp', ratio=4)``,
+            ``dict(type='mmlk.ConvNormMlp', ratio=2)`` or ``dict(type='mmlk.GRNMlp', ratio=4)``, one or a
+            list, as for token mixers.
         share_positions: Whether DCLS mixers of a stage that have equal entries share positions.
 
     Raises:

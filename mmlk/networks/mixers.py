@@ -17,6 +17,8 @@ from mmlk.layers import (
     BRANCHES,
     ConvMlp,
     ConvNormMlp,
+    DilatedReparamConv2d,
+    GRNMlp,
     PartialInceptionDWConv2d,
     RecAttn2d,
     build_norm,
@@ -147,17 +149,36 @@ def conv_norm_mlp(
     return ConvNormMlp(channels, int(channels * ratio), bias=bias, norm_cfg=norm_cfg)
 
 
+def grn_mlp(
+    channels: int, ratio: float = 4, squeeze_ratio: float = 0.25, *, norm_cfg: dict
+) -> GRNMlp:
+    """Squeeze-excitation, and an MLP with a global response norm: UniRepLKNet's.
+
+    Args:
+        channels: Channels C.
+        ratio: Hidden channels per channel.
+        squeeze_ratio: Channels inside the squeeze-excitation per channel.
+        norm_cfg: Norm after the last layer; the network's where an entry names none.
+    """
+    return GRNMlp(channels, int(ratio * channels), int(squeeze_ratio * channels), norm_cfg=norm_cfg)
+
+
 TOKEN_MIXERS: Mapping[str, Part] = {
     'InceptionDWConv2d': inception,
     'LargeKernelDWConv2d': large_kernel,
     'DCLSDepthwiseConv2d': DCLSDepthwiseConv2d,
     'RecConv2d': RecConv2d,
     'RecAttn2d': RecAttn2d,
+    'DilatedReparamConv2d': DilatedReparamConv2d,
     'DepthwiseConv2d': depthwise,
     'Pooling': pooling,
     'Identity': identity,
 }
-CHANNEL_MIXERS: Mapping[str, Part] = {'ConvMlp': conv_mlp, 'ConvNormMlp': conv_norm_mlp}
+CHANNEL_MIXERS: Mapping[str, Part] = {
+    'ConvMlp': conv_mlp,
+    'ConvNormMlp': conv_norm_mlp,
+    'GRNMlp': grn_mlp,
+}
 
 
 def spread(role: str, entry: Any, depths: Sequence[int]) -> list[list[Any]]:

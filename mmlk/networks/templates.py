@@ -7,10 +7,15 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from mmlk.layers import ConvMlp, build_norm
+from mmlk.layers import ConvMlp, GRNMlp, build_norm
 from mmlk.networks.base import Stage, run_blocks
 from mmlk.networks.blocks import ConvNeXtBlock, MetaNeXtBlock, PatchDownsample, PatchStem
 from mmlk.networks.recnext_parts import RecNeXtDownsample, RecNeXtStem
+from mmlk.networks.unireplknet_parts import (
+    UniRepLKNetBlock,
+    UniRepLKNetDownsample,
+    UniRepLKNetStem,
+)
 from mmlk.ops import DCLSDepthwiseConv2d
 
 MakeMixer = Callable[[int], nn.Module]
@@ -144,6 +149,45 @@ class ConvNeXtTemplate(Template):
         return MetaNeXtBlock(channels, token_mixer, norm, mlp, names=names, **options)
 
 
+class UniRepLKNetTemplate(ConvNeXtTemplate):
+    """UniRepLKNet's: a layer norm behind each convolution between the stages, batch norms in blocks.
+
+    Args:
+        norm_cfg: Norm of stem, downsampling and outputs; see `Template`.
+        norm: See `Template`.
+        block_norm_cfg: Norm between the mixers of a block; None takes batch norm.
+    """
+
+    default_stem = dict(type='UniRepLKNetStem')
+    default_channel_mixer = dict(type='GRNMlp', norm_cfg=dict(type='BN'))
+
+    def __init__(
+        self, norm_cfg: dict | None, *, norm: bool = True, block_norm_cfg: dict | None = None
+    ):
+        super().__init__(norm_cfg, norm=norm)
+        self.block_norm_cfg = block_norm_cfg or dict(type='BN')
+
+    def family(self, mixers: Sequence[nn.Module]) -> str:
+        return 'unireplknet'
+
+    def downsample(
+        self, before: int, after: int, stage: int, make_mixer: MakeMixer, drop_path: float
+    ) -> nn.Module:
+        return UniRepLKNetDownsample(before, after, norm_cfg=self.norm_cfg)
+
+    def block_norm(self, channels: int) -> nn.Module:
+        return build_norm(self.block_norm_cfg, channels) if self.norm else nn.Identity()
+
+    def block(
+        self, channels: int, token_mixer: nn.Module, make_mixer: MakeMixer, **options: Any
+    ) -> nn.Module:
+        norm, mlp = self.block_norm(channels), make_mixer(channels)
+        if type(mlp) is GRNMlp:
+            return UniRepLKNetBlock(channels, token_mixer, norm, mlp, **options)
+        names = (self.mixer_name, self.channel_mixer)
+        return MetaNeXtBlock(channels, token_mixer, norm, mlp, names=names, **options)
+
+
 class RecNeXtTemplate(Template):
     """That of RecNeXt's M and A series; weights are initialised as torch does."""
 
@@ -183,8 +227,10 @@ TEMPLATES: Mapping[str, type[Template]] = {
     'InceptionNeXt': Template,
     'ConvNeXt': ConvNeXtTemplate,
     'RecNeXt': RecNeXtTemplate,
+    'UniRepLKNet': UniRepLKNetTemplate,
 }
 STEMS: Mapping[str, Callable[..., nn.Module]] = {
     'PatchStem': PatchStem,
     'RecNeXtStem': RecNeXtStem,
+    'UniRepLKNetStem': UniRepLKNetStem,
 }

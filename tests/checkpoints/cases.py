@@ -38,6 +38,9 @@ NETWORKS = {
     'recnext/recnext_t_share_channel': ('recnext', 't_share_channel'),
     'recnext/recnext_s_share_channel': ('recnext', 's_share_channel'),
     'recnext/recnext_b_share_channel': ('recnext', 'b_share_channel'),
+    'replknet/micro': ('replknet', None),
+    'replknet/micro_xl': ('replknet', None),
+    'unireplknet/micro': ('unireplknet', None),
 }
 
 HEADS = {
@@ -45,6 +48,8 @@ HEADS = {
     'slak': ('norm.', 'head.'),
     'dcls_convnext': ('norm.', 'head.'),
     'recnext': ('head.',),
+    'replknet': ('norm.', 'head.'),
+    'unireplknet': ('norm.', 'head.'),
 }
 
 

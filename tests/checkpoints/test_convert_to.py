@@ -15,7 +15,14 @@ from tests.classification.models import RECORDS, classifier, published
 from tests.golden_weights import golden_input, load_golden_weights
 
 RECNEXT = 'recnext/recnext_m0'
-CONTAINERS = dict(inceptionnext='state_dict', slak='model', dcls_convnext='model', recnext='model')
+CONTAINERS = dict(
+    inceptionnext='state_dict',
+    slak='model',
+    dcls_convnext='model',
+    recnext='model',
+    replknet='model',
+    unireplknet='model',
+)
 
 
 def read(path):

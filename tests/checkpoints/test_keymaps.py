@@ -12,7 +12,14 @@ from mmlk.checkpoints.load import plan
 from tests.checkpoints.cases import NETWORKS, classifier, headless, output_norms
 
 NAMES = list(NETWORKS)
-MICRO = ['inceptionnext/atto', 'slak/slak_micro', 'dcls_convnext/tiny', 'recnext/recnext_m0']
+MICRO = [
+    'inceptionnext/atto',
+    'slak/slak_micro',
+    'dcls_convnext/tiny',
+    'recnext/recnext_m0',
+    'replknet/micro',
+    'unireplknet/micro',
+]
 
 
 def shapes(state: dict) -> dict:

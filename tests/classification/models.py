@@ -13,7 +13,12 @@ FAMILIES = {
     'slak': ('SLaK', 'NormLinearClsHead'),
     'dcls_convnext': ('DCLSConvNeXt', 'NormLinearClsHead'),
     'recnext': ('RecNeXt', 'TwoBranchClsHead'),
+    'replknet': ('RepLKNet', 'BatchNormLinearClsHead'),
+    'unireplknet': ('UniRepLKNet', 'NormLinearClsHead'),
 }
+_REPLKNET = dict(
+    depths=(1, 1, 2, 1), dims=(16, 24, 32, 40), kernel_sizes=(15, 13, 13, 7), small_kernel_size=3
+)
 # recorded network -> family, arch
 RECORDS = {
     'inceptionnext/atto': ('inceptionnext', 'atto'),
@@ -31,6 +36,12 @@ RECORDS = {
             *('t_share_channel', 's_share_channel', 'b_share_channel'),
         )
     },
+    'replknet/micro': ('replknet', _REPLKNET),
+    'replknet/micro_xl': ('replknet', dict(_REPLKNET, small_kernel_size=None, mixer_ratio=1.5)),
+    'unireplknet/micro': (
+        'unireplknet',
+        dict(depths=(1, 1, 2, 1), dims=(16, 24, 32, 40), kernel_sizes=((3,), (3,), (13, 3), (5,))),
+    ),
 }
 
 

@@ -1,6 +1,8 @@
 """Class scores against recorded ones of the authors' classifiers, timm's, and closed forms."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,14 @@ from tests.cases import GOLDEN_OPERATOR, GOLDEN_TRAIN_MODE, TOLERANCE, assert_cl
 from tests.classification.models import RECORDS, classifier, published, recorded_logits
 from tests.golden_weights import assert_matches, golden_input, load_golden, load_golden_weights
 
-QUICK = ('inceptionnext/atto', 'recnext/recnext_m0', 'recnext/recnext_a0')
+QUICK = (
+    'inceptionnext/atto',
+    'recnext/recnext_m0',
+    'recnext/recnext_a0',
+    'replknet/micro',
+    'replknet/micro_xl',
+    'unireplknet/micro',
+)
 PARAMETERS = {
     ('inceptionnext', 'atto'): 4_156_520,
     ('inceptionnext', 'tiny'): 28_055_680,
@@ -64,7 +73,7 @@ def test_head_has_the_published_keys_and_shapes(record):
     family, _ = RECORDS[record]
     with torch.device('meta'):
         model = classifier(*RECORDS[record])
-    prefix = '' if HEADS[family] is NormLinearHead else 'head.'
+    prefix = '' if issubclass(HEADS[family], NormLinearHead) else 'head.'
     want = {
         key.removeprefix(prefix): shape
         for key, shape, _, in_backbone in load_golden(record)['state_dict']
@@ -208,3 +217,15 @@ def test_stride8_networks_have_maps_of_stride_64():
     assert isinstance(model.backbone, RecNeXt) and [tuple(y.shape) for y in maps] == [
         (1, 512, 4, 4)
     ]
+
+
+def test_every_head_is_found_by_its_name_before_mmpretrain_is_imported():
+    program = (
+        'from mmlk.registry import MODELS; import mmlk.registry as r\n'
+        'late = [name for name, at in r._LATE.items() if at == "mmlk.classification"]\n'
+        'found = {name: MODELS.get(f"mmlk.{name}") for name in late}\n'
+        'import mmlk.classification as c; assert set(c.__all__) == set(found)\n'
+        'assert all(getattr(c, name) is kind for name, kind in found.items())'
+    )
+    done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -24,6 +24,8 @@ ONE_OF_EACH = (
     'slak_tiny',
     'dcls_convnext_tiny',
     'recnext_t',
+    'replknet_31b',
+    'unireplknet_a',
 )
 EXACT = TOLERANCE[torch.float32][0]
 
@@ -83,7 +85,7 @@ def test_every_network_has_a_name_and_every_published_classifier_a_tag():
         ('slak_base', False, ['slak_base']),
         ('recnext_m0', True, ['recnext_m0', 'recnext_m0.base_300e_in1k']),
         ('*_384', True, []),
-        ('*.*_384', True, ['inceptionnext_base.sail_in1k_384']),
+        ('inception*.*_384', True, ['inceptionnext_base.sail_in1k_384']),
         (['slak_small', '*gauss'], False, ['slak_small', 'dcls_convnext_tiny_gauss']),
     ],
 )
@@ -128,6 +130,21 @@ def test_images_are_prepared_as_the_configs_do():
         for key in ('mean', 'std'):
             want = [value / 255 for value in theirs.data_preprocessor[key]]
             assert cfg[key] == pytest.approx(want, abs=1e-4)
+
+
+def test_images_of_files_without_a_config_are_prepared_as_their_authors_do():
+    """By the published scripts: the shorter side by 256 / 224 below 384 pixels, and XL's own colours."""
+    found = {
+        name: pretrained_cfg(*names.find(name))
+        for name in ('replknet_xl', 'unireplknet_b', 'unireplknet_l.in22k')
+    }
+    assert {name: (cfg['input_size'][1], cfg['crop_pct']) for name, cfg in found.items()} == {
+        'replknet_xl': (320, 0.875),
+        'unireplknet_b': (384, 1.0),
+        'unireplknet_l.in22k': (192, 0.875),
+    }
+    assert found['replknet_xl']['mean'] == found['replknet_xl']['std'] == (0.5, 0.5, 0.5)
+    assert [cfg['num_classes'] for cfg in found.values()] == [1000, 1000, 21841]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ the centre of the tall strip; both folds are exact.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -90,17 +90,7 @@ class LargeKernelDWConv2d(NotScriptable, nn.Module):
                 if len(weights) > 1
                 else depthwise_conv2d(x, *weights, bias)
             )
-        states = [own_batch(norm) for norm in norms]
-        if None not in states and can_stand_for(*norms):
-            run = dispatch.accelerated('large_kernel_normed', x, weights, states)
-            if run is not None:
-                return run(x, weights, states)
-        parts = (
-            large_kernel_branches(x, weights)
-            if len(weights) > 1
-            else (depthwise_conv2d(x, *weights),)
-        )
-        return _added(norm(part) for norm, part in zip(norms, parts))
+        return normed_sum(x, weights, norms)
 
     @torch.no_grad()
     def switch_to_deploy(self, dense: bool = False) -> LargeKernelDWConv2d:
@@ -143,6 +133,25 @@ class LargeKernelDWConv2d(NotScriptable, nn.Module):
             f'{self.channels}, kernel_size={self.kernel_size}, '
             f'small_kernel_size={self.small_kernel_size}, decomposed={self.decomposed}'
         )
+
+
+def normed_sum(x: Tensor, weights: Sequence[Tensor], norms: Sequence[nn.Module]) -> Tensor:
+    """The sum of up to three convolutions of a map, each behind a norm of its own.
+
+    Args:
+        x: (N, C, H, W).
+        weights: Depthwise kernels (C, 1, kh, kw), sides odd.
+        norms: A norm for each.
+    """
+    if len(weights) == 1:
+        return norms[0](depthwise_conv2d(x, *weights))
+    states = [own_batch(norm) for norm in norms]
+    if None not in states and can_stand_for(*norms):
+        run = dispatch.accelerated('large_kernel_normed', x, weights, states)
+        if run is not None:
+            return run(x, weights, states)
+    parts = large_kernel_branches(x, weights)
+    return _added(norm(part) for norm, part in zip(norms, parts))
 
 
 def _conv_and_norm(branch: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
