@@ -43,14 +43,18 @@ def found(case, side, folder):
     return networks.timed(case, side, 'eager', layout, folder / 'weights.pth', image).outputs()
 
 
-def test_a_network_without_authors_has_no_rival():
-    case = replace(BACKBONE, model='MetaNeXt', arch=MICRO_ARCHS['MetaNeXt'], kwargs={})
-    with pytest.raises(ValueError, match='MetaNeXt has no rival'):
+WITHOUT_RIVAL = ('MetaNeXt', 'RepLKNet', 'UniRepLKNet')
+
+
+@pytest.mark.parametrize('kind', WITHOUT_RIVAL)
+def test_a_network_without_authors_here_has_no_rival(kind):
+    case = replace(BACKBONE, model=kind, arch=MICRO_ARCHS[kind], kwargs={})
+    with pytest.raises(ValueError, match=f'{kind} has no rival'):
         networks.rival(case)
 
 
 @pytest.mark.parametrize('norms, train', [(False, False), (True, True)])
-@pytest.mark.parametrize('kind', [kind for kind in MICRO_ARCHS if kind != 'MetaNeXt'])
+@pytest.mark.parametrize('kind', [kind for kind in MICRO_ARCHS if kind not in WITHOUT_RIVAL])
 def test_authors_backbones_compute_what_ours_do(kind, norms, train, tmp_path):
     kwargs = dict(output_norm=norms, out_indices=(1, 3))
     case = replace(BACKBONE, model=kind, arch=MICRO_ARCHS[kind], kwargs=kwargs, train=train)

@@ -49,6 +49,10 @@ class Normed(nn.Module):
         return self.eval()
 
 
+FAMILIES = ('inceptionnext', 'slak', 'dcls_convnext', 'recnext')
+"""Families whose authors' formulation stands in this folder."""
+
+
 def authors(ours: Network) -> nn.Module:
     """The network that ``ours`` is, as its authors compute it, with the same outputs.
 
@@ -56,10 +60,15 @@ def authors(ours: Network) -> nn.Module:
         ours: Backbone of one of the four families, not folded; drop path is left out.
 
     Raises:
-        ValueError: If it is a `MetaNeXt`, which has no authors.
+        ValueError: If it is a `MetaNeXt`, which has no authors, or of another family.
     """
     if isinstance(ours, MetaNeXt):
         raise ValueError('authors: MetaNeXt has no rival; name the family that it is a setting of')
+    if ours.family not in FAMILIES:
+        raise ValueError(
+            f'authors: {type(ours).__name__} has no rival here, only {", ".join(FAMILIES)} have; name '
+            "a factory of the authors' network instead, as module:factory"
+        )
     norms = {name: child for name, child in ours.named_children() if _is_output(name)}
     if ours.family == 'inceptionnext':
         import timm
