@@ -201,11 +201,6 @@ class Assembled(Network):
         before = [self.downsample_layers[stage]] if self._flat and stage else []
         return [*before, self.stages[stage]]
 
-    def run_stage(self, stage: int, x: Tensor) -> Tensor:
-        for module in self.stage_modules(stage):
-            x = module(x)
-        return x
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.training and self._clamps:
             if not torch.compiler.is_compiling() and compat.top_transform() is None:

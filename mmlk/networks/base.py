@@ -300,7 +300,9 @@ class Network(NotScriptable, nn.Module):
 
     def run_stage(self, stage: int, x: Tensor) -> Tensor:
         """Downsampling and blocks of one stage, called as the modules that they are."""
-        return self.stages[stage](x)
+        for module in self.stage_modules(stage):
+            x = module(x)
+        return x
 
     def _check_input(self, x: Tensor) -> None:
         name = type(self).__name__

@@ -278,11 +278,6 @@ class RepLKNet(Network):
         before = [self.transitions[stage - 1]] if stage else []
         return [*before, self.stages[stage]]
 
-    def run_stage(self, stage: int, x: Tensor) -> Tensor:
-        for module in self.stage_modules(stage):
-            x = module(x)
-        return x
-
     def layer_location(self, name: str) -> LayerLocation:
         """Location of the parameter ``name``; a block and the feed-forward block behind it are one.
 
