@@ -75,6 +75,15 @@ def with_plan(model, x):
     return model
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('family', ['inceptionnext', 'slak', 'dcls_convnext'])
+def test_nothing_of_torch_is_left_between_the_loops(family):
+    """Stem, downsampling, layer norms, copies; kernels here are never clipped to their map."""
+    model, x = build(family, folded=True, output_norm=False), torch.randn(1, 3, 224, 224)
+    said = with_plan(model, x).explain_plan(x)
+    assert 'in 1 series, 0 operators of torch' in said
+
+
 def assert_same_bits(got, want):
     assert len(got) == len(want)
     for mine, theirs in zip(got, want):
